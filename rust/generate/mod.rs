@@ -1,0 +1,2 @@
+//! Picking tokens.
+pub mod sampler;

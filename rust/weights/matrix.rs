@@ -1,0 +1,143 @@
+//! A weight matrix in one of five number formats, all read straight from mapped bytes.
+
+use crate::error::{Error, Result};
+use crate::tensor::{Bytes, DType, widen};
+use crate::weights::{int4, int8};
+
+/// How the numbers of a weight matrix are stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Format {
+    /// Row-major little-endian f32.
+    F32,
+    /// Row-major little-endian IEEE half precision.
+    F16,
+    /// Row-major little-endian bfloat16.
+    BF16,
+    /// Blocks of [`int8`].
+    Int8,
+    /// Blocks of [`int4`].
+    Int4,
+}
+
+impl Format {
+    /// Every format.
+    pub const ALL: [Self; 5] = [Self::F32, Self::F16, Self::BF16, Self::Int8, Self::Int4];
+
+    /// The name used in recipes, file metadata and reports.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::F32 => "f32",
+            Self::F16 => "f16",
+            Self::BF16 => "bf16",
+            Self::Int8 => "int8",
+            Self::Int4 => "int4",
+        }
+    }
+
+    /// The format with this name.
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|format| format.name() == name)
+    }
+
+    /// Whether activations are quantised to INT8 before they meet this format.
+    pub const fn is_quantized(self) -> bool {
+        matches!(self, Self::Int8 | Self::Int4)
+    }
+
+    /// The element type of an unquantised format.
+    pub const fn dtype(self) -> Option<DType> {
+        match self {
+            Self::F32 => Some(DType::F32),
+            Self::F16 => Some(DType::F16),
+            Self::BF16 => Some(DType::BF16),
+            Self::Int8 | Self::Int4 => None,
+        }
+    }
+
+    /// Bytes of a `[rows, cols]` matrix; `None` if that overflows.
+    pub fn bytes(self, rows: usize, cols: usize) -> Option<usize> {
+        match self {
+            Self::Int4 => blocks(rows, cols)?.checked_mul(int4::BLOCK_BYTES),
+            Self::Int8 => blocks(rows, cols)?.checked_mul(int8::BLOCK_BYTES),
+            Self::F32 => rows.checked_mul(cols)?.checked_mul(4),
+            Self::F16 | Self::BF16 => rows.checked_mul(cols)?.checked_mul(2),
+        }
+    }
+}
+
+/// Blocks of 16 rows x 32 columns that cover `[rows, cols]`.
+fn blocks(rows: usize, cols: usize) -> Option<usize> {
+    rows.div_ceil(BLOCK_ROWS).checked_mul(cols.div_ceil(BLOCK_COLS))
+}
+
+/// Rows of a quantised block: one vector lane each.
+pub const BLOCK_ROWS: usize = 16;
+/// Columns of a quantised block: one scale each row.
+pub const BLOCK_COLS: usize = 32;
+
+/// Weights `[rows, cols]`: `rows` output channels, `cols` input channels.
+#[derive(Clone, Debug)]
+pub struct Matrix {
+    format: Format,
+    rows: usize,
+    cols: usize,
+    data: Bytes,
+}
+
+impl Matrix {
+    /// A matrix over `data`, which must have exactly the size the format needs.
+    pub fn new(format: Format, rows: usize, cols: usize, data: Bytes) -> Result<Self> {
+        match format.bytes(rows, cols) {
+            Some(bytes) if bytes == data.len() => Ok(Self { format, rows, cols, data }),
+            _ => Err(Error::argument(
+                "data",
+                format!("{} bytes do not hold a [{rows}, {cols}] {} matrix", data.len(), format.name()),
+            )),
+        }
+    }
+
+    /// How the numbers are stored.
+    pub fn format(&self) -> Format {
+        self.format
+    }
+
+    /// Output channels.
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// Input channels.
+    pub fn cols(&self) -> usize {
+        self.cols
+    }
+
+    /// The stored bytes.
+    pub fn bytes(&self) -> &[u8] {
+        &self.data
+    }
+
+    /// Row `row` as f32, `[cols]`.
+    ///
+    /// # Panics
+    /// If `row` is not below [`Self::rows`] or `out` is not `[cols]`.
+    pub fn read_row(&self, row: usize, out: &mut [f32]) {
+        assert!(row < self.rows && out.len() == self.cols);
+        match self.format {
+            Format::Int4 => int4::read_row(&self.data, self.cols, row, out),
+            Format::Int8 => int8::read_row(&self.data, self.cols, row, out),
+            Format::F32 | Format::F16 | Format::BF16 => {
+                let dtype = self.format.dtype().unwrap_or(DType::F32);
+                widen(dtype, &self.data, row * self.cols, out);
+            }
+        }
+    }
+
+    /// All rows as f32, `[rows, cols]` row-major.
+    pub fn to_f32(&self) -> Vec<f32> {
+        let mut out = vec![0.0; self.rows * self.cols];
+        for (row, out) in out.chunks_exact_mut(self.cols.max(1)).enumerate() {
+            self.read_row(row, out);
+        }
+        out
+    }
+}

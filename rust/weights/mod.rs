@@ -1,0 +1,7 @@
+//! Named views become typed weights.
+pub mod convert;
+pub mod int4;
+pub mod int8;
+pub mod matrix;
+pub mod quantize;
+pub mod recipe;
