@@ -43,10 +43,12 @@ struct Levels {
 const INT4: Levels = Levels {
     lowest: -8.0,
     highest: 7.0,
-    targets: &[-8.0, 7.0, -7.0, -7.5, 6.5, -8.5, 7.5, -6.5, -9.0, 6.0, 5.5, 5.0, 4.0, 3.0, 2.0, 1.0],
+    targets: &[
+        -8.0, -7.75, -8.25, -7.5, -8.5, -7.25, -8.75, -7.0, -9.0, -6.75, -6.5, -6.25, -6.0, -5.0, -4.0, -3.0, -2.0, -1.0,
+    ],
 };
 /// Levels of [`int8`].
-const INT8: Levels = Levels { lowest: -127.0, highest: 127.0, targets: &[127.0] };
+const INT8: Levels = Levels { lowest: -127.0, highest: 127.0, targets: &[127.0, 126.0, 125.0, 124.0, 123.0, 122.0, 121.0, 120.0] };
 
 /// A weight the format cannot hold: not a number, infinite or too large.
 #[derive(Clone, Copy, Debug, PartialEq)]
