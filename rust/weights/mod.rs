@@ -5,3 +5,4 @@ pub mod int8;
 pub mod matrix;
 pub mod quantize;
 pub mod recipe;
+pub mod stored;

@@ -197,13 +197,11 @@ fn parse_rule(pattern: String, treatment: &str) -> std::result::Result<(String, 
     if pattern.is_empty() {
         return Err("the pattern is empty".to_owned());
     }
-    match Treatment::from_name(treatment) {
-        Some(treatment) => Ok((pattern, treatment)),
-        None => {
-            let known = Format::ALL.map(Format::name).join(", ");
-            Err(format!("'{}' is not one of {known}, keep", json::quote(treatment)))
-        }
-    }
+    let unknown = || {
+        let known = Format::ALL.map(Format::name).join(", ");
+        format!("'{}' is not one of {known}, keep", json::quote(treatment))
+    };
+    Ok((pattern, Treatment::from_name(treatment).ok_or_else(unknown)?))
 }
 
 /// Whether `name` matches a pattern in which `*` stands for any characters.

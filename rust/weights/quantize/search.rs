@@ -156,3 +156,47 @@ fn round_to_f16(x: f32) -> f32 {
     let rounded = if x.abs() < SMALLEST_NORMAL { subnormal } else { normal };
     rounded.clamp(-MAX_SCALE, MAX_SCALE)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use half::f16;
+
+    #[test]
+    fn f16_rounding_is_that_of_half() {
+        let largest = f16::MAX.to_f32();
+        for bits in (0..=largest.to_bits()).step_by(997) {
+            let x = f32::from_bits(bits);
+            assert_eq!(round_to_f16(x), f16::from_f32(x).to_f32(), "{x:e}");
+            assert_eq!(round_to_f16(-x), -f16::from_f32(x).to_f32(), "{x:e}");
+        }
+    }
+
+    #[test]
+    fn f16_rounding_of_ties_and_their_neighbours() {
+        for half_bits in 0..0x7bff_u16 {
+            let (low, high) = (f16::from_bits(half_bits).to_f32(), f16::from_bits(half_bits + 1).to_f32());
+            let tie = low.midpoint(high);
+            for x in [low, tie.next_down(), tie, tie.next_up(), high] {
+                assert_eq!(round_to_f16(x), f16::from_f32(x).to_f32(), "{x:e}");
+            }
+        }
+    }
+
+    #[test]
+    fn f16_rounding_stays_finite() {
+        for x in [65_504.0, 65_519.0, 65_520.0, 1e6] {
+            assert_eq!(round_to_f16(x), MAX_SCALE);
+            assert_eq!(round_to_f16(-x), -MAX_SCALE);
+        }
+    }
+
+    #[test]
+    fn levels_round_ties_to_even_inside_the_range() {
+        for (x, level) in
+            [(0.5, 0.0), (1.5, 2.0), (-2.5, -2.0), (6.9, 7.0), (7.6, 7.0), (-9.0, -8.0), (-0.3, 0.0)]
+        {
+            assert_eq!(round_to_level(&INT4, x), level, "{x}");
+        }
+    }
+}
