@@ -23,6 +23,7 @@
 use super::activations::{Group, QuantizedRows};
 use super::cpu::Cpu;
 use super::disjoint::Disjoint;
+use super::elements::{Bf16, Element, F16, F32};
 use super::lanes::{LANES, Op, Simd};
 use super::math::padded;
 use crate::weights::matrix::{BLOCK_ROWS, Format, Matrix};
@@ -244,44 +245,6 @@ fn quantized_tile<S: Simd, B: Block, const T: usize>(
         s.store(acc[t], &mut out);
         // SAFETY: these rows belong to this item.
         unsafe { job.put(token + t, row, &out[..rows]) };
-    }
-}
-
-/// A dense element type.
-trait Element {
-    const SIZE: usize;
-    /// # Safety
-    /// `x` points to 16 readable elements.
-    unsafe fn load<S: Simd>(s: S, x: *const u8) -> S::F;
-}
-
-struct F32;
-impl Element for F32 {
-    const SIZE: usize = 4;
-    #[inline(always)]
-    unsafe fn load<S: Simd>(s: S, x: *const u8) -> S::F {
-        // SAFETY: 64 bytes, by the contract.
-        s.load_f32_bytes(unsafe { &*x.cast::<[u8; 64]>() })
-    }
-}
-
-struct F16;
-impl Element for F16 {
-    const SIZE: usize = 2;
-    #[inline(always)]
-    unsafe fn load<S: Simd>(s: S, x: *const u8) -> S::F {
-        // SAFETY: 32 bytes, by the contract.
-        s.load_f16(unsafe { &*x.cast::<[u8; 32]>() })
-    }
-}
-
-struct Bf16;
-impl Element for Bf16 {
-    const SIZE: usize = 2;
-    #[inline(always)]
-    unsafe fn load<S: Simd>(s: S, x: *const u8) -> S::F {
-        // SAFETY: 32 bytes, by the contract.
-        s.load_bf16(unsafe { &*x.cast::<[u8; 32]>() })
     }
 }
 

@@ -96,3 +96,30 @@ pub fn zip_map<S: Simd, const N: usize>(
         out_tail.copy_from_slice(&last[..out_tail.len()]);
     }
 }
+
+/// x[i] = f(x, lanes of each input at i): as [`zip_map`], in place.
+#[inline(always)]
+pub fn update<S: Simd, const N: usize>(
+    s: S,
+    x: &mut [f32],
+    inputs: [&[f32]; N],
+    f: impl Fn(S, S::F, [S::F; N]) -> S::F,
+) {
+    let whole = x.len() / LANES * LANES;
+    let mut v = [s.splat(0.0); N];
+    let (chunks, tail) = x.as_chunks_mut::<LANES>();
+    for (i, x) in chunks.iter_mut().enumerate() {
+        for (v, input) in v.iter_mut().zip(inputs) {
+            *v = s.load(&input.as_chunks::<LANES>().0[i]);
+        }
+        s.store(f(s, s.load(x), v), x);
+    }
+    if !tail.is_empty() {
+        for (v, input) in v.iter_mut().zip(inputs) {
+            *v = s.load(&padded(&input[whole..]));
+        }
+        let mut last = padded(tail);
+        s.store(f(s, s.load(&last), v), &mut last);
+        tail.copy_from_slice(&last[..tail.len()]);
+    }
+}

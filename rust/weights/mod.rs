@@ -3,5 +3,6 @@ pub mod convert;
 pub mod int4;
 pub mod int8;
 pub mod matrix;
+pub mod model;
 pub mod quantize;
 pub mod recipe;
