@@ -94,7 +94,9 @@ pub fn attention(
     let tokens = out.len() / (config.heads * config.head_dim);
     assert!(config.head_dim <= MAX_HEAD_DIM && config.head_dim.is_multiple_of(LANES));
     assert_eq!(queries.len(), tokens * config.query_width());
-    assert!(tokens <= cache.len() && cache.head_dim() == config.head_dim && cache.kv_heads() == config.kv_heads);
+    assert!(
+        tokens <= cache.len() && cache.head_dim() == config.head_dim && cache.kv_heads() == config.kv_heads
+    );
     let call = Call { config, queries, cache, first: cache.len() - tokens, tokens };
     if tokens <= SPLIT_TOKENS {
         split_by_span(cpu, &call, partials, out);
@@ -343,7 +345,9 @@ fn span_tile<S: Simd, E: Element, const T: usize>(
             factors[t] = softmax_step(s, &mut weights[t], visible, &mut partial[t]);
         }
         // SAFETY: as above.
-        unsafe { weighted_values::<S, E, T>(s, &weights, &factors, values.as_ptr(), visible, head_dim, partial) };
+        unsafe {
+            weighted_values::<S, E, T>(s, &weights, &factors, values.as_ptr(), visible, head_dim, partial)
+        };
     }
 }
 

@@ -72,7 +72,8 @@ pub fn delta_rule(cpu: &Cpu, shape: &DeltaConfig, input: DeltaInput<'_>, state: 
     let (state, out) = (Disjoint::new(state), Disjoint::new(out));
     cpu.pool.run(shape.value_heads * tiles / width, &|item| {
         let tile = item * width;
-        let walk = Walk { shape, input, tokens, head: tile / tiles, tile: tile % tiles, state: &state, out: &out };
+        let walk =
+            Walk { shape, input, tokens, head: tile / tiles, tile: tile % tiles, state: &state, out: &out };
         if width == 2 { cpu.run(Tiles::<2>(walk)) } else { cpu.run(Tiles::<1>(walk)) }
     });
 }
@@ -108,7 +109,8 @@ impl<const W: usize> Op for Tiles<'_, W> {
         let mut memory = read::<S, W>(s, state, key(0));
         for t in 0..tokens {
             let gate = t * shape.value_heads + head;
-            let step = Step { decay: input.decay[gate], beta: input.beta[gate], key: key(t), query: query(t) };
+            let step =
+                Step { decay: input.decay[gate], beta: input.beta[gate], key: key(t), query: query(t) };
             let delta = step.delta::<S, W>(s, value(t), &memory);
             let result;
             if t + 1 < tokens {
@@ -157,7 +159,9 @@ impl Step<'_> {
         next_key: &[f32],
     ) -> ([S::F; W], [S::F; W]) {
         let key_dim = self.key.len();
-        assert!(state.len() == W * key_dim * LANES && self.query.len() == key_dim && next_key.len() == key_dim);
+        assert!(
+            state.len() == W * key_dim * LANES && self.query.len() == key_dim && next_key.len() == key_dim
+        );
         let decay = s.splat(self.decay);
         let mut out = [[s.splat(0.0); PARTIAL]; W];
         let mut memory = [[s.splat(0.0); PARTIAL]; W];
@@ -165,7 +169,11 @@ impl Step<'_> {
             for j in 0..PARTIAL {
                 // SAFETY: i + j < key_dim, and the lengths were asserted above.
                 let (key, query, next) = unsafe {
-                    (self.key.get_unchecked(i + j), self.query.get_unchecked(i + j), next_key.get_unchecked(i + j))
+                    (
+                        self.key.get_unchecked(i + j),
+                        self.query.get_unchecked(i + j),
+                        next_key.get_unchecked(i + j),
+                    )
                 };
                 let (key, query, next) = (s.splat(*key), s.splat(*query), s.splat(*next));
                 for w in 0..W {

@@ -132,7 +132,15 @@ impl KvCache {
             let rows = token * width..(token + count) * width;
             let (keys, values) = (&keys[rows.clone()], &values[rows]);
             let half = PAGE * self.head_dim * self.kv_type.size();
-            cpu.run(WritePage { keys, values, page, slot, half, head_dim: self.head_dim, kv_type: self.kv_type });
+            cpu.run(WritePage {
+                keys,
+                values,
+                page,
+                slot,
+                half,
+                head_dim: self.head_dim,
+                kv_type: self.kv_type,
+            });
             token += count;
         }
         self.len += tokens;

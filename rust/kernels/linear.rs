@@ -280,7 +280,12 @@ fn dense_tokens<S: Simd, E: Element, const R: usize>(s: S, job: &Job<'_>, row: u
 
 /// `R` rows x `T` tokens: one vector of partial sums each.
 #[inline(always)]
-fn dense_tile<S: Simd, E: Element, const R: usize, const T: usize>(s: S, job: &Job<'_>, row: usize, token: usize) {
+fn dense_tile<S: Simd, E: Element, const R: usize, const T: usize>(
+    s: S,
+    job: &Job<'_>,
+    row: usize,
+    token: usize,
+) {
     let cols = job.weights.cols();
     let weights = &job.weights.bytes()[row * cols * E::SIZE..(row + R) * cols * E::SIZE];
     let x = &job.input.dense[token * cols..(token + T) * cols];
@@ -290,7 +295,8 @@ fn dense_tile<S: Simd, E: Element, const R: usize, const T: usize>(s: S, job: &J
     while k < whole {
         // SAFETY: k + 16 <= cols, and both slices hold whole rows of `cols`.
         let (w, a) = unsafe {
-            let w: [S::F; R] = std::array::from_fn(|r| E::load(s, weights.as_ptr().add((r * cols + k) * E::SIZE)));
+            let w: [S::F; R] =
+                std::array::from_fn(|r| E::load(s, weights.as_ptr().add((r * cols + k) * E::SIZE)));
             let a: [S::F; T] = std::array::from_fn(|t| s.load(&*x.as_ptr().add(t * cols + k).cast()));
             (w, a)
         };

@@ -24,7 +24,8 @@ pub struct Engine {
 impl Engine {
     /// Puts `model` on `cpu`.
     pub fn new(model: Model, cpu: Cpu, kv_type: KvType) -> Self {
-        let scratch = Mutex::new(Scratch::new(&model.config, CHUNK.min(model.config.max_position_embeddings)));
+        let scratch =
+            Mutex::new(Scratch::new(&model.config, CHUNK.min(model.config.max_position_embeddings)));
         Self { model, cpu, kv_type, scratch }
     }
 
@@ -40,7 +41,12 @@ impl Engine {
 
     /// Appends `ids` to `state`. `proceed` is asked before each chunk and stops the work with an error; the state then
     /// holds the chunks done so far.
-    pub fn append(&self, state: &mut State, ids: &[u32], proceed: &mut dyn FnMut() -> Result<()>) -> Result<()> {
+    pub fn append(
+        &self,
+        state: &mut State,
+        ids: &[u32],
+        proceed: &mut dyn FnMut() -> Result<()>,
+    ) -> Result<()> {
         self.check(state, ids)?;
         let mut scratch = self.scratch();
         let chunk = scratch.tokens();
