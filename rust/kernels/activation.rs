@@ -1,8 +1,8 @@
 //! Element-wise activations.
 
 use super::cpu::Cpu;
-use super::lanes::{Op, Simd};
-use super::math::{sigmoid, silu, update};
+use super::lanes::{LANES, Op, Simd};
+use super::math::{sigmoid, silu, zip_lanes};
 
 /// Elements of one work item.
 const GRAIN: usize = 8 * 1024;
@@ -26,12 +26,13 @@ impl Op for SwiGlu<'_> {
     type Output = ();
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        update(s, self.gate, [self.up], |s, gate, [up]| s.mul(silu(s, gate), up));
+        let Self { gate, up } = self;
+        zip_lanes!(s, gate = [x in gate, up in up] => s.mul(silu(s, x), up));
     }
 }
 
 /// x = x * sigmoid(gate), for one row in place.
 #[inline(always)]
 pub(super) fn sigmoid_gate_row<S: Simd>(s: S, x: &mut [f32], gate: &[f32]) {
-    update(s, x, [gate], |s, x, [gate]| s.mul(x, sigmoid(s, gate)));
+    zip_lanes!(s, x = [value in x, gate in gate] => s.mul(value, sigmoid(s, gate)));
 }

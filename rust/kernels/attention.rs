@@ -30,7 +30,7 @@ use super::disjoint::Disjoint;
 use super::elements::{Element, F16, F32};
 use super::kv_cache::{KvCache, KvType, PAGE};
 use super::lanes::{LANES, Op, Simd};
-use super::math::{exp, update};
+use super::math::{exp, zip_lanes};
 use super::norm::rms_norm_row;
 use super::rope::RopeTable;
 use crate::config::AttentionConfig;
@@ -278,9 +278,8 @@ fn merge<S: Simd>(s: S, total: &mut Partial, part: &Partial, head_dim: usize) {
     total.max = max;
     total.sum = total.sum * old + part.sum * new;
     let (old, new) = (s.splat(old), s.splat(new));
-    update(s, &mut total.acc[..head_dim], [&part.acc[..head_dim]], |s, acc, [part]| {
-        s.fma(part, new, s.mul(acc, old))
-    });
+    let (acc, part) = (&mut total.acc[..head_dim], &part.acc[..head_dim]);
+    zip_lanes!(s, acc = [value in acc, part in part] => s.fma(part, new, s.mul(value, old)));
 }
 
 /// out = acc / sum, times sigmoid(gate) if there is one.

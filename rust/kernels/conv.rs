@@ -4,8 +4,8 @@
 //! three inputs of the sequence so far. Lanes are channels, so weights are held `[4, channels]`.
 
 use super::cpu::Cpu;
-use super::lanes::{Op, Simd};
-use super::math::{silu, zip_map};
+use super::lanes::{LANES, Op, Simd};
+use super::math::{silu, zip_lanes};
 
 /// Taps of the kernel.
 pub const TAPS: usize = 4;
@@ -63,14 +63,14 @@ impl Op for ShortConv<'_> {
     #[inline(always)]
     fn run<S: Simd>(mut self, s: S) {
         let (channels, out) = (self.channels, std::mem::take(&mut self.out));
-        let weight = |tap: usize| &self.weight[tap * channels..][..channels];
+        let (w0, rest) = self.weight.split_at(channels);
+        let (w1, rest) = rest.split_at(channels);
+        let (w2, w3) = rest.split_at(channels);
         for (i, out) in out.chunks_exact_mut(channels).enumerate() {
             let t = self.first + i;
-            let x = [self.input(t, 0), self.input(t, 1), self.input(t, 2), self.input(t, 3)];
-            let inputs = [x[0], x[1], x[2], x[3], weight(0), weight(1), weight(2), weight(3)];
-            zip_map(s, inputs, out, |s, [x0, x1, x2, x3, w0, w1, w2, w3]| {
-                let sum = s.fma(x3, w3, s.fma(x2, w2, s.fma(x1, w1, s.mul(x0, w0))));
-                silu(s, sum)
+            let (x0, x1, x2, x3) = (self.input(t, 0), self.input(t, 1), self.input(t, 2), self.input(t, 3));
+            zip_lanes!(s, out = [x0 in x0, x1 in x1, x2 in x2, x3 in x3, w0 in w0, w1 in w1, w2 in w2, w3 in w3] => {
+                silu(s, s.fma(x3, w3, s.fma(x2, w2, s.fma(x1, w1, s.mul(x0, w0)))))
             });
         }
     }

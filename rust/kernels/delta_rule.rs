@@ -34,7 +34,7 @@
 use super::cpu::Cpu;
 use super::disjoint::Disjoint;
 use super::lanes::{LANES, Op, Simd};
-use super::math::{sigmoid, softplus};
+use super::math::{sigmoid, softplus, zip_lanes};
 use super::norm::l2_norm_row;
 use crate::config::DeltaConfig;
 
@@ -278,6 +278,7 @@ impl Op for Sigmoid<'_> {
     type Output = ();
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        super::math::update(s, self.0, [], |s, x, []| sigmoid(s, x));
+        let x = self.0;
+        zip_lanes!(s, x = [value in x] => sigmoid(s, value));
     }
 }

@@ -13,7 +13,8 @@
 //! How code reaches a tier: a kernel is a struct of its arguments that implements [`Op`], and
 //! [`Tier::run`](super::tier::Tier::run) calls `Op::run` inside one function that carries the tier's
 //! `#[target_feature]`. Everything below that function is `#[inline(always)]`, so that the whole kernel is compiled
-//! for the tier. A value of a tier's type can exist only if the CPU has the features: that is the proof its
+//! for the tier. Closures are not: they are functions of their own without the features, so no closure may hold lanes. A
+//! value of a tier's type can exist only if the CPU has the features: that is the proof its
 //! intrinsics rest on.
 
 /// Lanes of the virtual vector.

@@ -126,6 +126,30 @@ impl<'a> Job<'a> {
             Store::Add => out.iter_mut().zip(values).for_each(|(out, value)| *out += value),
         }
     }
+
+    /// Writes a panel's 16 rows `row..` of `token`, or those that the matrix has.
+    ///
+    /// # Safety
+    /// As for [`Self::put`].
+    #[inline(always)]
+    unsafe fn put_panel<S: Simd>(&self, s: S, token: usize, row: usize, values: S::F) {
+        let left = self.weights.rows() - row;
+        if left < LANES {
+            let mut all = [0.0; LANES];
+            s.store(values, &mut all);
+            // SAFETY: passed on.
+            return unsafe { self.put(token, row, &all[..left]) };
+        }
+        let start = token * self.weights.rows() + row;
+        // SAFETY: passed on.
+        let out = unsafe { self.out.part(start..start + LANES) };
+        for out in out.as_chunks_mut::<LANES>().0 {
+            match self.store {
+                Store::Set => s.store(values, out),
+                Store::Add => s.store(s.add(s.load(out), values), out),
+            }
+        }
+    }
 }
 
 struct JobItem<'a> {
@@ -239,12 +263,9 @@ fn quantized_tile<S: Simd, B: Block, const T: usize>(
         }
     }
     let row = panel * BLOCK_ROWS;
-    let rows = (job.weights.rows() - row).min(BLOCK_ROWS);
     for t in 0..T {
-        let mut out = [0.0; LANES];
-        s.store(acc[t], &mut out);
         // SAFETY: these rows belong to this item.
-        unsafe { job.put(token + t, row, &out[..rows]) };
+        unsafe { job.put_panel(s, token + t, row, acc[t]) };
     }
 }
 
@@ -293,13 +314,16 @@ fn dense_tile<S: Simd, E: Element, const R: usize, const T: usize>(
     let whole = cols / LANES * LANES;
     let mut k = 0;
     while k < whole {
-        // SAFETY: k + 16 <= cols, and both slices hold whole rows of `cols`.
-        let (w, a) = unsafe {
-            let w: [S::F; R] =
-                std::array::from_fn(|r| E::load(s, weights.as_ptr().add((r * cols + k) * E::SIZE)));
-            let a: [S::F; T] = std::array::from_fn(|t| s.load(&*x.as_ptr().add(t * cols + k).cast()));
-            (w, a)
-        };
+        // k + 16 <= cols, and both slices hold whole rows of `cols`.
+        let (mut w, mut a) = ([s.splat(0.0); R], [s.splat(0.0); T]);
+        for r in 0..R {
+            // SAFETY: as above.
+            w[r] = unsafe { E::load(s, weights.as_ptr().add((r * cols + k) * E::SIZE)) };
+        }
+        for t in 0..T {
+            // SAFETY: as above.
+            a[t] = s.load(unsafe { &*x.as_ptr().add(t * cols + k).cast() });
+        }
         multiply(s, &mut acc, &w, &a);
         k += LANES;
     }

@@ -68,58 +68,25 @@ pub fn padded(x: &[f32]) -> [f32; LANES] {
     out
 }
 
-/// out[i] = f(lanes of each input at i): a loop over whole vectors with a padded tail.
+/// `zip_lanes!(s, out = [x in a, y in b] => expression)`: out[i] = expression, on lanes, a tail padded with zeros.
 ///
-/// `f` must be simple arithmetic on lanes; the inputs have the length of `out`.
-#[inline(always)]
-pub fn zip_map<S: Simd, const N: usize>(
-    s: S,
-    inputs: [&[f32]; N],
-    out: &mut [f32],
-    f: impl Fn(S, [S::F; N]) -> S::F,
-) {
-    let whole = out.len() / LANES * LANES;
-    let mut v = [s.splat(0.0); N];
-    let (out_chunks, out_tail) = out.as_chunks_mut::<LANES>();
-    for (i, out) in out_chunks.iter_mut().enumerate() {
-        for (v, input) in v.iter_mut().zip(inputs) {
-            *v = s.load(&input.as_chunks::<LANES>().0[i]);
+/// The inputs have the length of `out`. A macro and not a function that takes a closure: a closure is a function of its own,
+/// which would be compiled without the tier's instructions.
+macro_rules! zip_lanes {
+    ($s:ident, $out:ident = [$($x:ident in $input:expr),+] => $value:expr) => {{
+        let whole = $out.len() / LANES * LANES;
+        for at in (0..whole).step_by(LANES) {
+            $(let $x = $s.load(&$input[at..].as_chunks().0[0]);)+
+            $s.store($value, &mut $out[at..].as_chunks_mut().0[0]);
         }
-        s.store(f(s, v), out);
-    }
-    if !out_tail.is_empty() {
-        for (v, input) in v.iter_mut().zip(inputs) {
-            *v = s.load(&padded(&input[whole..]));
+        if whole < $out.len() {
+            $(let $x = $s.load(&$crate::kernels::math::padded(&$input[whole..]));)+
+            let mut last = [0.0; LANES];
+            $s.store($value, &mut last);
+            let tail = &mut $out[whole..];
+            let width = tail.len();
+            tail.copy_from_slice(&last[..width]);
         }
-        let mut last = [0.0; LANES];
-        s.store(f(s, v), &mut last);
-        out_tail.copy_from_slice(&last[..out_tail.len()]);
-    }
+    }};
 }
-
-/// x[i] = f(x, lanes of each input at i): as [`zip_map`], in place.
-#[inline(always)]
-pub fn update<S: Simd, const N: usize>(
-    s: S,
-    x: &mut [f32],
-    inputs: [&[f32]; N],
-    f: impl Fn(S, S::F, [S::F; N]) -> S::F,
-) {
-    let whole = x.len() / LANES * LANES;
-    let mut v = [s.splat(0.0); N];
-    let (chunks, tail) = x.as_chunks_mut::<LANES>();
-    for (i, x) in chunks.iter_mut().enumerate() {
-        for (v, input) in v.iter_mut().zip(inputs) {
-            *v = s.load(&input.as_chunks::<LANES>().0[i]);
-        }
-        s.store(f(s, s.load(x), v), x);
-    }
-    if !tail.is_empty() {
-        for (v, input) in v.iter_mut().zip(inputs) {
-            *v = s.load(&padded(&input[whole..]));
-        }
-        let mut last = padded(tail);
-        s.store(f(s, s.load(&last), v), &mut last);
-        tail.copy_from_slice(&last[..tail.len()]);
-    }
-}
+pub(super) use zip_lanes;

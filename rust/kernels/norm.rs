@@ -3,8 +3,8 @@
 //! All take the weight as it is multiplied. Qwen3.5's zero-centred norms add 1 to theirs at load, in one place.
 
 use super::cpu::Cpu;
-use super::lanes::{Op, Simd};
-use super::math::{silu, sum_of_squares, zip_map};
+use super::lanes::{LANES, Op, Simd};
+use super::math::{silu, sum_of_squares, zip_lanes};
 
 /// out = x / sqrt(mean(x^2) + eps) * weight, over rows of `weight.len()`; `x` and `out` are `[rows, width]`.
 ///
@@ -37,7 +37,7 @@ impl Op for RmsNorm<'_> {
         let width = self.weight.len();
         for (x, out) in self.x.chunks_exact(width).zip(self.out.chunks_exact_mut(width)) {
             let inverse = s.splat(inverse_rms(s, x, self.eps));
-            zip_map(s, [x, self.weight], out, |s, [x, w]| s.mul(s.mul(x, inverse), w));
+            zip_lanes!(s, out = [x in x, w in self.weight] => s.mul(s.mul(x, inverse), w));
         }
     }
 }
@@ -92,7 +92,7 @@ impl Op for GatedRmsNorm<'_> {
         let width = self.weight.len();
         for (x, gate) in self.x.chunks_exact_mut(width).zip(self.gate.chunks_exact(width)) {
             rms_norm_row(s, x, self.weight, self.eps);
-            super::math::update(s, x, [gate], |s, x, [gate]| s.mul(x, silu(s, gate)));
+            zip_lanes!(s, x = [value in x, gate in gate] => s.mul(value, silu(s, gate)));
         }
     }
 }

@@ -7,7 +7,7 @@
 #![allow(unsafe_code, reason = "intrinsics, each argued by the token")]
 
 use std::arch::x86_64::{
-    __m128, __m256, __m256i, _CMP_LT_OQ, _mm_add_ps, _mm_add_ss, _mm_cvtss_f32, _mm_loadu_si128, _mm_max_ps,
+    __m256, __m256i, _CMP_LT_OQ, _mm_add_ps, _mm_add_ss, _mm_cvtss_f32, _mm_loadu_si128, _mm_max_ps,
     _mm_max_ss, _mm_movehl_ps, _mm_shuffle_ps, _mm_storeu_si128, _mm256_abs_epi8, _mm256_add_epi16,
     _mm256_add_epi32, _mm256_add_ps, _mm256_and_ps, _mm256_and_si256, _mm256_blendv_ps, _mm256_castps_si256,
     _mm256_castps256_ps128, _mm256_castsi256_ps, _mm256_castsi256_si128, _mm256_cmp_ps, _mm256_cvtepi32_ps,
@@ -48,21 +48,6 @@ impl Avx2 {
         }
         // SAFETY: `self` proves the features.
         unsafe { with_features(self, op) }
-    }
-
-    /// The last three steps of the fixed tree: eight lanes to one.
-    #[inline(always)]
-    fn fold8(
-        self,
-        a: __m256,
-        step: impl Fn(__m128, __m128) -> __m128,
-        last: impl Fn(__m128, __m128) -> __m128,
-    ) -> f32 {
-        intrinsics! {
-            let four = step(_mm256_castps256_ps128(a), _mm256_extractf128_ps::<1>(a));
-            let two = step(four, _mm_movehl_ps(four, four));
-            _mm_cvtss_f32(last(two, _mm_shuffle_ps::<1>(two, two)))
-        }
     }
 }
 
@@ -258,13 +243,19 @@ impl Simd for Avx2 {
     #[inline(always)]
     fn sum(self, a: Half2) -> f32 {
         intrinsics! {
-            self.fold8(_mm256_add_ps(a[0], a[1]), |a, b| _mm_add_ps(a, b), |a, b| _mm_add_ss(a, b))
+            let eight = _mm256_add_ps(a[0], a[1]);
+            let four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps::<1>(eight));
+            let two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+            _mm_cvtss_f32(_mm_add_ss(two, _mm_shuffle_ps::<1>(two, two)))
         }
     }
     #[inline(always)]
     fn max_lane(self, a: Half2) -> f32 {
         intrinsics! {
-            self.fold8(_mm256_max_ps(a[0], a[1]), |a, b| _mm_max_ps(a, b), |a, b| _mm_max_ss(a, b))
+            let eight = _mm256_max_ps(a[0], a[1]);
+            let four = _mm_max_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps::<1>(eight));
+            let two = _mm_max_ps(four, _mm_movehl_ps(four, four));
+            _mm_cvtss_f32(_mm_max_ss(two, _mm_shuffle_ps::<1>(two, two)))
         }
     }
 }
