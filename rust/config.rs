@@ -1,8 +1,8 @@
 //! The model's configuration, read from a checkpoint's `config.json` and checked.
 //!
-//! Two forms are read: the full model (`model_type` `qwen3_5`, with the text model's entries under `text_config`)
-//! and the text model alone (`qwen3_5_text`, all entries at the top). Shapes must be given; only switches that
-//! older files leave out have defaults. An entry that is `null` counts as absent.
+//! Two forms are read: the full model (`model_type` `qwen3_5`, with the text model's entries under
+//! `text_config`) and the text model alone (`qwen3_5_text`, all entries at the top). Shapes must be given;
+//! only switches that older files leave out have defaults. An entry that is `null` counts as absent.
 
 mod fields;
 
@@ -70,7 +70,8 @@ pub struct AttentionConfig {
     pub output_gate: bool,
 }
 
-/// Rotary positions: the first `rotary_dim` channels of each head turn, frequencies interleaved over three axes.
+/// Rotary positions: the first `rotary_dim` channels of each head turn, frequencies interleaved over three
+/// axes.
 #[derive(Clone, Debug, PartialEq)]
 pub struct RopeConfig {
     /// Base of the frequencies.
@@ -120,7 +121,8 @@ pub struct ModelConfig {
 }
 
 impl ModelConfig {
-    /// Parses and checks a `config.json`. `path` is for messages only; errors name the entry, dotted where nested.
+    /// Parses and checks a `config.json`. `path` is for messages only; errors name the entry, dotted where
+    /// nested.
     pub fn parse(path: &Path, json: &[u8]) -> Result<Self> {
         if json.len() > MAX_JSON {
             let reason = format!("has {} bytes, the limit for a configuration is {MAX_JSON}", json.len());
@@ -188,8 +190,9 @@ fn refuse_quantized(fields: &Fields) -> Result<()> {
 
 /// Whether the head shares the embedding's matrix.
 ///
-/// The outermost value decides where it stands, as in transformers 5, where the head belongs to the outer model;
-/// else the text model's own; else false. Published configurations write the same value in both places.
+/// The outermost value decides where it stands, as in transformers 5, where the head belongs to the outer
+/// model; else the text model's own; else false. Published configurations write the same value in both
+/// places.
 fn tied(outer: &Fields, text: &Fields) -> Result<bool> {
     let key = "tie_word_embeddings";
     let inner = text.flag(key)?;
