@@ -1,1 +1,3 @@
-fn main() {}
+//! Tests across modules, through the crate's public interface.
+
+mod checkpoint;
