@@ -1,1 +1,3 @@
-fn main() {}
+//! Tests of the whole crate, in one binary.
+
+mod threads;
