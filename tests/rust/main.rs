@@ -1,3 +1,4 @@
 //! Tests across modules, through the crate's public interface.
 
 mod checkpoint;
+mod threads;
