@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jinja2
-import jinja2.sandbox
+from jinja2.exceptions import SecurityError
 
 from edgewise import sandbox
 from edgewise._native import CheckpointError
@@ -95,7 +95,7 @@ class ChatTemplate:
     def _render(self, template: jinja2.Template, variables: dict[str, Any]) -> str:
         try:
             return sandbox.render(template, variables)
-        except (sandbox.TemplateLimitError, jinja2.sandbox.SecurityError, RecursionError) as error:
+        except (sandbox.TemplateLimitError, SecurityError, RecursionError) as error:
             raise CheckpointError(f"{self._file}: {error}") from error
         except jinja2.UndefinedError as error:
             raise ValueError(f"messages: {self._file} cannot render them: {error}") from error

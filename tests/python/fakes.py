@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import unicodedata
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import tokenizers
 from numpy.typing import NDArray
 from tokenizers import decoders, models, normalizers, pre_tokenizers
 
-from edgewise import ContextError
+from edgewise import ContextError, Model
+from edgewise.options import SamplingOptions
 
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 ADDED = ["<think>", "</think>"]
@@ -27,8 +29,9 @@ TEMPLATE = (
 
 def byte_tokenizer() -> bytes:
     """A `tokenizer.json` without merges: token 0..255 is the byte of that value."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocab = {character: _byte(character) for character in alphabet}
+    plain = [byte for byte in range(256) if 0x21 <= byte <= 0x7E or 0xA1 <= byte <= 0xAC or byte >= 0xAE]
+    other = [byte for byte in range(256) if byte not in plain]
+    vocab = {chr(byte): byte for byte in plain} | {chr(0x100 + i): byte for i, byte in enumerate(other)}
     tokenizer = tokenizers.Tokenizer(models.BPE(vocab=vocab, merges=[]))
     tokenizer.normalizer = normalizers.NFC()
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
@@ -36,18 +39,6 @@ def byte_tokenizer() -> bytes:
     tokenizer.add_special_tokens(SPECIAL)
     tokenizer.add_tokens(ADDED)
     return tokenizer.to_str().encode()
-
-
-def _byte(character: str) -> int:
-    """The byte that a character of the byte-level alphabet stands for, by the decoder of the library."""
-    decoded = decoders.ByteLevel().decode([character, character])
-    code = ord(character)
-    if code < 0x100:
-        return code
-    if len(decoded) == 2 and decoded[0] != "\ufffd":
-        return ord(decoded[0])
-    others = [b for b in range(256) if not (0x21 <= b <= 0x7E or 0xA1 <= b <= 0xAC or b >= 0xAE)]
-    return others[code - 0x100]
 
 
 def ids_of(text: str) -> list[int]:
@@ -155,6 +146,19 @@ class FakeEngine:
 
     def info(self) -> dict[str, Any]:
         return INFO
+
+
+class FakeModel(Model):
+    """A model on a fake engine, with the fake sampler."""
+
+    def __init__(self, answer: str | Sequence[int] = "Hello.", **engine: Any) -> None:
+        self.engine = FakeEngine(answer, **engine)
+        self.samplers: list[FakeSampler] = []
+        super().__init__(cast("Any", self.engine), "fake")
+
+    def _sampler(self, options: SamplingOptions) -> Any:
+        self.samplers.append(FakeSampler(**dataclasses.asdict(options)))
+        return self.samplers[-1]
 
 
 INFO: dict[str, Any] = {

@@ -90,7 +90,7 @@ def test_strftime_now() -> None:
 
 
 def test_a_refusal_of_the_template_is_a_value_error() -> None:
-    with pytest.raises(ValueError, match="^messages: no cats$") as caught:
+    with pytest.raises(ValueError, match=r"^messages: no cats$") as caught:
         template("{{ raise_exception('no cats') }}").render([USER])
     assert not isinstance(caught.value, CheckpointError)
 
@@ -169,11 +169,14 @@ def test_malformed_messages(messages: Any, error: type[Exception], reason: str) 
 
 @pytest.mark.parametrize("tools", ["f", {"name": "f"}, [1], 5])
 def test_malformed_tools(tools: Any) -> None:
-    with pytest.raises(TypeError, match="^tools"):
+    with pytest.raises(TypeError, match=r"^tools"):
         template(EACH).render([USER], tools=tools)
 
 
-CALLS = "{% for c in messages[1].tool_calls %}{% for k, v in c.function.arguments|items %}{{k}}={{v}} {% endfor %}{% endfor %}"
+CALLS = (
+    "{% for c in messages[1].tool_calls %}"
+    "{% for k, v in c.function.arguments|items %}{{k}}={{v}} {% endfor %}{% endfor %}"
+)
 
 
 def call(arguments: Any, name: Any = "f") -> list[dict[str, Any]]:
@@ -202,7 +205,10 @@ def test_a_tool_call_without_a_name() -> None:
 
 @pytest.mark.parametrize("part", [{"type": "image", "image": "a.png"}, {"image_url": {}}, {"type": "video"}])
 def test_media_are_refused(part: dict[str, Any]) -> None:
-    messages = [USER, {"role": "user", "content": [{"type": "text", "text": "What?"}, part]}]
+    messages: list[dict[str, Any]] = [
+        USER,
+        {"role": "user", "content": [{"type": "text", "text": "What?"}, part]},
+    ]
     with pytest.raises(ValueError, match=r"messages\[1\]: images and video are not supported yet"):
         refuse_media(messages)
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 
-import fakes
 import numpy as np
 import pytest
 import tokenizers.decoders
 from hypothesis import given
 from hypothesis import strategies as st
 
+import fakes
 from edgewise import CheckpointError, Tokenizer
 from edgewise.detokenizer import Detokenizer
 
