@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -30,7 +30,7 @@ class Request:
     """Spent on template and tokenizer."""
 
 
-def stream(request: Request, sequence: _native.Sequence, sampler: _native.Sampler) -> Iterator[Piece]:
+def stream(request: Request, sequence: _native.Sequence, sampler: _native.Sampler) -> Generator[Piece]:
     """Generate on an empty `sequence`, one piece a token; the last piece has the finish reason.
 
     The sequence always holds whole tokens, also when the loop is left early or interrupted.

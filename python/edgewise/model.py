@@ -6,7 +6,7 @@ import json
 import os
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import asdict
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, SupportsIndex
@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgewise import cache as quantised_cache
-from edgewise import chat, eos, generation, hub, inputs
+from edgewise import chat, checks, eos, generation, hub, inputs
 from edgewise._native import CheckpointError, ContextError, Engine, Progress, Sampler
 from edgewise._native import Sequence as NativeSequence
 from edgewise.chat import ChatTemplate, Message
@@ -27,7 +27,7 @@ from edgewise.options import (
     SamplingOptions,
     checkpoint_defaults,
 )
-from edgewise.progress import ProgressBar
+from edgewise.progress import shown
 from edgewise.results import Piece, Result
 from edgewise.tokenizer import FILE as TOKENIZER_FILE
 from edgewise.tokenizer import Tokenizer
@@ -101,13 +101,13 @@ class Model:
             ValueError: for an argument that is not one of those above.
         """
         name = str(path_or_id)
+        threads = checks.threads(threads)
         path = hub.resolve(path_or_id)
-        report = ProgressBar("opening") if progress is True else progress or None
-        if cache:
-            path = quantised_cache.converted(path, dtype, recipe, threads, report)
-            dtype, recipe = "auto", None
-        engine = Engine.open(path, dtype, kv_dtype, recipe, threads, report)
-        return cls(engine, name)
+        with shown(progress, "opening") as report:
+            if cache:
+                path = quantised_cache.converted(path, dtype, recipe, threads, report)
+                dtype, recipe = "auto", None
+            return cls(Engine.open(path, dtype, kv_dtype, recipe, threads, report), name)
 
     def __repr__(self) -> str:
         return f"Model({self.name!r}, threads={self.threads})"
@@ -208,11 +208,11 @@ class Model:
         request = self._request(prompt, options)
         return generation.collect(request, self._pieces(request))
 
-    def stream(self, prompt: Prompt, **options: Unpack[GenerationArguments]) -> Iterator[Piece]:
+    def stream(self, prompt: Prompt, **options: Unpack[GenerationArguments]) -> Generator[Piece]:
         """Like `generate`, but gives each token's text as soon as it is certain.
 
         The pieces' texts, put together, are the text that `generate` returns. The last piece has
-        `finish_reason`, `usage` and `timings`. The iterator may be left at any time.
+        `finish_reason`, `usage` and `timings`. The generator may be left at any time.
 
         Raises:
             TypeError, ValueError, ContextError: as `generate`, at once and not with the first piece.
@@ -297,7 +297,8 @@ class Model:
             seconds_before=time.perf_counter() - start,
         )
 
-    def _pieces(self, request: generation.Request) -> Iterator[Piece]:
+    def _pieces(self, request: generation.Request) -> Generator[Piece]:
+        checks.within_vocabulary("suppress_tokens", request.options.sampling.suppress, self.vocab_size)
         sampler = self._sampler(request.options.sampling)
         return generation.stream(request, self._engine.sequence(), sampler)
 
@@ -342,6 +343,7 @@ class Model:
 
         The text of special tokens is usually skipped, so such a string would never be found in it.
         """
+        checks.within_vocabulary("stop_token_ids", options.stop_token_ids, self.vocab_size)
         own = () if options.ignore_eos else self.eos_token_ids
         special = [tokenizer.special_token_id(stop) for stop in options.stop] if tokenizer else []
         return frozenset((*own, *options.stop_token_ids, *(i for i in special if i is not None)))

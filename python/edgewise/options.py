@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import difflib
-import math
-import numbers
-import operator
 import secrets
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypedDict
 
+from edgewise import checks
 from edgewise._native import CheckpointError
+from edgewise.checks import Range
 
 DEFAULT_NEW_TOKENS = 512
 GENERATION_CONFIG = "generation_config.json"
@@ -137,37 +136,17 @@ def checkpoint_defaults(generation_config: Mapping[str, Any]) -> dict[str, Any]:
         raise CheckpointError(f"{GENERATION_CONFIG}: {error}") from error
 
 
-@dataclass(frozen=True)
-class _Range:
-    """Numbers of one kind between two limits; `above` leaves the lower limit itself out."""
-
-    kind: type[int] | type[float]
-    low: float = -math.inf
-    high: float = math.inf
-    above: bool = False
-
-    def check(self, name: str, value: Any) -> float:
-        number = _integer(name, value) if self.kind is int else _real(name, value)
-        if not (self.low <= number <= self.high) or (self.above and number == self.low):
-            raise ValueError(f"{name}: expected {self._limits()}, got {value!r}")
-        return number
-
-    def _limits(self) -> str:
-        low = f"above {self.low}" if self.above else f"of at least {self.low}"
-        return f"a number {low}" if self.high == math.inf else f"a number {low} and at most {self.high}"
-
-
 _RANGES = {
-    "max_new_tokens": _Range(int, 1),
-    "temperature": _Range(float, 0),
-    "top_k": _Range(int, 0),
-    "top_p": _Range(float, 0, 1, above=True),
-    "min_p": _Range(float, 0, 1),
-    "repetition_penalty": _Range(float, 0, above=True),
-    "presence_penalty": _Range(float),
-    "frequency_penalty": _Range(float),
-    "seed": _Range(int, 0, 2**64 - 1),
-    "logprobs": _Range(int, 0),
+    "max_new_tokens": Range(int, 1),
+    "temperature": Range(float, 0),
+    "top_k": Range(int, 0),
+    "top_p": Range(float, 0, 1, above=True),
+    "min_p": Range(float, 0, 1),
+    "repetition_penalty": Range(float, 0, above=True),
+    "presence_penalty": Range(float),
+    "frequency_penalty": Range(float),
+    "seed": Range(int, 0, 2**64 - 1),
+    "logprobs": Range(int, 0),
 }
 _FLAGS = ("do_sample", "ignore_eos", "skip_special_tokens", "raw", "enable_thinking")
 _TOKEN_IDS = ("stop_token_ids", "suppress_tokens")
@@ -254,27 +233,10 @@ def _sampling(values: Mapping[str, Any]) -> SamplingOptions:
     )
 
 
-def _integer(name: str, value: Any) -> int:
-    if isinstance(value, bool):
-        raise TypeError(f"{name}: expected an integer, got {value!r}")
-    try:
-        return operator.index(value)
-    except TypeError:
-        raise TypeError(f"{name}: expected an integer, got {value!r}") from None
-
-
-def _real(name: str, value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        raise TypeError(f"{name}: expected a number, got {value!r}")
-    if not math.isfinite(value):
-        raise ValueError(f"{name}: expected a finite number, got {value!r}")
-    return float(value)
-
-
 def _token_ids(name: str, value: Any) -> tuple[int, ...]:
     if isinstance(value, str | bytes | Mapping) or not isinstance(value, Iterable):
         raise TypeError(f"{name}: expected a list of token ids, got {value!r}")
-    ids = tuple(_integer(name, token_id) for token_id in value)
+    ids = tuple(checks.integer(name, token_id) for token_id in value)
     if any(token_id < 0 for token_id in ids):
         raise ValueError(f"{name}: token ids are not negative, got {min(ids)}")
     return ids

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TextIO
+
+from edgewise._native import Progress
 
 WIDTH = 24
 REDRAW_SECONDS = 0.1
@@ -53,6 +57,20 @@ class ProgressBar:
         bar = "#" * filled + "." * (WIDTH - filled)
         amount = f"{done / 1e6:.0f}/{total / 1e6:.0f} MB"
         return f"{self._title} [{bar}] {part:4.0%} {amount} {_left(part, seconds)} {name}"
+
+
+@contextmanager
+def shown(progress: Progress | bool | None, title: str) -> Iterator[Progress | None]:
+    """Give what to report progress to: a new bar for `True`, else `progress` itself."""
+    if not isinstance(progress, bool):
+        yield progress
+        return
+    bar = ProgressBar(title) if progress else None
+    try:
+        yield bar
+    finally:
+        if bar is not None:
+            bar.close()
 
 
 def _left(part: float, seconds: float) -> str:

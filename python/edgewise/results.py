@@ -54,7 +54,7 @@ class Timings(_Record):
 
 @dataclass(frozen=True)
 class TokenLogprob:
-    """The logarithm of one token's probability, after temperature, penalties and filters are left aside."""
+    """The model's own log-probability of one token: before penalties, temperature and filters, in nats."""
 
     token_id: int
     token: str

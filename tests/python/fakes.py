@@ -166,6 +166,7 @@ INFO: dict[str, Any] = {
     "parameters": 3_200_000,
     "formats": {"int4": {"tensors": 20, "bytes": 1_500_000}, "f32": {"tensors": 30, "bytes": 20_000}},
     "weight_bytes": 1_520_000,
+    "file_bytes": 1_600_000,
     "state_bytes": 50_000,
     "kv_bytes_per_token": 512,
     "tier": "portable",

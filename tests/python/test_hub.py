@@ -10,7 +10,7 @@ import huggingface_hub
 import pytest
 from huggingface_hub import errors
 
-from edgewise import cache, hub
+from edgewise import _native, cache, hub
 
 
 class TestResolve:
@@ -88,7 +88,7 @@ class TestCache:
             Path(arguments[1]).write_bytes(b"weights")
             return {}
 
-        monkeypatch.setattr("edgewise._native.quantize", quantize)
+        monkeypatch.setattr(_native, "quantize", quantize)
         monkeypatch.setenv("EDGEWISE_CACHE", str(tmp_path / "cache"))
         (tmp_path / "model").mkdir()
         (tmp_path / "model" / "config.json").write_text("{}")

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import fakes
-from edgewise import CheckpointError, ContextError, Result
+from edgewise import CheckpointError, ContextError, Model, Result
 from fakes import FakeModel, ids_of, side_files
 
 RENDERED = "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
@@ -168,6 +168,12 @@ class TestStops:
         result = FakeModel("abc").generate([1], stop_token_ids=[ord("b")])
         assert (result.text, result.stop, result.token_ids) == ("a", ord("b"), ids_of("ab"))
 
+    @pytest.mark.parametrize("name", ["stop_token_ids", "suppress_tokens"])
+    def test_stop_and_suppressed_ids_outside_the_vocabulary(self, name: str) -> None:
+        arguments: dict[str, Any] = {name: [fakes.VOCAB_SIZE]}
+        with pytest.raises(ValueError, match=rf"^{name}: 264 is outside the vocabulary of 264"):
+            FakeModel().generate([1], **arguments)
+
     def test_the_end_can_be_ignored(self) -> None:
         result = FakeModel("a").generate([1], ignore_eos=True, max_new_tokens=4)
         assert result.token_ids == [ord("a"), *[fakes.IM_END] * 3]
@@ -223,7 +229,7 @@ class TestStream:
         stream = model.stream([1, 2])
         next(stream)
         next(stream)
-        stream.close()  # type: ignore[attr-defined]
+        stream.close()
         assert model.engine.sequences[0].appended == [[1, 2], [ord("a")]]
         assert model.generate([1]).text == "abc"
 
@@ -331,6 +337,11 @@ class TestModel:
             FakeModel().logits([])
         with pytest.raises(TypeError, match="expected a list of token ids, got str"):
             FakeModel().trace("Hi")  # type: ignore[arg-type]
+
+    @pytest.mark.parametrize(("threads", "error"), [(0, ValueError), (-1, ValueError), ("2", TypeError)])
+    def test_impossible_threads(self, threads: Any, error: type[Exception]) -> None:
+        with pytest.raises(error, match=r"^threads: expected"):
+            Model.from_pretrained("demo", threads=threads)
 
     def test_what_a_model_tells_of_itself(self) -> None:
         model = FakeModel()
