@@ -113,6 +113,15 @@ class TestMain:
         assert main(["generate", "m", "Hi"]) == 141
         assert capsys.readouterr().err == ""
 
+    def test_a_terminal_without_unicode(
+        self, opened: list[FakeModel], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        use(opened, "é😀!")
+        buffer = io.BytesIO()
+        monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(buffer, encoding="latin-1"))
+        assert main(["generate", "m", "Hi"]) == 0
+        assert buffer.getvalue() == b"\xe9?!\n"
+
     def test_a_real_pipe_that_closes(self) -> None:
         """As `edgewise info | true`: nothing on stderr, not even at the interpreter's exit."""
         read_end, write_end = os.pipe()

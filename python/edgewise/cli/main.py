@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import codecs
 import io
 import os
 import sys
@@ -21,9 +22,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     0 is success, 1 an error, 2 a command line that cannot be understood.
     """
     arguments = _parser().parse_args(argv)
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")  # a terminal may not know every character
+    _allow_any_character()
     run: Callable[[argparse.Namespace], int] = arguments.run
     try:
         code = run(arguments)
@@ -52,6 +51,13 @@ def _parser() -> argparse.ArgumentParser:
         added.add_argument("--debug", action="store_true", help="show where an error comes from")
         added.set_defaults(run=command.run)
     return parser
+
+
+def _allow_any_character() -> None:
+    """Let a terminal that does not speak Unicode show `?` for what it has no character for."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and codecs.lookup(stream.encoding).name != "utf-8":
+            stream.reconfigure(errors="replace")
 
 
 def _message(error: Exception) -> str:
