@@ -1,8 +1,8 @@
 //! The model's configuration, read from a checkpoint's `config.json` and checked.
 //!
-//! Two forms are read: the full model (`model_type` `qwen3_5`, with the text model's entries under `text_config`)
-//! and the text model alone (`qwen3_5_text`, all entries at the top). Shapes must be given; only switches that
-//! older files leave out have defaults. An entry that is `null` counts as absent.
+//! Two forms are read: the full model (`model_type` `qwen3_5`, with the text model's entries under
+//! `text_config`) and the text model alone (`qwen3_5_text`, all entries at the top). Shapes must be given;
+//! only switches that older files leave out have defaults. An entry that is `null` counts as absent.
 
 mod fields;
 
@@ -70,7 +70,15 @@ pub struct AttentionConfig {
     pub output_gate: bool,
 }
 
-/// Rotary positions: the first `rotary_dim` channels of each head turn, frequencies interleaved over three axes.
+impl AttentionConfig {
+    /// Channels of the query projection of a token: each head's query and, if there is one, its gate.
+    pub fn query_width(&self) -> usize {
+        self.heads * self.head_dim * (1 + usize::from(self.output_gate))
+    }
+}
+
+/// Rotary positions: the first `rotary_dim` channels of each head turn, frequencies interleaved over three
+/// axes.
 #[derive(Clone, Debug, PartialEq)]
 pub struct RopeConfig {
     /// Base of the frequencies.
@@ -120,7 +128,8 @@ pub struct ModelConfig {
 }
 
 impl ModelConfig {
-    /// Parses and checks a `config.json`. `path` is for messages only; errors name the entry, dotted where nested.
+    /// Parses and checks a `config.json`. `path` is for messages only; errors name the entry, dotted where
+    /// nested.
     pub fn parse(path: &Path, json: &[u8]) -> Result<Self> {
         if json.len() > MAX_JSON {
             let reason = format!("has {} bytes, the limit for a configuration is {MAX_JSON}", json.len());
@@ -188,8 +197,9 @@ fn refuse_quantized(fields: &Fields) -> Result<()> {
 
 /// Whether the head shares the embedding's matrix.
 ///
-/// The outermost value decides where it stands, as in transformers 5, where the head belongs to the outer model;
-/// else the text model's own; else false. Published configurations write the same value in both places.
+/// The outermost value decides where it stands, as in transformers 5, where the head belongs to the outer
+/// model; else the text model's own; else false. Published configurations write the same value in both
+/// places.
 fn tied(outer: &Fields, text: &Fields) -> Result<bool> {
     let key = "tie_word_embeddings";
     let inner = text.flag(key)?;
@@ -279,12 +289,22 @@ fn attention(fields: &Fields) -> Result<AttentionConfig> {
     let attention = AttentionConfig {
         heads: fields.size("num_attention_heads", MAX_SIZE)?,
         kv_heads: fields.size("num_key_value_heads", MAX_SIZE)?,
-        head_dim: head_dim(fields, "head_dim")?,
+        head_dim: attention_head_dim(fields)?,
         output_gate: fields.flag("attn_output_gate")?.unwrap_or(true),
     };
     divides(fields, "num_attention_heads", attention.heads, "num_key_value_heads", attention.kv_heads)?;
     width(fields, "num_attention_heads", &[2, attention.heads, attention.head_dim], MAX_SIZE)?;
     Ok(attention)
+}
+
+/// The attention kernel keeps a head's output in a buffer of fixed size.
+fn attention_head_dim(fields: &Fields) -> Result<usize> {
+    let dim = head_dim(fields, "head_dim")?;
+    if dim > crate::kernels::attention::MAX_HEAD_DIM {
+        let max = crate::kernels::attention::MAX_HEAD_DIM;
+        return Err(fields.error("head_dim", format!("must be at most {max}, not {dim}")));
+    }
+    Ok(dim)
 }
 
 /// The dimension of a head: kernels work on 16 channels at a time.

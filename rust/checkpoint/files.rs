@@ -8,8 +8,8 @@ use crate::error::{Error, Result};
 
 /// Opens a regular file for reading; gives its size in bytes too.
 ///
-/// Directories, pipes, sockets and devices are refused before they are opened: opening a pipe would wait for a
-/// writer.
+/// Directories, pipes, sockets and devices are refused before they are opened: opening a pipe would wait for
+/// a writer.
 pub(super) fn open_regular(path: &Path) -> Result<(File, u64)> {
     let io = |source| Error::io(path, source);
     check_regular(path, &fs::metadata(path).map_err(io)?)?;
@@ -43,7 +43,8 @@ pub(super) fn read(path: &Path, limit: u64) -> Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// Whether anything stands at `path`, a dangling symbolic link included: opening that gives the better message.
+/// Whether anything stands at `path`, a dangling symbolic link included: opening that gives the better
+/// message.
 pub(super) fn exists(path: &Path) -> bool {
     !matches!(fs::symlink_metadata(path), Err(error) if error.kind() == ErrorKind::NotFound)
 }

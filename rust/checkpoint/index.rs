@@ -1,7 +1,7 @@
 //! The index of a checkpoint in several files: `{"weight_map": {"tensor": "shard file", ..}, ..}`.
 //!
-//! The index says which files belong to the model. All their tensors count, also such as the index forgot to name;
-//! every tensor it does name must stand where it says.
+//! The index says which files belong to the model. All their tensors count, also such as the index forgot to
+//! name; every tensor it does name must stand where it says.
 
 use std::collections::BTreeMap;
 use std::path::Path;

@@ -1,7 +1,8 @@
 //! JSON from files that are not trusted: what `serde_json` accepts, minus repeated keys.
 //!
-//! `serde_json` bounds the nesting (128 levels) and refuses numbers out of range. It keeps the last of two equal
-//! keys without a word; here that is an error, since two readers of such a file could see two different models.
+//! `serde_json` bounds the nesting (128 levels) and refuses numbers out of range. It keeps the last of two
+//! equal keys without a word; here that is an error, since two readers of such a file could see two different
+//! models.
 
 use std::collections::BTreeMap;
 use std::fmt;

@@ -11,17 +11,17 @@ use crate::tensor::Bytes;
 
 /// All bytes of the regular file at `path`, read from disk as they are touched.
 ///
-/// The file must not be changed in place while it is in use: another program that shortens it makes the operating
-/// system stop this one (SIGBUS). Replacing it by rename, as [`super::writer`] does, is safe.
+/// The file must not be changed in place while it is in use: another program that shortens it makes the
+/// operating system stop this one (SIGBUS). Replacing it by rename, as [`super::writer`] does, is safe.
 pub(super) fn map(path: &Path) -> Result<Bytes> {
     let (file, size) = open_regular(path)?;
     if size == 0 {
         return Err(Error::file(path, "is empty"));
     }
-    // SAFETY: the mapping is read-only and private to this process, and `Mmap` keeps it alive as long as the `Bytes`
-    // that own it. What remains is that another process may change the file meanwhile. No code relies on mapped bytes
-    // staying equal: headers are parsed once into owned values, offsets are checked against the mapped length, and
-    // tensor bytes are read as plain numbers, for which every bit pattern is valid.
+    // SAFETY: the mapping is read-only and private to this process, and `Mmap` keeps it alive as long as the
+    // `Bytes` that own it. What remains is that another process may change the file meanwhile. No code relies
+    // on mapped bytes staying equal: headers are parsed once into owned values, offsets are checked against
+    // the mapped length, and tensor bytes are read as plain numbers, for which every bit pattern is valid.
     let map = unsafe { Mmap::map(&file) }.map_err(|source| Error::io(path, source))?;
     Ok(Bytes::new(map))
 }

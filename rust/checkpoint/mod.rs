@@ -1,15 +1,15 @@
 //! A checkpoint: named byte views over files that are not trusted.
 //!
 //! A checkpoint is one of
-//! - a folder in Hugging Face layout: `model.safetensors`, or `model.safetensors.index.json` and its shards, with
-//!   `config.json`, `tokenizer.json` and other side files beside them;
+//! - a folder in Hugging Face layout: `model.safetensors`, or `model.safetensors.index.json` and its shards,
+//!   with `config.json`, `tokenizer.json` and other side files beside them;
 //! - a single `.safetensors` file of any name; its side files are those of the folder it stands in;
-//! - a file in edgewise's own format: also safetensors, with `format` = `edgewise` and `format_version` in its
-//!   metadata. It contains its side files, as U8 tensors named `edgewise.files/<name>`.
+//! - a file in edgewise's own format: also safetensors, with `format` = `edgewise` and `format_version` in
+//!   its metadata. It contains its side files, as U8 tensors named `edgewise.files/<name>`.
 //!
-//! A file of our own is self-contained: the side files inside it win over those in the folder around it, and when
-//! it is opened by its own path, the folder is not looked at. Opened as a folder, a side file it lacks may come
-//! from there.
+//! A file of our own is self-contained: the side files inside it win over those in the folder around it, and
+//! when it is opened by its own path, the folder is not looked at. Opened as a folder, a side file it lacks
+//! may come from there.
 
 mod files;
 mod index;
@@ -131,8 +131,8 @@ impl Checkpoint {
 
     /// A file that belongs to the model, such as `config.json`; `None` if there is none.
     ///
-    /// Embedded files come first, then the folder; see the module's description. `name` must be a plain file name;
-    /// a file above [`MAX_SIDE_FILE`] bytes is refused.
+    /// Embedded files come first, then the folder; see the module's description. `name` must be a plain file
+    /// name; a file above [`MAX_SIDE_FILE`] bytes is refused.
     pub fn side_file(&self, name: &str) -> Result<Option<Vec<u8>>> {
         if !files::is_plain_name(name) {
             return Err(Error::argument("name", format!("'{}' is not a plain file name", json::quote(name))));

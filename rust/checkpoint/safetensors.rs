@@ -10,8 +10,9 @@
 //! Everything is checked once, before any tensor is handed out: the tensors follow each other without hole or
 //! overlap and cover the data exactly, and each one's range is as long as its type and shape say.
 //!
-//! Types edgewise does not read (`F8_E4M3`, `BOOL`, ...) do not make a file unusable: such a tensor is listed, and
-//! asking for it is an error that names tensor and type. A checkpoint may hold them where the model never looks.
+//! Types edgewise does not read (`F8_E4M3`, `BOOL`, ...) do not make a file unusable: such a tensor is
+//! listed, and asking for it is an error that names tensor and type. A checkpoint may hold them where the
+//! model never looks.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -92,9 +93,9 @@ fn header_text<'a>(path: &Path, file: &'a [u8]) -> Result<&'a [u8]> {
         return Err(fault(format!("header length {length} is above the limit of {MAX_HEADER}")));
     }
     let Some(text) = rest.get(..length as usize) else {
+        let size = file.len();
         return Err(fault(format!(
-            "header length {length} reaches beyond the file's {} bytes: the file is truncated or of another format",
-            file.len()
+            "header length {length} reaches beyond the file's {size} bytes: truncated, or of another format"
         )));
     };
     if text.first() != Some(&b'{') {
@@ -149,8 +150,8 @@ pub(super) fn check_name(name: &str) -> std::result::Result<(), String> {
     Ok(())
 }
 
-/// Bytes of a tensor; `None` if that overflows. Counts a dimension of zero as one while it looks for overflow, so
-/// that the product of any of the dimensions fits too.
+/// Bytes of a tensor; `None` if that overflows. Counts a dimension of zero as one while it looks for
+/// overflow, so that the product of any of the dimensions fits too.
 pub(super) fn tensor_bytes(dtype: DType, shape: &[usize]) -> Option<usize> {
     let bytes = shape.iter().try_fold(dtype.size(), |size, &dim| size.checked_mul(dim.max(1)))?;
     Some(if shape.contains(&0) { 0 } else { bytes })

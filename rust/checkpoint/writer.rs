@@ -1,8 +1,8 @@
 //! Writes a safetensors file tensor by tensor, so that no more than one tensor need be in memory.
 //!
-//! All sizes are known beforehand, so the header is written first and the data follow in one pass. Until the last
-//! byte is on the disk everything happens in a temporary file beside the destination; an interrupted run leaves the
-//! destination as it was.
+//! All sizes are known beforehand, so the header is written first and the data follow in one pass. Until the
+//! last byte is on the disk everything happens in a temporary file beside the destination; an interrupted run
+//! leaves the destination as it was.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
@@ -16,7 +16,8 @@ use super::safetensors::{LENGTH_WORD, MAX_HEADER, MAX_RANK, METADATA_KEY, check_
 use crate::error::{Error, Result};
 use crate::tensor::DType;
 
-/// Tensors start at multiples of this in the file where their sizes allow: a cache line, and the widest vector.
+/// Tensors start at multiples of this in the file where their sizes allow: a cache line, and the widest
+/// vector.
 const ALIGNMENT: usize = 64;
 const BUFFER: usize = 1 << 20;
 
@@ -54,9 +55,9 @@ pub struct Writer {
 impl Writer {
     /// Plans the file at `path` and writes its header to a temporary file in the same folder.
     ///
-    /// The data are laid out so that every tensor whose length in bytes is a multiple of 64 starts at a multiple of
-    /// 64 in the file: such tensors come first, in the given order, then multiples of 32, then the rest. A symbolic
-    /// link at `path` will be replaced, not followed.
+    /// The data are laid out so that every tensor whose length in bytes is a multiple of 64 starts at a
+    /// multiple of 64 in the file: such tensors come first, in the given order, then multiples of 32, then
+    /// the rest. A symbolic link at `path` will be replaced, not followed.
     pub fn create(path: &Path, tensors: Vec<Planned>, metadata: &BTreeMap<String, String>) -> Result<Self> {
         check_destination(path)?;
         let (order, ends) = lay_out(path, tensors)?;
@@ -74,7 +75,8 @@ impl Writer {
         &self.order
     }
 
-    /// Writes the next bytes: of one tensor, a part of one, or several, as long as they follow [`Self::order`].
+    /// Writes the next bytes: of one tensor, a part of one, or several, as long as they follow
+    /// [`Self::order`].
     ///
     /// More bytes than planned is an error, and then none of them are written.
     pub fn write(&mut self, bytes: &[u8]) -> Result<()> {

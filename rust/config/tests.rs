@@ -20,7 +20,7 @@ fn text_0_8b() -> Value {
     })
 }
 
-fn full(text: Value) -> Value {
+fn full(text: &Value) -> Value {
     json!({
         "architectures": ["Qwen3_5ForConditionalGeneration"], "model_type": "qwen3_5", "text_config": text,
         "vision_config": {"depth": 12}, "image_token_id": 248_056
@@ -32,8 +32,9 @@ fn small() -> Value {
     let mut types = vec!["linear_attention"; 3];
     types.push("full_attention");
     json!({
-        "attention_bias": false, "bos_token_id": null, "eos_token_id": null, "head_dim": 64, "hidden_act": "silu",
-        "hidden_size": 128, "intermediate_size": 64, "layer_types": types, "linear_conv_kernel_dim": 4,
+        "attention_bias": false, "bos_token_id": null, "eos_token_id": null, "head_dim": 64,
+        "hidden_act": "silu", "hidden_size": 128, "intermediate_size": 64, "layer_types": types,
+        "linear_conv_kernel_dim": 4,
         "linear_key_head_dim": 128, "linear_num_key_heads": 1, "linear_num_value_heads": 2,
         "linear_value_head_dim": 128, "max_position_embeddings": 4096, "model_type": "qwen3_5_text",
         "num_attention_heads": 4, "num_hidden_layers": 4, "num_key_value_heads": 2, "rms_norm_eps": 1e-6,
@@ -83,7 +84,7 @@ fn expect_text(text: &str, reason: &str) {
 
 #[test]
 fn reads_a_full_model() {
-    let config = parse(&full(text_0_8b())).unwrap();
+    let config = parse(&full(&text_0_8b())).unwrap();
     assert_eq!(config.model_type, "qwen3_5");
     assert!(config.has_vision);
     assert_eq!(config.eos_token_ids, [248_044]);
@@ -117,7 +118,7 @@ fn reads_the_other_published_shapes() {
         ] {
             text = with(text, key, size);
         }
-        let text = parse(&full(text)).unwrap().text;
+        let text = parse(&full(&text)).unwrap().text;
         assert_eq!((text.hidden_size, text.layers.len(), text.attention.heads), (hidden, layers, heads));
         assert_eq!(text.delta.conv_dim(), 4096 + 128 * value_heads);
     }
@@ -134,20 +135,20 @@ fn reads_a_text_model() {
 
 #[test]
 fn a_full_model_may_come_without_vision() {
-    assert!(!parse(&without(full(small()), "vision_config")).unwrap().has_vision);
-    assert!(!parse(&with(full(small()), "vision_config", Value::Null)).unwrap().has_vision);
-    expect(&with(full(small()), "vision_config", 3), "vision_config", "must be an object, not 3");
+    assert!(!parse(&without(full(&small()), "vision_config")).unwrap().has_vision);
+    assert!(!parse(&with(full(&small()), "vision_config", Value::Null)).unwrap().has_vision);
+    expect(&with(full(&small()), "vision_config", 3), "vision_config", "must be an object, not 3");
 }
 
 #[test]
 fn other_models_are_refused_by_name() {
     let known = "is not supported; known: qwen3_5, qwen3_5_text";
     for name in ["qwen3_5_moe", "llama", ""] {
-        expect(&with(full(small()), "model_type", name), "model_type", &format!("'{name}' {known}"));
+        expect(&with(full(&small()), "model_type", name), "model_type", &format!("'{name}' {known}"));
     }
     expect(&without(small(), "model_type"), "model_type", "is missing");
     expect(&with(small(), "model_type", "qwen3_5"), "text_config", "is missing");
-    let nested = with(full(small()), "text_config.model_type", "qwen3_5_moe_text");
+    let nested = with(full(&small()), "text_config.model_type", "qwen3_5_moe_text");
     expect(&nested, "text_config.model_type", "'qwen3_5_moe_text' is not supported; known: qwen3_5_text");
 }
 
@@ -170,7 +171,7 @@ fn layers_are_listed_or_derived() {
 #[test]
 fn tying_is_decided_by_the_outermost_value() {
     let tied = |outer: Option<bool>, inner: Option<bool>| {
-        let config = with(full(small()), "tie_word_embeddings", outer);
+        let config = with(full(&small()), "tie_word_embeddings", outer);
         parse(&with(config, "text_config.tie_word_embeddings", inner)).unwrap().text.tie_word_embeddings
     };
     assert!(!tied(None, None));
@@ -183,7 +184,7 @@ fn tying_is_decided_by_the_outermost_value() {
 #[test]
 fn end_tokens_come_as_number_list_or_null() {
     let ids = |outer: Value, inner: Value| {
-        let config = with(full(small()), "eos_token_id", outer);
+        let config = with(full(&small()), "eos_token_id", outer);
         parse(&with(config, "text_config.eos_token_id", inner)).unwrap().eos_token_ids
     };
     assert_eq!(ids(json!(null), json!(7)), [7]);
@@ -236,7 +237,7 @@ fn other_rope_settings_are_refused() {
     }
     let both = with(small(), "rope_scaling", json!({"rope_type": "default"}));
     expect(&both, "rope_scaling", "stands beside rope_parameters");
-    let nested = with(full(small()), "text_config.rope_parameters.rope_type", "yarn");
+    let nested = with(full(&small()), "text_config.rope_parameters.rope_type", "yarn");
     expect(&nested, "text_config.rope_parameters.rope_type", "'yarn'");
 }
 
@@ -265,12 +266,12 @@ fn sizes_must_stand_and_make_sense() {
         "linear_conv_kernel_dim",
     ] {
         let key = format!("text_config.{key}");
-        expect(&without(full(small()), &key), &key, "is missing");
-        expect(&with(full(small()), &key, Value::Null), &key, "is missing");
+        expect(&without(full(&small()), &key), &key, "is missing");
+        expect(&with(full(&small()), &key, Value::Null), &key, "is missing");
         for wrong in
             [json!(0), json!(-64), json!(64.5), json!("64"), json!([64]), json!(u64::MAX), json!(1 << 25)]
         {
-            expect(&with(full(small()), &key, wrong), &key, "must be a whole number from 1 to");
+            expect(&with(full(&small()), &key, wrong), &key, "must be a whole number from 1 to");
         }
     }
 }
@@ -331,7 +332,7 @@ fn switches_that_change_the_arithmetic() {
         expect(&with(small(), "rms_norm_eps", eps), "rms_norm_eps", "is out of range");
     }
     for place in ["quantization_config", "text_config.quantization_config"] {
-        let config = with(full(small()), place, json!({"quant_method": "gptq"}));
+        let config = with(full(&small()), place, json!({"quant_method": "gptq"}));
         expect(&config, place, "'gptq' are not supported");
     }
 }
@@ -358,7 +359,7 @@ proptest! {
     fn mutated_text_never_panics(
         edits in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..6),
     ) {
-        let mut text = full(small()).to_string().into_bytes();
+        let mut text = full(&small()).to_string().into_bytes();
         for (place, value) in edits {
             let place = place.index(text.len());
             text[place] = value;
@@ -370,7 +371,9 @@ proptest! {
 
     #[test]
     fn any_size_keeps_the_promises(place in 0usize..13, size in prop_oneof![0u64..512, any::<u64>()]) {
-        let keys: Vec<_> = small().as_object().unwrap().iter().filter(|(_, v)| v.is_u64()).map(|(k, _)| k.clone()).collect();
+        let small_model = small();
+        let entries = small_model.as_object().unwrap().iter();
+        let keys: Vec<_> = entries.filter(|(_, value)| value.is_u64()).map(|(key, _)| key.clone()).collect();
         prop_assert_eq!(keys.len(), 13);
         if let Ok(config) = parse(&with(small(), &keys[place], size)) {
             let text = config.text;

@@ -1,5 +1,14 @@
-//! The thread pool and how many threads it should have.
+//! The thread pool, and how many threads it should have.
+#[cfg(any(target_os = "linux", target_os = "android"))]
+mod affinity;
+#[cfg(any(target_os = "linux", target_os = "android"))]
+mod cgroup;
 mod count;
+mod fork;
+mod gate;
 mod pool;
-pub use count::available_threads;
+#[cfg(any(target_os = "linux", target_os = "android"))]
+mod topology;
+
+pub use count::{ThreadReport, available_threads, thread_report};
 pub use pool::Pool;

@@ -132,6 +132,23 @@ impl Matrix {
         }
     }
 
+    /// Whether every number, or every scale of a block format, is finite.
+    pub fn is_finite(&self) -> bool {
+        let finite = |exponent: u16| move |b: &[u8; 2]| u16::from_le_bytes(*b) & exponent != exponent;
+        match self.format {
+            Format::F32 => self.data.as_chunks::<4>().0.iter().all(|b| f32::from_le_bytes(*b).is_finite()),
+            Format::F16 => self.data.as_chunks::<2>().0.iter().all(finite(0x7c00)),
+            Format::BF16 => self.data.as_chunks::<2>().0.iter().all(finite(0x7f80)),
+            Format::Int4 | Format::Int8 => {
+                let block = if self.format == Format::Int4 { int4::BLOCK_BYTES } else { int8::BLOCK_BYTES };
+                let scales = |block: &[u8]| {
+                    block[block.len() - 2 * BLOCK_ROWS..].as_chunks::<2>().0.iter().all(finite(0x7c00))
+                };
+                self.data.chunks_exact(block).all(scales)
+            }
+        }
+    }
+
     /// All rows as f32, `[rows, cols]` row-major.
     pub fn to_f32(&self) -> Vec<f32> {
         let mut out = vec![0.0; self.rows * self.cols];

@@ -2,7 +2,10 @@
 pub mod convert;
 pub mod int4;
 pub mod int8;
+pub mod load;
 pub mod matrix;
+pub mod model;
 pub mod quantize;
+pub mod random;
 pub mod recipe;
 pub mod stored;

@@ -1,1 +1,4 @@
-fn main() {}
+//! Tests across modules, through the crate's public interface.
+
+mod checkpoint;
+mod threads;

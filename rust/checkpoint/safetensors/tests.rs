@@ -277,7 +277,8 @@ proptest! {
         begin in 0u64..24, end in 0u64..24, rows in 0u64..5, cols in prop_oneof![0u64..5, any::<u64>()],
         dtype in prop::sample::select(vec!["U8", "F16", "F32", "F64", "BOOL"]),
     ) {
-        let a = format!(r#""a":{{"dtype":"{dtype}","shape":[{rows},{cols}],"data_offsets":[{begin},{end}]}}"#);
+        let shape = format!("[{rows},{cols}]");
+        let a = format!(r#""a":{{"dtype":"{dtype}","shape":{shape},"data_offsets":[{begin},{end}]}}"#);
         let bytes = file(&header(&[a, entry("b", "U8", "[4]", 0, 4)]), 20);
         if let Ok(header) = parse(&bytes) {
             check_promises(&bytes, &header);

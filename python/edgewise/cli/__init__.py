@@ -1,0 +1,5 @@
+"""The `edgewise` command."""
+
+from edgewise.cli.main import main
+
+__all__ = ["main"]

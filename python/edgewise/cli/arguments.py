@@ -1,0 +1,96 @@
+"""Arguments that several commands share: how to open a model, and how to generate."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING, Any
+
+from edgewise.model import Model
+
+if TYPE_CHECKING:
+    Commands = argparse._SubParsersAction[argparse.ArgumentParser]
+    """What a command adds its parser to."""
+
+_NUMBERS: list[tuple[str, type, str]] = [
+    ("--max-new-tokens", int, "the most tokens to generate"),
+    ("--temperature", float, "divides the logits; 0 takes the likeliest token each time"),
+    ("--top-k", int, "only the so many likeliest tokens; 0 for all"),
+    ("--top-p", float, "only the likeliest tokens that together have this probability"),
+    ("--min-p", float, "only tokens at least this fraction as likely as the likeliest"),
+    ("--repetition-penalty", float, "makes tokens seen before less likely when above 1"),
+    ("--presence-penalty", float, "subtracted from the logit of tokens of the answer"),
+    ("--frequency-penalty", float, "the same, times how often they occurred"),
+    ("--seed", int, "for the same random numbers again"),
+]
+
+
+def add_model(parser: argparse.ArgumentParser) -> None:
+    """Add MODEL and how to open it."""
+    parser.add_argument(
+        "model", metavar="MODEL", help="folder, file, hub id such as Qwen/Qwen3.5-0.8B, or demo"
+    )
+    add_opening(parser)
+
+
+def add_opening(parser: argparse.ArgumentParser) -> None:
+    """Add how to open a model."""
+    group = parser.add_argument_group("opening the model")
+    group.add_argument(
+        "--dtype",
+        choices=["auto", "f32", "bf16", "int8", "int4"],
+        default="auto",
+        help="how the large matrices are held (default: as stored)",
+    )
+    group.add_argument("--kv-dtype", default="auto", help="how keys and values of past tokens are held")
+    group.add_argument("--recipe", help="name or file: which tensors get which format")
+    group.add_argument("--threads", type=int, help="how many to compute with (default: see 'edgewise info')")
+    group.add_argument("--cache", action="store_true", help="keep converted weights for the next time")
+
+
+def open_model(arguments: argparse.Namespace) -> Model:
+    """Open the model that the arguments name, with a progress bar where that takes long."""
+    return Model.from_pretrained(
+        arguments.model,
+        arguments.dtype,
+        arguments.threads,
+        kv_dtype=arguments.kv_dtype,
+        recipe=arguments.recipe,
+        progress=True,
+        cache=arguments.cache,
+    )
+
+
+def add_generation(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of `Model.generate` that make sense in a shell."""
+    group = parser.add_argument_group(
+        "generation", "An argument left out takes the checkpoint's own value, where it has one."
+    )
+    for flag, kind, text in _NUMBERS:
+        group.add_argument(flag, type=kind, help=text, metavar="N" if kind is int else "X")
+    group.add_argument("--stop", action="append", metavar="TEXT", help="ends the answer; may be given again")
+    group.add_argument(
+        "--stop-token-id",
+        action="append",
+        type=int,
+        metavar="ID",
+        dest="stop_token_ids",
+        help="the same, by id",
+    )
+    group.add_argument(
+        "--ignore-eos", action="store_true", default=None, help="go on after the model's own end"
+    )
+    group.add_argument(
+        "--think",
+        action=argparse.BooleanOptionalAction,
+        dest="enable_thinking",
+        help="whether to think before answering (default: up to the chat template)",
+    )
+    group.add_argument("--system", metavar="TEXT", help="what the model is told before the conversation")
+
+
+def generation_arguments(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Return the keyword arguments for `Model.generate`, those not given left out."""
+    names = [flag.removeprefix("--").replace("-", "_") for flag, _, _ in _NUMBERS]
+    names += ["stop", "stop_token_ids", "ignore_eos", "enable_thinking"]
+    values = {name: getattr(arguments, name) for name in names}
+    return {name: value for name, value in values.items() if value is not None}

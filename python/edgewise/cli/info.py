@@ -1,0 +1,145 @@
+"""`edgewise info`: what this computer offers, and what a model needs of it."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgewise import __version__, _native
+from edgewise.cli import terminal
+from edgewise.cli.arguments import add_opening, open_model
+
+if TYPE_CHECKING:
+    from edgewise.cli.arguments import Commands
+
+PLANNED_LENGTHS = (4096, 32768)
+
+
+def add_to(commands: Commands) -> argparse.ArgumentParser:
+    """Add the command's parser."""
+    parser = commands.add_parser(
+        "info",
+        help="show what this computer offers and a model needs",
+        description="Shows what this computer offers and, if one is named, what a model needs.",
+    )
+    parser.add_argument("model", metavar="MODEL", nargs="?", help="folder, file, hub id or demo")
+    add_opening(parser)
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    return parser
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Print what is known, for a person or as JSON."""
+    facts: dict[str, Any] = {"computer": computer()}
+    if arguments.model is not None:
+        model = open_model(arguments)
+        facts["model"] = {"name": model.name, **model.info()}
+        facts["model"]["memory_plan"] = memory_plan(facts["model"])
+    print(json.dumps(facts, indent=1) if arguments.json else _text(facts))
+    return 0
+
+
+def computer() -> dict[str, Any]:
+    """Return what this build and this computer offer."""
+    total, available = memory()
+    return {
+        "version": __version__,
+        "build": _native.build_info(),
+        "tiers": _native.tiers(),
+        "tier": _native.active_tier(),
+        "threads": _native.available_threads(),
+        "memory_bytes": total,
+        "available_memory_bytes": available,
+    }
+
+
+def memory(meminfo: Path = Path("/proc/meminfo")) -> tuple[int | None, int | None]:
+    """Return the bytes of memory in all and available now, each `None` where the system does not tell."""
+    if meminfo.exists():
+        entries = dict(line.split(":", 1) for line in meminfo.read_text().splitlines() if ":" in line)
+        total, available = (_kilobytes(entries.get(name)) for name in ("MemTotal", "MemAvailable"))
+        return total, available
+    if "SC_PHYS_PAGES" in os.sysconf_names:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"), None
+    return None, None
+
+
+def memory_plan(model: dict[str, Any]) -> list[dict[str, int]]:
+    """Return the bytes that texts of some lengths need, up to the longest the model can hold."""
+    longest = model["context_length"]
+    lengths = sorted({length for length in PLANNED_LENGTHS if length < longest} | {longest})
+    plan = []
+    for tokens in lengths:
+        sequence = model["state_bytes"] + tokens * model["kv_bytes_per_token"]
+        plan.append({"tokens": tokens, "sequence": sequence, "total": model["weight_bytes"] + sequence})
+    return plan
+
+
+def _kilobytes(entry: str | None) -> int | None:
+    return None if entry is None else int(entry.split()[0]) * 1024
+
+
+def _text(facts: dict[str, Any]) -> str:
+    parts = [_computer_text(facts["computer"])]
+    if "model" in facts:
+        parts.append(_model_text(facts["model"]))
+    return "\n\n".join(parts)
+
+
+def _computer_text(computer: dict[str, Any]) -> str:
+    known = [
+        f"{terminal.size(number)} {word}"
+        for word, number in (
+            ("in all", computer["memory_bytes"]),
+            ("free", computer["available_memory_bytes"]),
+        )
+        if number is not None
+    ]
+    rows = [
+        ("edgewise", computer["version"]),
+        ("instructions", f"{computer['tier']} (of {', '.join(computer['tiers'])}; EDGEWISE_ISA chooses)"),
+        ("threads", f"{computer['threads']}{_reason(computer['build'].get('thread_report'))}"),
+        ("memory", ", ".join(known) or "unknown"),
+    ]
+    return _entries(rows)
+
+
+def _reason(report: dict[str, Any] | None) -> str:
+    """Return why so many threads."""
+    if report is None:
+        return ""
+    quota = report["quota"]
+    limits = [f"{report['affinity']} CPUs allowed", f"{report['performance_cores']} fast cores"]
+    limits += [] if quota is None else [f"control group allows {quota:g}"]
+    return f" ({', '.join(limits)})"
+
+
+def _model_text(model: dict[str, Any]) -> str:
+    bits = 8 * model["weight_bytes"] / model["parameters"]
+    rows = [
+        ("model", f"{model['name']} ({model['model_type']})"),
+        ("parameters", f"{terminal.count(model['parameters'])}, {bits:.1f} bits each"),
+        ("weights", terminal.size(model["weight_bytes"])),
+        ("file", terminal.size(model["file_bytes"])),
+        ("context", f"{model['context_length']} tokens"),
+        ("one text", f"{terminal.size(model['state_bytes'])} and {_per_token(model)}"),
+        ("threads", str(model["threads"])),
+    ]
+    plan = [["memory for", "the text", "with weights"]] + [
+        [f"{entry['tokens']} tokens", terminal.size(entry["sequence"]), terminal.size(entry["total"])]
+        for entry in model["memory_plan"]
+    ]
+    formats = terminal.formats_table(model["formats"])
+    return f"{_entries(rows)}\n\n{formats}\n\n{terminal.table(plan)}"
+
+
+def _per_token(model: dict[str, Any]) -> str:
+    return f"{terminal.size(model['kv_bytes_per_token'])} a token ({model['kv_dtype']})"
+
+
+def _entries(rows: list[tuple[str, str]]) -> str:
+    width = max(len(name) for name, _ in rows)
+    return "\n".join(f"{name.ljust(width)}  {value}" for name, value in rows)

@@ -1,0 +1,56 @@
+"""`edgewise quantize`: write a checkpoint with smaller weights."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgewise import _native, checks, hub
+from edgewise.cli import terminal
+from edgewise.progress import duration, shown
+
+if TYPE_CHECKING:
+    from edgewise.cli.arguments import Commands
+
+
+def add_to(commands: Commands) -> argparse.ArgumentParser:
+    """Add the command's parser."""
+    parser = commands.add_parser(
+        "quantize",
+        help="write a smaller copy of a model",
+        description="Writes one file with the weights of a model converted, and with its small files inside.",
+    )
+    parser.add_argument("source", metavar="SRC", help="folder, file or hub id")
+    parser.add_argument("destination", metavar="DST", help="file to write, such as model-int4.safetensors")
+    parser.add_argument(
+        "--recipe", default="int4", help="name or file: which tensors get which format (int4)"
+    )
+    parser.add_argument("--threads", type=int, help="how many to compute with")
+    parser.add_argument("--force", action="store_true", help="replace DST if it is there")
+    return parser
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Convert, and say what came out."""
+    destination = Path(arguments.destination)
+    if destination.is_dir():
+        raise IsADirectoryError(f"{destination}: is a folder; name the file to write")
+    if destination.exists() and not arguments.force:
+        raise FileExistsError(f"{destination}: is there already; --force replaces it")
+    threads = checks.threads(arguments.threads)
+    source = hub.resolve(arguments.source)
+    start = time.monotonic()
+    with shown(True, "converting") as progress:
+        report = _native.quantize(source, str(destination), arguments.recipe, threads, progress)
+    print(_closing(destination, report, time.monotonic() - start))
+    return 0
+
+
+def _closing(destination: Path, report: dict[str, Any], seconds: float) -> str:
+    before, after = report["source_bytes"], report["file_bytes"]
+    return (
+        f"{destination}: {terminal.size(after)} in {duration(seconds)}, {after / before:.0%} of the "
+        f"{terminal.size(before)} before\n{terminal.formats_table(report['formats'])}"
+    )

@@ -1,0 +1,100 @@
+//! Activations as INT8: what quantised weights are multiplied with.
+//!
+//! Symmetric, one scale for each token and group of 32 channels: scale = absmax / 127, value = x / scale rounded to
+//! nearest even. The group's sum is kept because unsigned weight forms subtract a multiple of it. A group that holds
+//! NaN or an infinity gets a NaN scale, so that the fault reaches the logits instead of vanishing in a cast.
+
+use super::cpu::Cpu;
+use super::lanes::{LANES, Op, Simd};
+use super::math::padded;
+use crate::weights::matrix::BLOCK_COLS;
+
+/// 32 channels of one token.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Group {
+    /// Value of one step.
+    pub scale: f32,
+    /// Sum of `values`.
+    pub sum: i32,
+    /// Steps, -127..=127.
+    pub values: [i8; BLOCK_COLS],
+}
+
+/// Quantised rows `[tokens, groups]`; the last group is filled up with zeros.
+#[derive(Debug, Default)]
+pub struct QuantizedRows {
+    groups: Vec<Group>,
+    per_row: usize,
+}
+
+impl QuantizedRows {
+    /// Room for `tokens` rows of `cols` channels.
+    pub fn with_capacity(tokens: usize, cols: usize) -> Self {
+        Self { groups: Vec::with_capacity(tokens * cols.div_ceil(BLOCK_COLS)), per_row: 0 }
+    }
+
+    /// Quantises `x` `[tokens, cols]`. Allocates only if the capacity does not suffice.
+    pub fn fill(&mut self, cpu: &Cpu, x: &[f32], cols: usize) {
+        let tokens = x.len() / cols;
+        self.per_row = cols.div_ceil(BLOCK_COLS);
+        self.groups.resize(tokens * self.per_row, Group::default());
+        let grain = (16 * 1024 / cols).max(1);
+        cpu.rows(&mut self.groups, self.per_row, grain, |rows, out| {
+            let x = &x[rows.start * cols..rows.end * cols];
+            cpu.run(QuantizeRows { x, cols, out });
+        });
+    }
+
+    /// All groups, `[tokens, groups]`.
+    pub fn groups(&self) -> &[Group] {
+        &self.groups
+    }
+
+    /// Groups of one token.
+    pub fn groups_per_row(&self) -> usize {
+        self.per_row
+    }
+}
+
+struct QuantizeRows<'a> {
+    x: &'a [f32],
+    cols: usize,
+    out: &'a mut [Group],
+}
+
+impl Op for QuantizeRows<'_> {
+    type Output = ();
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let per_row = self.cols.div_ceil(BLOCK_COLS);
+        for (x, out) in self.x.chunks_exact(self.cols).zip(self.out.chunks_exact_mut(per_row)) {
+            for (x, out) in x.chunks(BLOCK_COLS).zip(out) {
+                quantize_group(s, x, out);
+            }
+        }
+    }
+}
+
+#[inline(always)]
+fn quantize_group<S: Simd>(s: S, x: &[f32], out: &mut Group) {
+    let (low, high) = if x.len() == BLOCK_COLS {
+        let chunks = x.as_chunks::<LANES>().0;
+        (s.load(&chunks[0]), s.load(&chunks[1]))
+    } else {
+        let split = x.len().min(LANES);
+        (s.load(&padded(&x[..split])), s.load(&padded(&x[split..])))
+    };
+    let absmax = s.max_lane(s.max(s.abs(low), s.abs(high)));
+    // 0 x inf and 0 x NaN are NaN; all else stays 0.
+    let zero = s.splat(0.0);
+    let poison = s.sum(s.fma(low, zero, s.mul(high, zero)));
+    let inverse = if absmax > 0.0 { 127.0 / absmax } else { 0.0 };
+    out.scale = absmax / 127.0 + poison;
+    let inverse = if out.scale.is_finite() && inverse.is_finite() { inverse } else { 0.0 };
+    let inverse = s.splat(inverse);
+    let values = out.values.as_chunks_mut::<LANES>().0;
+    s.store_i8(s.round(s.mul(low, inverse)), &mut values[0]);
+    s.store_i8(s.round(s.mul(high, inverse)), &mut values[1]);
+    out.sum = out.values.iter().map(|&v| i32::from(v)).sum();
+}

@@ -1,0 +1,249 @@
+//! Keys and values of one attention layer, in pages of 64 tokens at fixed absolute positions.
+//!
+//! A page holds, for each KV head, keys as `[64 / 16][head_dim][16 tokens]` and values as `[64][head_dim]`. So both
+//! products of attention run without a sum across lanes: scores have tokens in the lanes, outputs have channels. Pages
+//! are shared between forks of a sequence and copied when one of them writes.
+
+use std::sync::Arc;
+
+use super::cpu::Cpu;
+use super::lanes::{LANES, Op, Simd};
+
+/// Tokens of a page.
+pub const PAGE: usize = 64;
+
+/// How cached keys and values are stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum KvType {
+    /// Single precision, for comparison with reference implementations.
+    F32,
+    /// Half precision, rounded to nearest even.
+    F16,
+}
+
+impl KvType {
+    /// Bytes of one number.
+    pub const fn size(self) -> usize {
+        match self {
+            Self::F32 => 4,
+            Self::F16 => 2,
+        }
+    }
+
+    /// The name used in arguments and reports.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::F32 => "f32",
+            Self::F16 => "f16",
+        }
+    }
+}
+
+/// The cache of one layer.
+#[derive(Clone, Debug)]
+pub struct KvCache {
+    kv_type: KvType,
+    kv_heads: usize,
+    head_dim: usize,
+    len: usize,
+    pages: Vec<Arc<Vec<u8>>>,
+}
+
+impl KvCache {
+    /// An empty cache.
+    pub fn new(kv_type: KvType, kv_heads: usize, head_dim: usize) -> Self {
+        Self { kv_type, kv_heads, head_dim, len: 0, pages: Vec::new() }
+    }
+
+    /// Tokens held.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether no token is held.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Number type of keys and values.
+    pub fn kv_type(&self) -> KvType {
+        self.kv_type
+    }
+
+    /// Heads of keys and values.
+    pub fn kv_heads(&self) -> usize {
+        self.kv_heads
+    }
+
+    /// Channels of a head.
+    pub fn head_dim(&self) -> usize {
+        self.head_dim
+    }
+
+    /// Bytes allocated.
+    pub fn nbytes(&self) -> usize {
+        self.pages.len() * self.page_bytes()
+    }
+
+    /// Bytes of one token.
+    pub fn bytes_per_token(&self) -> usize {
+        self.page_bytes() / PAGE
+    }
+
+    fn page_bytes(&self) -> usize {
+        self.kv_heads * 2 * self.half_bytes()
+    }
+
+    /// Bytes of one head's keys, and of its values, in a page.
+    fn half_bytes(&self) -> usize {
+        PAGE * self.head_dim * self.kv_type.size()
+    }
+
+    /// Allocates pages for `tokens` tokens in all.
+    pub fn reserve(&mut self, tokens: usize) {
+        let bytes = self.page_bytes();
+        while self.pages.len() * PAGE < tokens {
+            self.pages.push(Arc::new(vec![0; bytes]));
+        }
+    }
+
+    /// Forgets all tokens from `len` on. Their pages stay for reuse.
+    pub fn truncate(&mut self, len: usize) {
+        self.len = self.len.min(len);
+    }
+
+    /// Keys `[64 / 16][head_dim][16]` and values `[64][head_dim]` of a head in page `page`.
+    pub fn head(&self, page: usize, head: usize) -> (&[u8], &[u8]) {
+        let half = self.half_bytes();
+        self.pages[page][head * 2 * half..(head + 1) * 2 * half].split_at(half)
+    }
+
+    /// Appends keys and values `[tokens, kv_heads, head_dim]`.
+    pub fn append(&mut self, cpu: &Cpu, keys: &[f32], values: &[f32]) {
+        let width = self.kv_heads * self.head_dim;
+        assert_eq!(keys.len(), values.len());
+        let tokens = keys.len() / width;
+        self.reserve(self.len + tokens);
+        let mut token = 0;
+        while token < tokens {
+            let slot = (self.len + token) % PAGE;
+            let count = (PAGE - slot).min(tokens - token);
+            let page = Arc::make_mut(&mut self.pages[(self.len + token) / PAGE]);
+            let rows = token * width..(token + count) * width;
+            let (keys, values) = (&keys[rows.clone()], &values[rows]);
+            let half = PAGE * self.head_dim * self.kv_type.size();
+            cpu.run(WritePage {
+                keys,
+                values,
+                page,
+                slot,
+                half,
+                head_dim: self.head_dim,
+                kv_type: self.kv_type,
+            });
+            token += count;
+        }
+        self.len += tokens;
+    }
+
+    /// Keys and values of all tokens as f32, each `[kv_heads, tokens, head_dim]`.
+    pub fn to_f32(&self) -> (Vec<f32>, Vec<f32>) {
+        let (mut keys, mut values) = (Vec::new(), Vec::new());
+        for head in 0..self.kv_heads {
+            for token in 0..self.len {
+                let (page, slot) = (token / PAGE, token % PAGE);
+                let (k, v) = self.head(page, head);
+                for d in 0..self.head_dim {
+                    keys.push(self.read(k, key_index(slot, d, self.head_dim)));
+                    values.push(self.read(v, slot * self.head_dim + d));
+                }
+            }
+        }
+        (keys, values)
+    }
+
+    fn read(&self, bytes: &[u8], index: usize) -> f32 {
+        match self.kv_type {
+            KvType::F32 => {
+                let b = &bytes[4 * index..4 * index + 4];
+                f32::from_le_bytes([b[0], b[1], b[2], b[3]])
+            }
+            KvType::F16 => half::f16::from_le_bytes([bytes[2 * index], bytes[2 * index + 1]]).to_f32(),
+        }
+    }
+}
+
+/// Where channel `d` of the key in slot `slot` stands.
+fn key_index(slot: usize, d: usize, head_dim: usize) -> usize {
+    (slot / LANES * head_dim + d) * LANES + slot % LANES
+}
+
+struct WritePage<'a> {
+    keys: &'a [f32],
+    values: &'a [f32],
+    page: &'a mut [u8],
+    slot: usize,
+    half: usize,
+    head_dim: usize,
+    kv_type: KvType,
+}
+
+impl Op for WritePage<'_> {
+    type Output = ();
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let heads = self.page.len() / (2 * self.half);
+        let rows = self.keys.chunks_exact(self.head_dim).zip(self.values.chunks_exact(self.head_dim));
+        for (row, (key, value)) in rows.enumerate() {
+            let (slot, head) = (self.slot + row / heads, row % heads);
+            let (keys, values) = self.page[head * 2 * self.half..][..2 * self.half].split_at_mut(self.half);
+            for d in (0..self.head_dim).step_by(LANES) {
+                let (key, value) = (load(s, key, d), load(s, value, d));
+                match self.kv_type {
+                    KvType::F32 => {
+                        scatter::<4>(&narrow_f32(s, key), keys, slot, d, self.head_dim);
+                        let at = 4 * (slot * self.head_dim + d);
+                        values[at..at + 64].copy_from_slice(&narrow_f32(s, value));
+                    }
+                    KvType::F16 => {
+                        scatter::<2>(&narrow_f16(s, key), keys, slot, d, self.head_dim);
+                        let at = 2 * (slot * self.head_dim + d);
+                        values[at..at + 32].copy_from_slice(&narrow_f16(s, value));
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[inline(always)]
+fn load<S: Simd>(s: S, x: &[f32], d: usize) -> S::F {
+    s.load(&x[d..].as_chunks::<LANES>().0[0])
+}
+
+#[inline(always)]
+fn narrow_f32<S: Simd>(s: S, x: S::F) -> [u8; 64] {
+    let mut lanes = [0.0; LANES];
+    s.store(x, &mut lanes);
+    let mut out = [0; 64];
+    for (out, x) in out.chunks_exact_mut(4).zip(lanes) {
+        out.copy_from_slice(&x.to_le_bytes());
+    }
+    out
+}
+
+#[inline(always)]
+fn narrow_f16<S: Simd>(s: S, x: S::F) -> [u8; 32] {
+    let mut out = [0; 32];
+    s.store_f16(x, &mut out);
+    out
+}
+
+/// Writes 16 channels of one key, `SIZE` bytes each, to their places.
+#[inline(always)]
+fn scatter<const SIZE: usize>(lanes: &[u8], keys: &mut [u8], slot: usize, d: usize, head_dim: usize) {
+    for (i, lane) in lanes.chunks_exact(SIZE).enumerate() {
+        let at = SIZE * key_index(slot, d + i, head_dim);
+        keys[at..at + SIZE].copy_from_slice(lane);
+    }
+}

@@ -1,0 +1,99 @@
+//! The virtual vector: 16 lanes of f32 or i32, and a block of weights whose lanes are output rows.
+//!
+//! Every algorithm of this crate is written once, over [`Simd`]. A tier (portable, AVX2, AVX-512, NEON) says how the
+//! sixteen lanes are held; the algorithm fixes which operations happen to which lane in which order. All operations
+//! below are exact or correctly rounded by IEEE 754, so **each tier computes the same bits**:
+//!
+//! - `fma` is one rounding on every tier (the portable tier calls `f32::mul_add`), and `mul` followed by `add` is two;
+//! - `sum` reduces by one fixed tree: lane i with i+8, then i+4, i+2, i+1;
+//! - `max(a, b)` is `if a > b { a } else { b }`, and `min` likewise, which settles what NaN and signed zeros do;
+//! - there is no reciprocal or square-root estimate; `exp` is a polynomial in [`math`](super::math);
+//! - integer dot products are exact, so their order is free.
+//!
+//! How code reaches a tier: a kernel is a struct of its arguments that implements [`Op`], and
+//! [`Tier::run`](super::tier::Tier::run) calls `Op::run` inside one function that carries the tier's
+//! `#[target_feature]`. Everything below that function is `#[inline(always)]`, so that the whole kernel is compiled
+//! for the tier. Closures are not: they are functions of their own without the features, so no closure may hold lanes. A
+//! value of a tier's type can exist only if the CPU has the features: that is the proof its
+//! intrinsics rest on.
+
+/// Lanes of the virtual vector.
+pub const LANES: usize = 16;
+
+/// A kernel: its arguments, and what to do with them on any tier.
+pub trait Op {
+    /// What the kernel returns.
+    type Output;
+    /// Runs the kernel. Implementations carry `#[inline(always)]`.
+    fn run<S: Simd>(self, s: S) -> Self::Output;
+}
+
+/// The operations of a tier on 16 lanes. See the module's text for what each one owes.
+pub trait Simd: Copy + Send + Sync + 'static {
+    /// Sixteen f32.
+    type F: Copy;
+    /// Sixteen i32.
+    type I: Copy;
+    /// 64 bytes: four int8 (or unsigned nibbles) for each of 16 lanes.
+    type B: Copy;
+
+    /// Tokens whose accumulators fit the registers beside one weight block.
+    const TILE: usize;
+
+    /// `x` in every lane.
+    fn splat(self, x: f32) -> Self::F;
+    /// Sixteen f32.
+    fn load(self, x: &[f32; LANES]) -> Self::F;
+    /// Sixteen little-endian f32 at any alignment.
+    fn load_f32_bytes(self, x: &[u8; 64]) -> Self::F;
+    /// Sixteen little-endian halves, widened exactly.
+    fn load_f16(self, x: &[u8; 32]) -> Self::F;
+    /// Sixteen little-endian bfloat16, widened exactly.
+    fn load_bf16(self, x: &[u8; 32]) -> Self::F;
+    /// Writes sixteen f32.
+    fn store(self, x: Self::F, out: &mut [f32; LANES]);
+    /// Writes sixteen halves, rounded to nearest even.
+    fn store_f16(self, x: Self::F, out: &mut [u8; 32]);
+
+    /// a + b
+    fn add(self, a: Self::F, b: Self::F) -> Self::F;
+    /// a - b
+    fn sub(self, a: Self::F, b: Self::F) -> Self::F;
+    /// a * b
+    fn mul(self, a: Self::F, b: Self::F) -> Self::F;
+    /// a / b
+    fn div(self, a: Self::F, b: Self::F) -> Self::F;
+    /// a * b + c, rounded once
+    fn fma(self, a: Self::F, b: Self::F, c: Self::F) -> Self::F;
+    /// `if a > b { a } else { b }`
+    fn max(self, a: Self::F, b: Self::F) -> Self::F;
+    /// `if a < b { a } else { b }`
+    fn min(self, a: Self::F, b: Self::F) -> Self::F;
+    /// |a|
+    fn abs(self, a: Self::F) -> Self::F;
+    /// `if a < b { x } else { y }`
+    fn select_lt(self, a: Self::F, b: Self::F, x: Self::F, y: Self::F) -> Self::F;
+
+    /// Rounds to the nearest integer, ties to even. Every lane must fit an i32.
+    fn round(self, a: Self::F) -> Self::I;
+    /// Converts to f32, rounded to nearest even.
+    fn to_f32(self, a: Self::I) -> Self::F;
+    /// a * 2^n by adding n to the exponent field: a and the result must be normal numbers (NaN stays NaN for n = 0).
+    fn scale_exponent(self, a: Self::F, n: Self::I) -> Self::F;
+    /// Writes the low byte of each lane. Every lane must fit an i8.
+    fn store_i8(self, a: Self::I, out: &mut [i8; LANES]);
+
+    /// The 16x32 nibbles of an INT4 block as eight byte vectors, vector j = columns 4j..4j+4 of each row, 0..=15.
+    fn load_u4(self, block: &[u8; 256]) -> [Self::B; 8];
+    /// The 16x32 bytes of an INT8 block as eight byte vectors, prepared for [`Self::dot_i8`].
+    fn load_i8(self, block: &[u8; 512]) -> [Self::B; 8];
+    /// For each row, the exact sum over 32 columns of (nibble - 8) x a. `sum` is the sum of `a`.
+    fn dot_u4(self, w: &[Self::B; 8], a: &[i8; 32], sum: i32) -> Self::I;
+    /// For each row, the exact sum over 32 columns of w x a, w in -127..=127. `sum` is the sum of `a`.
+    fn dot_i8(self, w: &[Self::B; 8], a: &[i8; 32], sum: i32) -> Self::I;
+
+    /// The sum of all lanes by the fixed tree.
+    fn sum(self, a: Self::F) -> f32;
+    /// The largest lane by the fixed tree, without NaN.
+    fn max_lane(self, a: Self::F) -> f32;
+}

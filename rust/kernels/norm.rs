@@ -1,0 +1,98 @@
+//! Normalisations: RMSNorm, its gated form, and the L2 norm of the delta rule's keys and queries.
+//!
+//! All take the weight as it is multiplied. Qwen3.5's zero-centred norms add 1 to theirs at load, in one place.
+
+use super::cpu::Cpu;
+use super::lanes::{LANES, Op, Simd};
+use super::math::{silu, sum_of_squares, zip_lanes};
+
+/// out = x / sqrt(mean(x^2) + eps) * weight, over rows of `weight.len()`; `x` and `out` are `[rows, width]`.
+///
+/// Source: Zhang and Sennrich 2019 (arXiv 1910.07467).
+pub fn rms_norm(cpu: &Cpu, x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
+    assert_eq!(x.len(), out.len());
+    let width = weight.len();
+    cpu.rows(out, width, row_grain(width), |rows, out| {
+        let x = &x[rows.start * width..rows.end * width];
+        cpu.run(RmsNorm { x, weight, eps, out });
+    });
+}
+
+/// Rows that make about 16 thousand elements of work.
+pub(super) fn row_grain(width: usize) -> usize {
+    (16 * 1024 / width.max(1)).max(1)
+}
+
+struct RmsNorm<'a> {
+    x: &'a [f32],
+    weight: &'a [f32],
+    eps: f32,
+    out: &'a mut [f32],
+}
+
+impl Op for RmsNorm<'_> {
+    type Output = ();
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let width = self.weight.len();
+        for (x, out) in self.x.chunks_exact(width).zip(self.out.chunks_exact_mut(width)) {
+            let inverse = s.splat(inverse_rms(s, x, self.eps));
+            zip_lanes!(s, out = [x in x, w in self.weight] => s.mul(s.mul(x, inverse), w));
+        }
+    }
+}
+
+/// 1 / sqrt(mean(x^2) + eps)
+#[inline(always)]
+pub(super) fn inverse_rms<S: Simd>(s: S, x: &[f32], eps: f32) -> f32 {
+    1.0 / (sum_of_squares(s, x) / x.len() as f32 + eps).sqrt()
+}
+
+/// x = x / sqrt(mean(x^2) + eps) * weight, for one row in place.
+#[inline(always)]
+pub(super) fn rms_norm_row<S: Simd>(s: S, x: &mut [f32], weight: &[f32], eps: f32) {
+    let inverse = inverse_rms(s, x, eps);
+    for (x, w) in x.iter_mut().zip(weight) {
+        *x = *x * inverse * w;
+    }
+}
+
+/// x = x / sqrt(sum(x^2) + eps) * scale, for one row in place.
+#[inline(always)]
+pub(super) fn l2_norm_row<S: Simd>(s: S, x: &mut [f32], eps: f32, scale: f32) {
+    let inverse = 1.0 / (sum_of_squares(s, x) + eps).sqrt();
+    for x in x.iter_mut() {
+        *x = *x * inverse * scale;
+    }
+}
+
+/// x = rms_norm(x) * weight * silu(gate), for each head; `x` and `gate` are `[tokens, heads, width]`, in place.
+///
+/// Source: the gated norm of Gated DeltaNet (Yang et al. 2024, arXiv 2412.06464).
+pub fn gated_rms_norm(cpu: &Cpu, x: &mut [f32], gate: &[f32], weight: &[f32], eps: f32) {
+    assert_eq!(x.len(), gate.len());
+    let width = weight.len();
+    cpu.rows(x, width, row_grain(width), |rows, x| {
+        let gate = &gate[rows.start * width..rows.end * width];
+        cpu.run(GatedRmsNorm { x, gate, weight, eps });
+    });
+}
+
+struct GatedRmsNorm<'a> {
+    x: &'a mut [f32],
+    gate: &'a [f32],
+    weight: &'a [f32],
+    eps: f32,
+}
+
+impl Op for GatedRmsNorm<'_> {
+    type Output = ();
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let width = self.weight.len();
+        for (x, gate) in self.x.chunks_exact_mut(width).zip(self.gate.chunks_exact(width)) {
+            rms_norm_row(s, x, self.weight, self.eps);
+            zip_lanes!(s, x = [value in x, gate in gate] => s.mul(value, silu(s, gate)));
+        }
+    }
+}

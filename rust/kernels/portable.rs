@@ -1,0 +1,205 @@
+//! The portable tier: plain Rust arrays. It defines what every other tier must compute.
+
+use half::{bf16, f16};
+
+use super::lanes::{LANES, Simd};
+
+/// The tier every CPU has.
+#[derive(Clone, Copy, Debug)]
+pub struct Portable;
+
+type F = [f32; LANES];
+type I = [i32; LANES];
+
+#[inline(always)]
+fn map2(a: F, b: F, f: impl Fn(f32, f32) -> f32) -> F {
+    let mut out = [0.0; LANES];
+    for i in 0..LANES {
+        out[i] = f(a[i], b[i]);
+    }
+    out
+}
+
+#[inline(always)]
+fn widen(x: &[u8; 32], f: impl Fn(u16) -> f32) -> F {
+    let mut out = [0.0; LANES];
+    for i in 0..LANES {
+        out[i] = f(u16::from_le_bytes([x[2 * i], x[2 * i + 1]]));
+    }
+    out
+}
+
+/// Folds lanes by the fixed tree: i with i+8, then i+4, i+2, i+1.
+#[inline(always)]
+fn fold(mut a: F, f: impl Fn(f32, f32) -> f32) -> f32 {
+    let mut width = LANES / 2;
+    while width > 0 {
+        for i in 0..width {
+            a[i] = f(a[i], a[i + width]);
+        }
+        width /= 2;
+    }
+    a[0]
+}
+
+/// The exact sum over 32 columns of w x a for each row; `w(j, i)` is byte i of vector j.
+#[inline(always)]
+fn dot(w: &[[u8; 64]; 8], a: &[i8; 32], init: i32, value: impl Fn(u8) -> i32) -> I {
+    let mut out = [init; LANES];
+    for j in 0..8 {
+        for row in 0..LANES {
+            for c in 0..4 {
+                out[row] += value(w[j][4 * row + c]) * i32::from(a[4 * j + c]);
+            }
+        }
+    }
+    out
+}
+
+impl Simd for Portable {
+    type F = F;
+    type I = I;
+    type B = [u8; 64];
+    const TILE: usize = 4;
+
+    #[inline(always)]
+    fn splat(self, x: f32) -> F {
+        [x; LANES]
+    }
+    #[inline(always)]
+    fn load(self, x: &[f32; LANES]) -> F {
+        *x
+    }
+    #[inline(always)]
+    fn load_f32_bytes(self, x: &[u8; 64]) -> F {
+        let mut out = [0.0; LANES];
+        for (o, b) in out.iter_mut().zip(x.chunks_exact(4)) {
+            *o = f32::from_le_bytes([b[0], b[1], b[2], b[3]]);
+        }
+        out
+    }
+    #[inline(always)]
+    fn load_f16(self, x: &[u8; 32]) -> F {
+        widen(x, |bits| f16::from_bits(bits).to_f32())
+    }
+    #[inline(always)]
+    fn load_bf16(self, x: &[u8; 32]) -> F {
+        widen(x, |bits| bf16::from_bits(bits).to_f32())
+    }
+    #[inline(always)]
+    fn store(self, x: F, out: &mut [f32; LANES]) {
+        *out = x;
+    }
+    #[inline(always)]
+    fn store_f16(self, x: F, out: &mut [u8; 32]) {
+        for i in 0..LANES {
+            out[2 * i..2 * i + 2].copy_from_slice(&f16::from_f32(x[i]).to_le_bytes());
+        }
+    }
+
+    #[inline(always)]
+    fn add(self, a: F, b: F) -> F {
+        map2(a, b, |a, b| a + b)
+    }
+    #[inline(always)]
+    fn sub(self, a: F, b: F) -> F {
+        map2(a, b, |a, b| a - b)
+    }
+    #[inline(always)]
+    fn mul(self, a: F, b: F) -> F {
+        map2(a, b, |a, b| a * b)
+    }
+    #[inline(always)]
+    fn div(self, a: F, b: F) -> F {
+        map2(a, b, |a, b| a / b)
+    }
+    #[inline(always)]
+    fn fma(self, a: F, b: F, c: F) -> F {
+        let mut out = [0.0; LANES];
+        for i in 0..LANES {
+            out[i] = a[i].mul_add(b[i], c[i]);
+        }
+        out
+    }
+    #[inline(always)]
+    fn max(self, a: F, b: F) -> F {
+        map2(a, b, |a, b| if a > b { a } else { b })
+    }
+    #[inline(always)]
+    fn min(self, a: F, b: F) -> F {
+        map2(a, b, |a, b| if a < b { a } else { b })
+    }
+    #[inline(always)]
+    fn abs(self, a: F) -> F {
+        a.map(f32::abs)
+    }
+    #[inline(always)]
+    fn select_lt(self, a: F, b: F, x: F, y: F) -> F {
+        let mut out = [0.0; LANES];
+        for i in 0..LANES {
+            out[i] = if a[i] < b[i] { x[i] } else { y[i] };
+        }
+        out
+    }
+
+    #[inline(always)]
+    fn round(self, a: F) -> I {
+        a.map(|x| x.round_ties_even() as i32)
+    }
+    #[inline(always)]
+    fn to_f32(self, a: I) -> F {
+        a.map(|x| x as f32)
+    }
+    #[inline(always)]
+    fn scale_exponent(self, a: F, n: I) -> F {
+        let mut out = [0.0; LANES];
+        for i in 0..LANES {
+            out[i] = f32::from_bits(a[i].to_bits().wrapping_add((n[i] as u32) << 23));
+        }
+        out
+    }
+    #[inline(always)]
+    fn store_i8(self, a: I, out: &mut [i8; LANES]) {
+        for i in 0..LANES {
+            out[i] = a[i] as i8;
+        }
+    }
+
+    #[inline(always)]
+    fn load_u4(self, block: &[u8; 256]) -> [[u8; 64]; 8] {
+        let mut out = [[0; 64]; 8];
+        for j in 0..4 {
+            for i in 0..64 {
+                let byte = block[64 * j + i];
+                out[j][i] = byte & 15;
+                out[j + 4][i] = byte >> 4;
+            }
+        }
+        out
+    }
+    #[inline(always)]
+    fn load_i8(self, block: &[u8; 512]) -> [[u8; 64]; 8] {
+        let mut out = [[0; 64]; 8];
+        for j in 0..8 {
+            out[j].copy_from_slice(&block[64 * j..64 * j + 64]);
+        }
+        out
+    }
+    #[inline(always)]
+    fn dot_u4(self, w: &[[u8; 64]; 8], a: &[i8; 32], sum: i32) -> I {
+        dot(w, a, -8 * sum, i32::from)
+    }
+    #[inline(always)]
+    fn dot_i8(self, w: &[[u8; 64]; 8], a: &[i8; 32], _sum: i32) -> I {
+        dot(w, a, 0, |byte| i32::from(byte as i8))
+    }
+
+    #[inline(always)]
+    fn sum(self, a: F) -> f32 {
+        fold(a, |a, b| a + b)
+    }
+    #[inline(always)]
+    fn max_lane(self, a: F) -> f32 {
+        fold(a, |a, b| if a > b { a } else { b })
+    }
+}

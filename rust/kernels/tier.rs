@@ -1,0 +1,78 @@
+//! Which vector instructions to use, decided once at start-up from what the CPU has.
+
+use super::lanes::Op;
+use super::portable::Portable;
+#[cfg(target_arch = "x86_64")]
+use super::x86_64::{avx2::Avx2, avx512vnni::Avx512Vnni};
+use crate::error::{Error, Result};
+
+/// The environment variable that forces a tier by name.
+pub const ISA_VARIABLE: &str = "EDGEWISE_ISA";
+
+/// A set of vector instructions this CPU has.
+#[derive(Clone, Copy, Debug)]
+pub enum Tier {
+    /// Plain Rust; the definition of what all others compute.
+    Portable(Portable),
+    /// AVX2, FMA and F16C.
+    #[cfg(target_arch = "x86_64")]
+    Avx2(Avx2),
+    /// AVX-512 F, BW, VL and VNNI.
+    #[cfg(target_arch = "x86_64")]
+    Avx512Vnni(Avx512Vnni),
+}
+
+impl Tier {
+    /// All tiers of this CPU, slowest first.
+    pub fn available() -> Vec<Self> {
+        #[allow(unused_mut, reason = "other architectures have only the portable tier")]
+        let mut tiers = vec![Self::Portable(Portable)];
+        #[cfg(target_arch = "x86_64")]
+        {
+            tiers.extend(Avx2::detect().map(Self::Avx2));
+            tiers.extend(Avx512Vnni::detect().map(Self::Avx512Vnni));
+        }
+        tiers
+    }
+
+    /// The tier named by `EDGEWISE_ISA`, or else the fastest one.
+    pub fn from_environment() -> Result<Self> {
+        match std::env::var(ISA_VARIABLE) {
+            Ok(name) if !name.is_empty() => Self::by_name(&name),
+            _ => Ok(Self::available().pop().unwrap_or(Self::Portable(Portable))),
+        }
+    }
+
+    /// The tier with this name, if this CPU has it.
+    pub fn by_name(name: &str) -> Result<Self> {
+        let tiers = Self::available();
+        tiers.iter().copied().find(|tier| tier.name() == name).ok_or_else(|| {
+            let names: Vec<_> = tiers.iter().map(|tier| tier.name()).collect();
+            let reason = format!("'{name}' is not a tier of this CPU, which has: {}", names.join(", "));
+            Error::argument(ISA_VARIABLE, reason)
+        })
+    }
+
+    /// The name used in reports and in `EDGEWISE_ISA`.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Portable(_) => "portable",
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx2(_) => "avx2",
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512Vnni(_) => "avx512vnni",
+        }
+    }
+
+    /// Runs `op` with this tier's instructions.
+    #[inline]
+    pub fn run<O: Op>(self, op: O) -> O::Output {
+        match self {
+            Self::Portable(tier) => op.run(tier),
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx2(tier) => tier.run(op),
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512Vnni(tier) => tier.run(op),
+        }
+    }
+}

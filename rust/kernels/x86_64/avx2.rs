@@ -1,0 +1,261 @@
+//! AVX2 with FMA and F16C (Haswell, Zen and later): two registers hold the sixteen lanes.
+//!
+//! Without VNNI a four-way int8 dot is `vpmaddubsw` (u8 x i8 pairs into i16), then `vpmaddwd` with ones (i16 pairs into
+//! i32). Nibbles leave room in the i16: eight pair sums of at most 2 x 15 x 127 = 3,810 stay below 32,767, so a whole
+//! block accumulates in i16 and is widened once. INT8 weights are made unsigned by the sign trick |w| x (a with w's
+//! sign); |w| <= 127 keeps a pair sum at 32,258.
+#![allow(unsafe_code, reason = "intrinsics, each argued by the token")]
+
+use std::arch::x86_64::{
+    __m256, __m256i, _CMP_LT_OQ, _mm_add_ps, _mm_add_ss, _mm_cvtss_f32, _mm_loadu_si128, _mm_max_ps,
+    _mm_max_ss, _mm_movehl_ps, _mm_shuffle_ps, _mm_storeu_si128, _mm256_abs_epi8, _mm256_add_epi16,
+    _mm256_add_epi32, _mm256_add_ps, _mm256_and_ps, _mm256_and_si256, _mm256_blendv_ps, _mm256_castps_si256,
+    _mm256_castps256_ps128, _mm256_castsi256_ps, _mm256_castsi256_si128, _mm256_cmp_ps, _mm256_cvtepi32_ps,
+    _mm256_cvtepu16_epi32, _mm256_cvtph_ps, _mm256_cvtps_epi32, _mm256_cvtps_ph, _mm256_div_ps,
+    _mm256_extractf128_ps, _mm256_fmadd_ps, _mm256_loadu_ps, _mm256_loadu_si256, _mm256_madd_epi16,
+    _mm256_maddubs_epi16, _mm256_max_ps, _mm256_min_ps, _mm256_mul_ps, _mm256_packs_epi16,
+    _mm256_packs_epi32, _mm256_permutevar8x32_epi32, _mm256_set1_epi8, _mm256_set1_epi16, _mm256_set1_epi32,
+    _mm256_set1_ps, _mm256_setr_epi32, _mm256_setzero_si256, _mm256_sign_epi8, _mm256_slli_epi32,
+    _mm256_srli_epi16, _mm256_storeu_ps, _mm256_sub_ps,
+};
+
+use super::intrinsics;
+use crate::kernels::lanes::{LANES, Op, Simd};
+
+/// Sixteen f32: lanes 0..8 and 8..16.
+pub type Half2 = [__m256; 2];
+type Int2 = [__m256i; 2];
+
+/// Proof that this CPU has AVX2, FMA and F16C.
+#[derive(Clone, Copy, Debug)]
+pub struct Avx2(());
+
+impl Avx2 {
+    /// The tier, if this CPU and operating system support it.
+    pub fn detect() -> Option<Self> {
+        let supported = std::arch::is_x86_feature_detected!("avx2")
+            && std::arch::is_x86_feature_detected!("fma")
+            && std::arch::is_x86_feature_detected!("f16c");
+        supported.then_some(Self(()))
+    }
+
+    /// Runs `op` compiled for this tier.
+    #[inline]
+    pub fn run<O: Op>(self, op: O) -> O::Output {
+        #[target_feature(enable = "avx2,fma,f16c")]
+        fn with_features<O: Op>(tier: Avx2, op: O) -> O::Output {
+            op.run(tier)
+        }
+        // SAFETY: `self` proves the features.
+        unsafe { with_features(self, op) }
+    }
+}
+
+impl Simd for Avx2 {
+    type F = Half2;
+    type I = Int2;
+    type B = Int2;
+    const TILE: usize = 4;
+
+    #[inline(always)]
+    fn splat(self, x: f32) -> Half2 {
+        intrinsics! { [_mm256_set1_ps(x); 2] }
+    }
+    #[inline(always)]
+    fn load(self, x: &[f32; LANES]) -> Half2 {
+        intrinsics! { [_mm256_loadu_ps(x.as_ptr()), _mm256_loadu_ps(x.as_ptr().add(8))] }
+    }
+    #[inline(always)]
+    fn load_f32_bytes(self, x: &[u8; 64]) -> Half2 {
+        intrinsics! {
+            let p = x.as_ptr().cast::<__m256i>();
+            [_mm256_castsi256_ps(_mm256_loadu_si256(p)), _mm256_castsi256_ps(_mm256_loadu_si256(p.add(1)))]
+        }
+    }
+    #[inline(always)]
+    fn load_f16(self, x: &[u8; 32]) -> Half2 {
+        intrinsics! {
+            let p = x.as_ptr().cast();
+            [_mm256_cvtph_ps(_mm_loadu_si128(p)), _mm256_cvtph_ps(_mm_loadu_si128(p.add(1)))]
+        }
+    }
+    #[inline(always)]
+    fn load_bf16(self, x: &[u8; 32]) -> Half2 {
+        intrinsics! {
+            let p = x.as_ptr().cast();
+            let low = _mm256_cvtepu16_epi32(_mm_loadu_si128(p));
+            let high = _mm256_cvtepu16_epi32(_mm_loadu_si128(p.add(1)));
+            [_mm256_castsi256_ps(_mm256_slli_epi32::<16>(low)), _mm256_castsi256_ps(_mm256_slli_epi32::<16>(high))]
+        }
+    }
+    #[inline(always)]
+    fn store(self, x: Half2, out: &mut [f32; LANES]) {
+        intrinsics! {
+            _mm256_storeu_ps(out.as_mut_ptr(), x[0]);
+            _mm256_storeu_ps(out.as_mut_ptr().add(8), x[1]);
+        }
+    }
+    #[inline(always)]
+    fn store_f16(self, x: Half2, out: &mut [u8; 32]) {
+        intrinsics! {
+            let p = out.as_mut_ptr().cast();
+            _mm_storeu_si128(p, _mm256_cvtps_ph::<0>(x[0]));
+            _mm_storeu_si128(p.add(1), _mm256_cvtps_ph::<0>(x[1]));
+        }
+    }
+
+    #[inline(always)]
+    fn add(self, a: Half2, b: Half2) -> Half2 {
+        intrinsics! { [_mm256_add_ps(a[0], b[0]), _mm256_add_ps(a[1], b[1])] }
+    }
+    #[inline(always)]
+    fn sub(self, a: Half2, b: Half2) -> Half2 {
+        intrinsics! { [_mm256_sub_ps(a[0], b[0]), _mm256_sub_ps(a[1], b[1])] }
+    }
+    #[inline(always)]
+    fn mul(self, a: Half2, b: Half2) -> Half2 {
+        intrinsics! { [_mm256_mul_ps(a[0], b[0]), _mm256_mul_ps(a[1], b[1])] }
+    }
+    #[inline(always)]
+    fn div(self, a: Half2, b: Half2) -> Half2 {
+        intrinsics! { [_mm256_div_ps(a[0], b[0]), _mm256_div_ps(a[1], b[1])] }
+    }
+    #[inline(always)]
+    fn fma(self, a: Half2, b: Half2, c: Half2) -> Half2 {
+        intrinsics! { [_mm256_fmadd_ps(a[0], b[0], c[0]), _mm256_fmadd_ps(a[1], b[1], c[1])] }
+    }
+    #[inline(always)]
+    fn max(self, a: Half2, b: Half2) -> Half2 {
+        intrinsics! { [_mm256_max_ps(a[0], b[0]), _mm256_max_ps(a[1], b[1])] }
+    }
+    #[inline(always)]
+    fn min(self, a: Half2, b: Half2) -> Half2 {
+        intrinsics! { [_mm256_min_ps(a[0], b[0]), _mm256_min_ps(a[1], b[1])] }
+    }
+    #[inline(always)]
+    fn abs(self, a: Half2) -> Half2 {
+        intrinsics! {
+            let mask = _mm256_castsi256_ps(_mm256_set1_epi32(0x7fff_ffff));
+            [_mm256_and_ps(a[0], mask), _mm256_and_ps(a[1], mask)]
+        }
+    }
+    #[inline(always)]
+    fn select_lt(self, a: Half2, b: Half2, x: Half2, y: Half2) -> Half2 {
+        intrinsics! {
+            [
+                _mm256_blendv_ps(y[0], x[0], _mm256_cmp_ps::<_CMP_LT_OQ>(a[0], b[0])),
+                _mm256_blendv_ps(y[1], x[1], _mm256_cmp_ps::<_CMP_LT_OQ>(a[1], b[1])),
+            ]
+        }
+    }
+
+    #[inline(always)]
+    fn round(self, a: Half2) -> Int2 {
+        intrinsics! { [_mm256_cvtps_epi32(a[0]), _mm256_cvtps_epi32(a[1])] }
+    }
+    #[inline(always)]
+    fn to_f32(self, a: Int2) -> Half2 {
+        intrinsics! { [_mm256_cvtepi32_ps(a[0]), _mm256_cvtepi32_ps(a[1])] }
+    }
+    #[inline(always)]
+    fn scale_exponent(self, a: Half2, n: Int2) -> Half2 {
+        intrinsics! {
+            let low = _mm256_add_epi32(_mm256_castps_si256(a[0]), _mm256_slli_epi32::<23>(n[0]));
+            let high = _mm256_add_epi32(_mm256_castps_si256(a[1]), _mm256_slli_epi32::<23>(n[1]));
+            [_mm256_castsi256_ps(low), _mm256_castsi256_ps(high)]
+        }
+    }
+    #[inline(always)]
+    fn store_i8(self, a: Int2, out: &mut [i8; LANES]) {
+        intrinsics! {
+            // Packing works inside 128-bit halves: afterwards the dwords hold lanes 0-3, 8-11, (again), 4-7, 12-15.
+            let words = _mm256_packs_epi32(a[0], a[1]);
+            let bytes = _mm256_packs_epi16(words, words);
+            let order = _mm256_setr_epi32(0, 4, 1, 5, 0, 0, 0, 0);
+            let sorted = _mm256_permutevar8x32_epi32(bytes, order);
+            _mm_storeu_si128(out.as_mut_ptr().cast(), _mm256_castsi256_si128(sorted));
+        }
+    }
+
+    #[inline(always)]
+    fn load_u4(self, block: &[u8; 256]) -> [Int2; 8] {
+        intrinsics! {
+            let low = _mm256_set1_epi8(15);
+            let mut out = [[low; 2]; 8];
+            for j in 0..4 {
+                for half in 0..2 {
+                    let bytes = _mm256_loadu_si256(block.as_ptr().add(64 * j + 32 * half).cast());
+                    out[j][half] = _mm256_and_si256(bytes, low);
+                    out[j + 4][half] = _mm256_and_si256(_mm256_srli_epi16::<4>(bytes), low);
+                }
+            }
+            out
+        }
+    }
+    #[inline(always)]
+    fn load_i8(self, block: &[u8; 512]) -> [Int2; 8] {
+        intrinsics! {
+            let mut out = [[_mm256_setzero_si256(); 2]; 8];
+            for j in 0..8 {
+                for half in 0..2 {
+                    out[j][half] = _mm256_loadu_si256(block.as_ptr().add(64 * j + 32 * half).cast());
+                }
+            }
+            out
+        }
+    }
+    #[inline(always)]
+    fn dot_u4(self, w: &[Int2; 8], a: &[i8; 32], sum: i32) -> Int2 {
+        intrinsics! {
+            let quad = a.as_ptr().cast::<i32>();
+            let mut pairs = [_mm256_setzero_si256(); 2];
+            for j in 0..8 {
+                let a = _mm256_set1_epi32(quad.add(j).read_unaligned());
+                pairs[0] = _mm256_add_epi16(pairs[0], _mm256_maddubs_epi16(w[j][0], a));
+                pairs[1] = _mm256_add_epi16(pairs[1], _mm256_maddubs_epi16(w[j][1], a));
+            }
+            let ones = _mm256_set1_epi16(1);
+            let init = _mm256_set1_epi32(-8 * sum);
+            [
+                _mm256_add_epi32(init, _mm256_madd_epi16(pairs[0], ones)),
+                _mm256_add_epi32(init, _mm256_madd_epi16(pairs[1], ones)),
+            ]
+        }
+    }
+    #[inline(always)]
+    fn dot_i8(self, w: &[Int2; 8], a: &[i8; 32], _sum: i32) -> Int2 {
+        intrinsics! {
+            let quad = a.as_ptr().cast::<i32>();
+            let ones = _mm256_set1_epi16(1);
+            let mut out = [_mm256_setzero_si256(); 2];
+            for j in 0..8 {
+                let a = _mm256_set1_epi32(quad.add(j).read_unaligned());
+                for half in 0..2 {
+                    let w = w[j][half];
+                    let pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(a, w));
+                    out[half] = _mm256_add_epi32(out[half], _mm256_madd_epi16(pairs, ones));
+                }
+            }
+            out
+        }
+    }
+
+    #[inline(always)]
+    fn sum(self, a: Half2) -> f32 {
+        intrinsics! {
+            let eight = _mm256_add_ps(a[0], a[1]);
+            let four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps::<1>(eight));
+            let two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+            _mm_cvtss_f32(_mm_add_ss(two, _mm_shuffle_ps::<1>(two, two)))
+        }
+    }
+    #[inline(always)]
+    fn max_lane(self, a: Half2) -> f32 {
+        intrinsics! {
+            let eight = _mm256_max_ps(a[0], a[1]);
+            let four = _mm_max_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps::<1>(eight));
+            let two = _mm_max_ps(four, _mm_movehl_ps(four, four));
+            _mm_cvtss_f32(_mm_max_ss(two, _mm_shuffle_ps::<1>(two, two)))
+        }
+    }
+}

@@ -1,0 +1,207 @@
+//! AVX-512 with VNNI (Ice Lake, Zen 4 and later): one register holds the sixteen lanes, and `vpdpbusd` adds four
+//! int8 products to each of them.
+#![allow(unsafe_code, reason = "intrinsics, each argued by the token")]
+
+use std::arch::x86_64::{
+    __m256i, __m512, __m512i, _CMP_LT_OQ, _mm_storeu_si128, _mm256_loadu_si256, _mm256_storeu_si256,
+    _mm512_abs_ps, _mm512_add_epi32, _mm512_add_ps, _mm512_and_si512, _mm512_castps_si512,
+    _mm512_castps512_ps256, _mm512_castsi512_ps, _mm512_cmp_ps_mask, _mm512_cvtepi32_epi8,
+    _mm512_cvtepi32_ps, _mm512_cvtepu16_epi32, _mm512_cvtph_ps, _mm512_cvtps_epi32, _mm512_cvtps_ph,
+    _mm512_div_ps, _mm512_dpbusd_epi32, _mm512_extractf64x4_pd, _mm512_fmadd_ps, _mm512_loadu_ps,
+    _mm512_loadu_si512, _mm512_mask_blend_ps, _mm512_max_ps, _mm512_min_ps, _mm512_mul_ps, _mm512_set1_epi8,
+    _mm512_set1_epi32, _mm512_set1_ps, _mm512_slli_epi32, _mm512_srli_epi16, _mm512_storeu_ps, _mm512_sub_ps,
+    _mm512_xor_si512,
+};
+
+use super::avx2;
+use super::intrinsics;
+use crate::kernels::lanes::{LANES, Op, Simd};
+
+/// Proof that this CPU has AVX-512 F, BW, VL and VNNI, and what the AVX2 tier needs.
+#[derive(Clone, Copy, Debug)]
+pub struct Avx512Vnni {
+    half: avx2::Avx2,
+}
+
+impl Avx512Vnni {
+    /// The tier, if this CPU and operating system support it.
+    pub fn detect() -> Option<Self> {
+        let half = avx2::Avx2::detect()?;
+        let supported = std::arch::is_x86_feature_detected!("avx512f")
+            && std::arch::is_x86_feature_detected!("avx512bw")
+            && std::arch::is_x86_feature_detected!("avx512vl")
+            && std::arch::is_x86_feature_detected!("avx512vnni");
+        supported.then_some(Self { half })
+    }
+
+    /// Runs `op` compiled for this tier.
+    #[inline]
+    pub fn run<O: Op>(self, op: O) -> O::Output {
+        #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512vnni")]
+        fn with_features<O: Op>(tier: Avx512Vnni, op: O) -> O::Output {
+            op.run(tier)
+        }
+        // SAFETY: `self` proves the features.
+        unsafe { with_features(self, op) }
+    }
+
+    /// Lanes 0..8 and 8..16.
+    #[inline(always)]
+    fn halves(self, a: __m512) -> avx2::Half2 {
+        intrinsics! {
+            let high = _mm512_extractf64x4_pd::<1>(std::arch::x86_64::_mm512_castps_pd(a));
+            [_mm512_castps512_ps256(a), std::arch::x86_64::_mm256_castpd_ps(high)]
+        }
+    }
+
+    /// Adds the products of eight byte vectors with 32 activations to `init`. Two chains hide the latency.
+    #[inline(always)]
+    fn dot(self, w: &[__m512i; 8], a: &[i8; 32], init: i32) -> __m512i {
+        intrinsics! {
+            let mut even = _mm512_set1_epi32(init);
+            let mut odd = _mm512_set1_epi32(0);
+            let quad = a.as_ptr().cast::<i32>();
+            for j in 0..4 {
+                even = _mm512_dpbusd_epi32(even, w[2 * j], _mm512_set1_epi32(quad.add(2 * j).read_unaligned()));
+                odd = _mm512_dpbusd_epi32(odd, w[2 * j + 1], _mm512_set1_epi32(quad.add(2 * j + 1).read_unaligned()));
+            }
+            _mm512_add_epi32(even, odd)
+        }
+    }
+}
+
+impl Simd for Avx512Vnni {
+    type F = __m512;
+    type I = __m512i;
+    type B = __m512i;
+    const TILE: usize = 8;
+
+    #[inline(always)]
+    fn splat(self, x: f32) -> __m512 {
+        intrinsics! { _mm512_set1_ps(x) }
+    }
+    #[inline(always)]
+    fn load(self, x: &[f32; LANES]) -> __m512 {
+        intrinsics! { _mm512_loadu_ps(x.as_ptr()) }
+    }
+    #[inline(always)]
+    fn load_f32_bytes(self, x: &[u8; 64]) -> __m512 {
+        intrinsics! { _mm512_castsi512_ps(_mm512_loadu_si512(x.as_ptr().cast())) }
+    }
+    #[inline(always)]
+    fn load_f16(self, x: &[u8; 32]) -> __m512 {
+        intrinsics! { _mm512_cvtph_ps(_mm256_loadu_si256(x.as_ptr().cast())) }
+    }
+    #[inline(always)]
+    fn load_bf16(self, x: &[u8; 32]) -> __m512 {
+        intrinsics! {
+            let bits = _mm512_cvtepu16_epi32(_mm256_loadu_si256(x.as_ptr().cast()));
+            _mm512_castsi512_ps(_mm512_slli_epi32::<16>(bits))
+        }
+    }
+    #[inline(always)]
+    fn store(self, x: __m512, out: &mut [f32; LANES]) {
+        intrinsics! { _mm512_storeu_ps(out.as_mut_ptr(), x) }
+    }
+    #[inline(always)]
+    fn store_f16(self, x: __m512, out: &mut [u8; 32]) {
+        intrinsics! { _mm256_storeu_si256(out.as_mut_ptr().cast::<__m256i>(), _mm512_cvtps_ph::<0>(x)) }
+    }
+
+    #[inline(always)]
+    fn add(self, a: __m512, b: __m512) -> __m512 {
+        intrinsics! { _mm512_add_ps(a, b) }
+    }
+    #[inline(always)]
+    fn sub(self, a: __m512, b: __m512) -> __m512 {
+        intrinsics! { _mm512_sub_ps(a, b) }
+    }
+    #[inline(always)]
+    fn mul(self, a: __m512, b: __m512) -> __m512 {
+        intrinsics! { _mm512_mul_ps(a, b) }
+    }
+    #[inline(always)]
+    fn div(self, a: __m512, b: __m512) -> __m512 {
+        intrinsics! { _mm512_div_ps(a, b) }
+    }
+    #[inline(always)]
+    fn fma(self, a: __m512, b: __m512, c: __m512) -> __m512 {
+        intrinsics! { _mm512_fmadd_ps(a, b, c) }
+    }
+    #[inline(always)]
+    fn max(self, a: __m512, b: __m512) -> __m512 {
+        intrinsics! { _mm512_max_ps(a, b) }
+    }
+    #[inline(always)]
+    fn min(self, a: __m512, b: __m512) -> __m512 {
+        intrinsics! { _mm512_min_ps(a, b) }
+    }
+    #[inline(always)]
+    fn abs(self, a: __m512) -> __m512 {
+        intrinsics! { _mm512_abs_ps(a) }
+    }
+    #[inline(always)]
+    fn select_lt(self, a: __m512, b: __m512, x: __m512, y: __m512) -> __m512 {
+        intrinsics! { _mm512_mask_blend_ps(_mm512_cmp_ps_mask::<_CMP_LT_OQ>(a, b), y, x) }
+    }
+
+    #[inline(always)]
+    fn round(self, a: __m512) -> __m512i {
+        intrinsics! { _mm512_cvtps_epi32(a) }
+    }
+    #[inline(always)]
+    fn to_f32(self, a: __m512i) -> __m512 {
+        intrinsics! { _mm512_cvtepi32_ps(a) }
+    }
+    #[inline(always)]
+    fn scale_exponent(self, a: __m512, n: __m512i) -> __m512 {
+        intrinsics! { _mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(a), _mm512_slli_epi32::<23>(n))) }
+    }
+    #[inline(always)]
+    fn store_i8(self, a: __m512i, out: &mut [i8; LANES]) {
+        intrinsics! { _mm_storeu_si128(out.as_mut_ptr().cast(), _mm512_cvtepi32_epi8(a)) }
+    }
+
+    #[inline(always)]
+    fn load_u4(self, block: &[u8; 256]) -> [__m512i; 8] {
+        intrinsics! {
+            let low = _mm512_set1_epi8(15);
+            let mut out = [low; 8];
+            for j in 0..4 {
+                let bytes = _mm512_loadu_si512(block.as_ptr().add(64 * j).cast());
+                out[j] = _mm512_and_si512(bytes, low);
+                out[j + 4] = _mm512_and_si512(_mm512_srli_epi16::<4>(bytes), low);
+            }
+            out
+        }
+    }
+    /// `vpdpbusd` wants unsigned weights: w + 128, taken back in [`Self::dot_i8`] by 128 x the activations' sum.
+    #[inline(always)]
+    fn load_i8(self, block: &[u8; 512]) -> [__m512i; 8] {
+        intrinsics! {
+            let sign = _mm512_set1_epi8(i8::MIN);
+            let mut out = [sign; 8];
+            for j in 0..8 {
+                out[j] = _mm512_xor_si512(_mm512_loadu_si512(block.as_ptr().add(64 * j).cast()), sign);
+            }
+            out
+        }
+    }
+    #[inline(always)]
+    fn dot_u4(self, w: &[__m512i; 8], a: &[i8; 32], sum: i32) -> __m512i {
+        self.dot(w, a, -8 * sum)
+    }
+    #[inline(always)]
+    fn dot_i8(self, w: &[__m512i; 8], a: &[i8; 32], sum: i32) -> __m512i {
+        self.dot(w, a, -128 * sum)
+    }
+
+    #[inline(always)]
+    fn sum(self, a: __m512) -> f32 {
+        self.half.sum(self.halves(a))
+    }
+    #[inline(always)]
+    fn max_lane(self, a: __m512) -> f32 {
+        self.half.max_lane(self.halves(a))
+    }
+}

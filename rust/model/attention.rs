@@ -1,0 +1,44 @@
+//! The gated attention mixer: projections, QK norm, rotary positions, KV cache, attention, projection back.
+
+use super::input::{add_projection, prepare, set};
+use super::scratch::AttentionScratch;
+use crate::config::TextConfig;
+use crate::kernels::Cpu;
+use crate::kernels::activations::QuantizedRows;
+use crate::kernels::attention::{QueryKeyNorm, attention, prepare_query_key};
+use crate::kernels::kv_cache::KvCache;
+use crate::kernels::linear::linear;
+use crate::kernels::rope::RopeTable;
+use crate::weights::model::AttentionWeights;
+
+/// hidden += mixer(normed), both `[tokens, hidden]`; appends to `cache`.
+pub fn forward(
+    cpu: &Cpu,
+    config: &TextConfig,
+    weights: &AttentionWeights,
+    rope: &RopeTable,
+    cache: &mut KvCache,
+    scratch: &mut AttentionScratch,
+    quantized: &mut QuantizedRows,
+    normed: &[f32],
+    hidden: &mut [f32],
+) {
+    let shape = &config.attention;
+    let tokens = normed.len() / config.hidden_size;
+    let kv_width = shape.kv_heads * shape.head_dim;
+    let queries = &mut scratch.queries[..tokens * shape.query_width()];
+    let keys = &mut scratch.keys[..tokens * kv_width];
+    let values = &mut scratch.values[..tokens * kv_width];
+    let out = &mut scratch.out[..tokens * shape.heads * shape.head_dim];
+
+    let matrices = [&weights.query, &weights.key, &weights.value];
+    let input = prepare(cpu, normed, config.hidden_size, &matrices, quantized);
+    let products = [set(&weights.query, queries), set(&weights.key, keys), set(&weights.value, values)];
+    linear(cpu, input, products);
+
+    let norm = QueryKeyNorm { query: &weights.query_norm, key: &weights.key_norm, eps: config.rms_norm_eps };
+    prepare_query_key(cpu, shape, rope, norm, queries, keys);
+    cache.append(cpu, keys, values);
+    attention(cpu, shape, queries, cache, &mut scratch.partials, out);
+    add_projection(cpu, out, &weights.out, quantized, hidden);
+}

@@ -1,0 +1,143 @@
+//! The engine: a model, where it runs, and the memory it works in, safe to share between threads.
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use super::{Model, Scratch, Stage, State};
+use crate::error::{Error, Result};
+use crate::kernels::Cpu;
+use crate::kernels::kv_cache::KvType;
+
+/// Tokens of one pass through the layers in prefill.
+const CHUNK: usize = 256;
+
+/// A loaded model ready to compute. One pass runs at a time; any number of sequences can be alive.
+#[derive(Debug)]
+pub struct Engine {
+    /// Shapes and weights.
+    pub model: Model,
+    /// Tier and threads.
+    pub cpu: Cpu,
+    kv_type: KvType,
+    scratch: Mutex<Scratch>,
+}
+
+impl Engine {
+    /// Puts `model` on `cpu`.
+    pub fn new(model: Model, cpu: Cpu, kv_type: KvType) -> Self {
+        let scratch =
+            Mutex::new(Scratch::new(&model.config, CHUNK.min(model.config.max_position_embeddings)));
+        Self { model, cpu, kv_type, scratch }
+    }
+
+    /// Number type of the KV cache of new sequences.
+    pub fn kv_type(&self) -> KvType {
+        self.kv_type
+    }
+
+    /// The state before the first token.
+    pub fn state(&self) -> State {
+        State::new(&self.model.config, self.kv_type)
+    }
+
+    /// Appends `ids` to `state`. `proceed` is asked before each chunk and stops the work with an error; the state then
+    /// holds the chunks done so far.
+    pub fn append(
+        &self,
+        state: &mut State,
+        ids: &[u32],
+        proceed: &mut dyn FnMut() -> Result<()>,
+    ) -> Result<()> {
+        self.check(state, ids)?;
+        let mut scratch = self.scratch();
+        let chunk = scratch.tokens();
+        for ids in ids.chunks(chunk) {
+            proceed()?;
+            self.model.forward(&self.cpu, &mut scratch, state, ids, None);
+        }
+        Ok(())
+    }
+
+    /// Logits after the last token of `state`, into `out` `[vocab]`.
+    pub fn logits(&self, state: &State, out: &mut [f32]) -> Result<()> {
+        if state.is_empty() {
+            return Err(Error::argument("sequence", "it is empty, so there are no logits"));
+        }
+        let mut scratch = self.scratch();
+        let mut normed = std::mem::take(&mut scratch.normed);
+        let width = self.model.config.hidden_size;
+        self.model.head(&self.cpu, &mut scratch, &state.last_hidden, &mut normed[..width], out);
+        scratch.normed = normed;
+        drop(scratch);
+        self.model.check_finite(out)
+    }
+
+    /// Logits after every token of `ids` from an empty state: `[tokens, vocab]`.
+    pub fn all_logits(&self, ids: &[u32], proceed: &mut dyn FnMut() -> Result<()>) -> Result<Vec<f32>> {
+        Ok(self.trace(ids, proceed, &mut |_, _| {})?.logits)
+    }
+
+    /// Runs `ids` from an empty state and keeps what a comparison needs. `watch` sees every stage of every chunk.
+    pub fn trace(
+        &self,
+        ids: &[u32],
+        proceed: &mut dyn FnMut() -> Result<()>,
+        watch: &mut dyn FnMut(Stage, &[f32]),
+    ) -> Result<Trace> {
+        let mut state = self.state();
+        self.check(&state, ids)?;
+        let config = &self.model.config;
+        let mut final_norm = vec![0.0; ids.len() * config.hidden_size];
+        let mut logits = vec![0.0; ids.len() * config.vocab_size];
+        let mut scratch = self.scratch();
+        let chunk = scratch.tokens();
+        let parts = final_norm.chunks_mut(chunk * config.hidden_size);
+        for ((ids, normed), logits) in
+            ids.chunks(chunk).zip(parts).zip(logits.chunks_mut(chunk * config.vocab_size))
+        {
+            proceed()?;
+            self.model.forward(&self.cpu, &mut scratch, &mut state, ids, Some(watch));
+            let hidden = std::mem::take(&mut scratch.hidden);
+            self.model.head(&self.cpu, &mut scratch, &hidden[..normed.len()], normed, logits);
+            scratch.hidden = hidden;
+        }
+        drop(scratch);
+        self.model.check_finite(&logits)?;
+        Ok(Trace { final_norm, logits, state })
+    }
+
+    /// Refuses unknown ids and texts beyond the context, before any work.
+    fn check(&self, state: &State, ids: &[u32]) -> Result<()> {
+        let config = &self.model.config;
+        if let Some(id) = ids.iter().find(|id| **id as usize >= config.vocab_size) {
+            let reason = format!("token id {id} is outside the vocabulary of {}", config.vocab_size);
+            return Err(Error::argument("ids", reason));
+        }
+        let needed = state.len().saturating_add(ids.len());
+        if needed > config.max_position_embeddings {
+            return Err(Error::Context { needed, limit: config.max_position_embeddings });
+        }
+        Ok(())
+    }
+
+    /// The scratch memory. It holds nothing between passes, so a panic in another thread left nothing bad in it but
+    /// perhaps a taken buffer, which is then rebuilt.
+    fn scratch(&self) -> MutexGuard<'_, Scratch> {
+        let mut scratch = self.scratch.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.scratch.is_poisoned() {
+            *scratch = Scratch::new(&self.model.config, scratch.tokens());
+            self.scratch.clear_poison();
+        }
+        scratch
+    }
+}
+
+/// What [`Engine::trace`] keeps.
+#[derive(Debug)]
+pub struct Trace {
+    /// `[tokens, hidden]`
+    pub final_norm: Vec<f32>,
+    /// `[tokens, vocab]`
+    pub logits: Vec<f32>,
+    /// The state after the last token.
+    pub state: State,
+}

@@ -1,0 +1,38 @@
+//! Activations on their way into matrix products.
+
+use crate::kernels::Cpu;
+use crate::kernels::activations::QuantizedRows;
+use crate::kernels::linear::{Input, Product, Store, linear};
+use crate::weights::matrix::Matrix;
+
+/// `rows` `[tokens, cols]`, quantised into `buffer` if any of `weights` wants INT8 activations.
+pub fn prepare<'a>(
+    cpu: &Cpu,
+    rows: &'a [f32],
+    cols: usize,
+    weights: &[&Matrix],
+    buffer: &'a mut QuantizedRows,
+) -> Input<'a> {
+    let wanted = weights.iter().any(|matrix| matrix.format().is_quantized());
+    if wanted {
+        buffer.fill(cpu, rows, cols);
+    }
+    Input { dense: rows, quantized: wanted.then_some(&*buffer), tokens: rows.len() / cols }
+}
+
+/// hidden += rows x weights, the end of each residual branch.
+pub fn add_projection(
+    cpu: &Cpu,
+    rows: &[f32],
+    weights: &Matrix,
+    buffer: &mut QuantizedRows,
+    hidden: &mut [f32],
+) {
+    let input = prepare(cpu, rows, weights.cols(), &[weights], buffer);
+    linear(cpu, input, [Product { weights, out: hidden, store: Store::Add }]);
+}
+
+/// A product that overwrites `out`.
+pub fn set<'a>(weights: &'a Matrix, out: &'a mut [f32]) -> Product<'a> {
+    Product { weights, out, store: Store::Set }
+}

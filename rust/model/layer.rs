@@ -1,0 +1,46 @@
+//! One decoder layer: norm, mixer, residual, norm, feed-forward, residual.
+
+use super::scratch::Scratch;
+use super::state::LayerState;
+use super::{attention, feed_forward, gated_delta};
+use crate::config::TextConfig;
+use crate::kernels::Cpu;
+use crate::kernels::norm::rms_norm;
+use crate::weights::model::{LayerWeights, MixerWeights};
+
+/// Moves the residual stream in `scratch` `[tokens, hidden]` through one layer.
+pub fn forward(
+    cpu: &Cpu,
+    config: &TextConfig,
+    weights: &LayerWeights,
+    state: &mut LayerState,
+    scratch: &mut Scratch,
+    tokens: usize,
+) {
+    let hidden = &mut scratch.hidden[..tokens * config.hidden_size];
+    let normed = &mut scratch.normed[..tokens * config.hidden_size];
+    let quantized = &mut scratch.quantized;
+
+    rms_norm(cpu, hidden, &weights.input_norm, config.rms_norm_eps, normed);
+    match (&weights.mixer, state) {
+        (MixerWeights::GatedDelta(mixer), LayerState::GatedDelta(state)) => {
+            let scratch = &mut scratch.delta;
+            gated_delta::forward(cpu, config, mixer, state, scratch, quantized, normed, hidden);
+        }
+        (MixerWeights::Attention(mixer), LayerState::Attention(cache)) => {
+            let (rope, scratch) = (&scratch.rope, &mut scratch.attention);
+            attention::forward(cpu, config, mixer, rope, cache, scratch, quantized, normed, hidden);
+        }
+        _ => unreachable!("weights and state are built from the same list of layers"),
+    }
+    rms_norm(cpu, hidden, &weights.post_norm, config.rms_norm_eps, normed);
+    feed_forward::forward(
+        cpu,
+        config,
+        &weights.feed_forward,
+        &mut scratch.feed_forward,
+        quantized,
+        normed,
+        hidden,
+    );
+}

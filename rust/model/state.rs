@@ -1,0 +1,97 @@
+//! What the model keeps of one sequence: constant-size states of the delta layers, and a KV cache that grows.
+
+use crate::config::{LayerKind, TextConfig};
+use crate::kernels::conv::TAIL;
+use crate::kernels::kv_cache::{KvCache, KvType};
+
+/// The state of one sequence. Cloning shares the pages of the KV cache until one side writes.
+#[derive(Clone, Debug)]
+pub struct State {
+    /// Tokens so far.
+    pub(super) len: usize,
+    /// Rotary position of the next token on all axes; equals `len` for text.
+    pub(super) next_position: u32,
+    /// One for each layer.
+    pub(super) layers: Vec<LayerState>,
+    /// The last token's hidden state before the final norm, `[hidden]`; empty before the first token.
+    pub(super) last_hidden: Vec<f32>,
+}
+
+/// The state of one layer.
+#[derive(Clone, Debug)]
+pub enum LayerState {
+    /// Gated DeltaNet.
+    GatedDelta(DeltaState),
+    /// Attention.
+    Attention(KvCache),
+}
+
+/// The state of one Gated DeltaNet layer.
+#[derive(Clone, Debug)]
+pub struct DeltaState {
+    /// The convolution's last three inputs, oldest first: `[3, channels]`
+    pub conv_tail: Vec<f32>,
+    /// The delta rule's memory in tiles of 16 value channels: `[value_heads, v_dim / 16, k_dim, 16]`
+    pub memory: Vec<f32>,
+}
+
+impl State {
+    /// The state before the first token.
+    pub fn new(config: &TextConfig, kv_type: KvType) -> Self {
+        let layers = config.layers.iter().map(|kind| LayerState::new(config, *kind, kv_type)).collect();
+        Self { len: 0, next_position: 0, layers, last_hidden: Vec::with_capacity(config.hidden_size) }
+    }
+
+    /// Tokens so far.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether no token has been appended.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// The layers' states, in order.
+    pub fn layers(&self) -> &[LayerState] {
+        &self.layers
+    }
+
+    /// Bytes held, shared pages included.
+    pub fn nbytes(&self) -> usize {
+        self.layers.iter().map(LayerState::nbytes).sum::<usize>() + 4 * self.last_hidden.capacity()
+    }
+
+    /// Allocates KV pages for `tokens` tokens in all, so that appending up to there allocates nothing.
+    pub fn reserve(&mut self, tokens: usize) {
+        for layer in &mut self.layers {
+            if let LayerState::Attention(cache) = layer {
+                cache.reserve(tokens);
+            }
+        }
+    }
+}
+
+impl LayerState {
+    fn new(config: &TextConfig, kind: LayerKind, kv_type: KvType) -> Self {
+        match kind {
+            LayerKind::GatedDelta => {
+                let delta = &config.delta;
+                Self::GatedDelta(DeltaState {
+                    conv_tail: vec![0.0; TAIL * delta.conv_dim()],
+                    memory: vec![0.0; delta.value_heads * delta.value_dim * delta.key_dim],
+                })
+            }
+            LayerKind::Attention => {
+                Self::Attention(KvCache::new(kv_type, config.attention.kv_heads, config.attention.head_dim))
+            }
+        }
+    }
+
+    fn nbytes(&self) -> usize {
+        match self {
+            Self::GatedDelta(delta) => 4 * (delta.conv_tail.len() + delta.memory.len()),
+            Self::Attention(cache) => cache.nbytes(),
+        }
+    }
+}

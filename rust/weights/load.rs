@@ -1,0 +1,119 @@
+//! From named tensors to the fields of [`Weights`]: every checkpoint name and every quirk of Qwen3.5 stands here.
+//!
+//! Quirks: the norms on the residual stream, queries and keys are zero-centred, so 1 is added to their weights (the gated
+//! norm of the delta layers is not); the convolution is stored `[C, 1, 4]` and used `[4, C]`; `A_log` is used as its
+//! exponential; a tied head is the embedding.
+
+use super::matrix::Matrix;
+use super::model::{
+    AttentionWeights, DeltaWeights, FeedForwardWeights, LayerWeights, MixerWeights, Weights,
+};
+use crate::config::{LayerKind, TextConfig};
+use crate::error::Result;
+use crate::kernels::conv::TAPS;
+
+/// Where tensors come from: a checkpoint, or random numbers of the right shapes.
+pub trait Source {
+    /// The weight matrix `name` `[rows, cols]`.
+    fn matrix(&mut self, name: &str, shape: [usize; 2]) -> Result<Matrix>;
+    /// The vector (or small tensor, flattened) `name`.
+    fn vector(&mut self, name: &str, shape: &[usize]) -> Result<Vec<f32>>;
+}
+
+/// Builds all weights of a text model. Names are those of a text-only checkpoint without their `model.` prefix.
+pub fn load(config: &TextConfig, source: &mut dyn Source) -> Result<Weights> {
+    let vocabulary = [config.vocab_size, config.hidden_size];
+    let embedding = source.matrix("embed_tokens.weight", vocabulary)?;
+    let layers = (0..config.layers.len())
+        .map(|i| Layer { config, prefix: format!("layers.{i}"), source }.load(config.layers[i]))
+        .collect::<Result<_>>()?;
+    let final_norm = zero_centred(source.vector("norm.weight", &[config.hidden_size])?);
+    let head =
+        if config.tie_word_embeddings { embedding.clone() } else { source.matrix("lm_head.weight", vocabulary)? };
+    Ok(Weights { embedding, layers, final_norm, head })
+}
+
+/// The tensors of one layer.
+struct Layer<'a> {
+    config: &'a TextConfig,
+    prefix: String,
+    source: &'a mut dyn Source,
+}
+
+impl Layer<'_> {
+    fn matrix(&mut self, name: &str, shape: [usize; 2]) -> Result<Matrix> {
+        self.source.matrix(&format!("{}.{name}.weight", self.prefix), shape)
+    }
+
+    fn vector(&mut self, name: &str, shape: &[usize]) -> Result<Vec<f32>> {
+        self.source.vector(&format!("{}.{name}", self.prefix), shape)
+    }
+
+    fn norm(&mut self, name: &str, width: usize) -> Result<Vec<f32>> {
+        Ok(zero_centred(self.vector(&format!("{name}.weight"), &[width])?))
+    }
+
+    fn load(mut self, kind: LayerKind) -> Result<LayerWeights> {
+        let hidden = self.config.hidden_size;
+        Ok(LayerWeights {
+            input_norm: self.norm("input_layernorm", hidden)?,
+            mixer: match kind {
+                LayerKind::GatedDelta => MixerWeights::GatedDelta(self.gated_delta()?),
+                LayerKind::Attention => MixerWeights::Attention(self.attention()?),
+            },
+            post_norm: self.norm("post_attention_layernorm", hidden)?,
+            feed_forward: self.feed_forward()?,
+        })
+    }
+
+    fn gated_delta(&mut self) -> Result<DeltaWeights> {
+        let (hidden, delta) = (self.config.hidden_size, &self.config.delta);
+        let (heads, channels) = (delta.value_heads, delta.conv_dim());
+        let out_width = heads * delta.value_dim;
+        let value_dim = delta.value_dim;
+        Ok(DeltaWeights {
+            qkv: self.matrix("linear_attn.in_proj_qkv", [channels, hidden])?,
+            z: self.matrix("linear_attn.in_proj_z", [out_width, hidden])?,
+            a: self.matrix("linear_attn.in_proj_a", [heads, hidden])?,
+            b: self.matrix("linear_attn.in_proj_b", [heads, hidden])?,
+            conv: taps_first(&self.vector("linear_attn.conv1d.weight", &[channels, 1, TAPS])?, channels),
+            decay_rate: self.vector("linear_attn.A_log", &[heads])?.into_iter().map(libm::expf).collect(),
+            dt_bias: self.vector("linear_attn.dt_bias", &[heads])?,
+            norm: self.vector("linear_attn.norm.weight", &[value_dim])?,
+            out: self.matrix("linear_attn.out_proj", [hidden, out_width])?,
+        })
+    }
+
+    fn attention(&mut self) -> Result<AttentionWeights> {
+        let (hidden, attention) = (self.config.hidden_size, &self.config.attention);
+        let (query_width, head_dim) = (attention.query_width(), attention.head_dim);
+        let (kv_width, out_width) = (attention.kv_heads * head_dim, attention.heads * head_dim);
+        Ok(AttentionWeights {
+            query: self.matrix("self_attn.q_proj", [query_width, hidden])?,
+            key: self.matrix("self_attn.k_proj", [kv_width, hidden])?,
+            value: self.matrix("self_attn.v_proj", [kv_width, hidden])?,
+            query_norm: self.norm("self_attn.q_norm", head_dim)?,
+            key_norm: self.norm("self_attn.k_norm", head_dim)?,
+            out: self.matrix("self_attn.o_proj", [hidden, out_width])?,
+        })
+    }
+
+    fn feed_forward(&mut self) -> Result<FeedForwardWeights> {
+        let (hidden, width) = (self.config.hidden_size, self.config.intermediate_size);
+        Ok(FeedForwardWeights {
+            gate: self.matrix("mlp.gate_proj", [width, hidden])?,
+            up: self.matrix("mlp.up_proj", [width, hidden])?,
+            down: self.matrix("mlp.down_proj", [hidden, width])?,
+        })
+    }
+}
+
+/// 1 + weight
+fn zero_centred(weight: Vec<f32>) -> Vec<f32> {
+    weight.into_iter().map(|w| 1.0 + w).collect()
+}
+
+/// `[channels, taps]` to `[taps, channels]`
+fn taps_first(weight: &[f32], channels: usize) -> Vec<f32> {
+    (0..TAPS * channels).map(|i| weight[i % channels * TAPS + i / channels]).collect()
+}
