@@ -12,7 +12,7 @@
 //!
 //! Byte vector `j` (0..8) holds at `64*j + 4*r + c`, for row `r` (0..16) and `c` (0..4), the level of row `r` and
 //! column `4*j + c` of the block, a signed byte from -127 to 127. The weight is `level * scale`, exact in f32 (8
-//! bits times 11). Rows beyond N have levels and scale 0, columns beyond K level 0.
+//! bits times 11). A scale may be negative. Rows beyond N have levels and scale 0, columns beyond K level 0.
 //!
 //! # Why
 //!

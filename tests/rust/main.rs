@@ -1,4 +1,6 @@
 //! Tests across modules, through the crate's public interface.
 
 mod checkpoint;
+mod convert;
+mod quantize;
 mod threads;

@@ -29,8 +29,8 @@ pub(in crate::weights) type Tile = [Lanes; BLOCK_COLS];
 
 /// The largest finite f16.
 const MAX_SCALE: f32 = 65_504.0;
-/// Up to this absolute value (half the smallest f16) level 0 is the nearest for every scale.
-const NEGLIGIBLE: f32 = 1.0 / 33_554_432.0;
+/// One over the smallest f16 above 0. No group needs a finer scale than there is; it also keeps infinity out.
+const MAX_INVERSE: f32 = 16_777_216.0;
 
 /// What the search knows of a block format.
 pub(super) struct Levels {
@@ -82,7 +82,7 @@ fn best_scales(levels: &Levels, tile: &Tile) -> Lanes {
     let mut least = squared_error(tile, &[[0.0; BLOCK_ROWS]; BLOCK_COLS], &best);
     let mut rounded = [[0.0; BLOCK_ROWS]; BLOCK_COLS];
     for &target in levels.targets {
-        let inverse = extremes.map(|w| if w.abs() > NEGLIGIBLE { target / w } else { 0.0 });
+        let inverse = extremes.map(|w| (target / w).clamp(-MAX_INVERSE, MAX_INVERSE));
         let scale = refine(levels, tile, &inverse, &mut rounded);
         let error = squared_error(tile, &rounded, &scale);
         for r in 0..BLOCK_ROWS {
