@@ -1,1 +1,3 @@
-fn main() {}
+//! Tests of the crate through its public interface; one binary.
+
+mod sampler;
