@@ -55,7 +55,7 @@ pub(super) fn write_block(levels: &Tile, scales: &[f32; BLOCK_ROWS], block: &mut
         for c in 0..4 {
             let (low, high) = (&levels[4 * j + c], &levels[4 * j + c + HALF]);
             for r in 0..BLOCK_ROWS {
-                vector[4 * r + c] = (low[r] as i32 + OFFSET | (high[r] as i32 + OFFSET) << 4) as u8;
+                vector[4 * r + c] = ((low[r] as i32 + OFFSET) | ((high[r] as i32 + OFFSET) << 4)) as u8;
             }
         }
     }

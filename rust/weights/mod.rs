@@ -8,3 +8,4 @@ pub mod model;
 pub mod quantize;
 pub mod random;
 pub mod recipe;
+pub mod stored;

@@ -1,52 +1,20 @@
-//! f32 weights -> any stored format.
+//! f32 weights -> any stored format: row by row, panel by panel, or a whole tensor on all threads.
 //!
-//! The block formats know a weight as `level * scale`, with one scale for a group: 32 columns of one row. For each
-//! group the scale is searched that leaves the least sum of squared errors, with the scale already rounded to f16:
-//!
-//! ```text
-//! extreme = the group's weight of largest absolute value
-//! for each target level t in a fixed list:
-//!     level[k]  = round(weight[k] * t / extreme), clamped             the extreme lands on t
-//!     scale     = f16(sum(weight * level) / sum(level^2))             least squares for these levels
-//!     keep the scale if sum((weight - level * scale)^2) is the least so far
-//! levels are chosen anew for the scale that was kept
-//! ```
-//!
-//! The list has every level an extreme can have, so a group that is a whole multiple of an f16 everywhere is
-//! found exactly, and positions beyond the range, where clipping the extreme pays. All of it is plain f32 arithmetic
-//! in one order on [`Tile`]s, a lane for each row: the same bits on every machine, and loops that compilers vectorise.
+//! The choice of levels and scales for the block formats is in [`search`].
+
+mod search;
+
+use std::sync::{Mutex, PoisonError};
 
 use half::{bf16, f16};
 
+use self::search::{INT4, INT8, Levels, choose_levels};
+pub(super) use self::search::{Lanes, Tile};
 use super::matrix::{BLOCK_COLS, BLOCK_ROWS, Format};
 use super::{int4, int8};
-
-/// One number for each row of a block.
-pub(super) type Lanes = [f32; BLOCK_ROWS];
-/// The numbers of one block, `[column][row]`.
-pub(super) type Tile = [Lanes; BLOCK_COLS];
-
-/// The largest finite f16.
-const MAX_SCALE: f32 = 65_504.0;
-/// Up to this absolute value (half the smallest f16) level 0 is the nearest for every scale.
-const NEGLIGIBLE: f32 = 1.0 / 33_554_432.0;
-
-/// What the search knows of a block format.
-struct Levels {
-    lowest: f32,
-    highest: f32,
-    /// Where the group's extreme may land; the first of equally good ones wins.
-    targets: &'static [f32],
-}
-
-/// Levels of [`int4`].
-const INT4: Levels = Levels {
-    lowest: -8.0,
-    highest: 7.0,
-    targets: &[-8.0, 7.0, -7.0, -7.5, 6.5, -8.5, 7.5, -6.5, -9.0, 6.0, 5.5, 5.0, 4.0, 3.0, 2.0, 1.0],
-};
-/// Levels of [`int8`].
-const INT8: Levels = Levels { lowest: -127.0, highest: 127.0, targets: &[127.0] };
+use crate::error::Error;
+use crate::tensor::{DType, TensorView, widen};
+use crate::threads::Pool;
 
 /// A weight the format cannot hold: not a number, infinite or too large.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -95,14 +63,160 @@ pub fn quantize_rows(
         Format::F32 => narrow(weights, out, f32::to_le_bytes),
         Format::F16 => narrow(weights, out, |w| f16::from_f32(w).to_le_bytes()),
         Format::BF16 => narrow(weights, out, |w| bf16::from_f32(w).to_le_bytes()),
-        Format::Int4 => {
-            quantize_blocks::<{ int4::BLOCK_BYTES }>(&INT4, weights, cols, out, int4::write_block)
-        }
-        Format::Int8 => {
-            quantize_blocks::<{ int8::BLOCK_BYTES }>(&INT8, weights, cols, out, int8::write_block)
-        }
+        Format::Int4 => quantize_blocks(&INT4, weights, cols, out, int4::BLOCK_BYTES, int4::write_block),
+        Format::Int8 => quantize_blocks(&INT8, weights, cols, out, int8::BLOCK_BYTES, int8::write_block),
     }
     Ok(())
+}
+
+/// What storing lost, and of how much.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct SquaredError {
+    /// Sum of `(weight - stored)^2`.
+    pub lost: f64,
+    /// Sum of `weight^2`.
+    pub of: f64,
+}
+
+impl SquaredError {
+    /// The part lost; 0 if there was nothing.
+    pub fn relative(self) -> f64 {
+        if self.of > 0.0 { self.lost / self.of } else { 0.0 }
+    }
+}
+
+impl std::ops::AddAssign for SquaredError {
+    fn add_assign(&mut self, other: Self) {
+        self.lost += other.lost;
+        self.of += other.of;
+    }
+}
+
+/// A block of consecutive elements of a tensor, read as rows.
+#[derive(Clone, Copy, Debug)]
+pub struct Rows<'a> {
+    /// The tensor.
+    pub view: &'a TensorView,
+    /// The element the rows begin with.
+    pub start: usize,
+    /// How many rows.
+    pub rows: usize,
+    /// Elements of a row.
+    pub cols: usize,
+}
+
+/// Stores a tensor in `format`: the matrices of [`matrices`] one after another.
+///
+/// # Errors
+/// Names the tensor, and the row and column of the first weight that the format cannot hold.
+pub fn quantize_tensor(pool: &Pool, view: &TensorView, format: Format) -> Result<Vec<u8>, Error> {
+    let too_large = || view.error(format!("shape {:?} is too large", view.shape));
+    let [stack, rows, cols] = matrices(&view.shape).ok_or_else(too_large)?;
+    let bytes = format.bytes(rows, cols).ok_or_else(too_large)?;
+    let mut out = vec![0; stack.checked_mul(bytes).ok_or_else(too_large)?];
+    for (i, out) in out.chunks_exact_mut(bytes.max(1)).enumerate() {
+        quantize_parallel(pool, format, Rows { view, start: i * rows * cols, rows, cols }, out)?;
+    }
+    Ok(out)
+}
+
+/// The matrices `[count, rows, cols]` that a tensor holds; `None` if the sizes overflow.
+///
+/// Three dimensions are a stack of matrices (experts, `[E, N, K]`), each padded to whole blocks for itself. More
+/// are one convolution, `[out, everything else]`. Fewer than two are one row.
+pub fn matrices(shape: &[usize]) -> Option<[usize; 3]> {
+    let matrices = match *shape {
+        [] => [1, 1, 1],
+        [cols] => [1, 1, cols],
+        [rows, cols] => [1, rows, cols],
+        [count, rows, cols] => [count, rows, cols],
+        [rows, ref rest @ ..] => [1, rows, rest.iter().try_fold(1usize, |n, &d| n.checked_mul(d))?],
+    };
+    matrices.iter().try_fold(1usize, |n, &d| n.checked_mul(d))?;
+    Some(matrices)
+}
+
+/// Weights of one work item: enough to make the overhead small, and little enough for the L2 cache.
+const ITEM_WEIGHTS: usize = 1 << 16;
+
+/// Stores `source` in `out` with all threads of `pool`, and measures what was lost.
+///
+/// The bytes and the measured error do not depend on the number of threads.
+///
+/// # Errors
+/// Names the tensor, and the row and column of the first weight that the format cannot hold.
+///
+/// # Panics
+/// If `source` reaches outside its tensor or `out` is not of [`Format::bytes`].
+pub fn quantize_parallel(
+    pool: &Pool,
+    format: Format,
+    source: Rows<'_>,
+    out: &mut [u8],
+) -> Result<SquaredError, Error> {
+    let Rows { rows, cols, .. } = source;
+    assert_eq!(Some(out.len()), format.bytes(rows, cols), "out has the wrong size");
+    if out.is_empty() {
+        return Ok(SquaredError::default());
+    }
+    let panels = (ITEM_WEIGHTS / BLOCK_ROWS / cols).max(1);
+    let item_rows = (panels * BLOCK_ROWS).min(rows);
+    let item_bytes = format.bytes(item_rows, cols).unwrap_or(out.len());
+    let items: Vec<_> =
+        out.chunks_mut(item_bytes).map(|out| Mutex::new((out, Ok(SquaredError::default())))).collect();
+    pool.run(items.len(), &|i| {
+        let first = i * item_rows;
+        let part = Rows { start: source.start + first * cols, rows: item_rows.min(rows - first), ..source };
+        let mut item = items[i].lock().unwrap_or_else(PoisonError::into_inner);
+        item.1 = quantize_item(format, part, item.0);
+    });
+    let mut total = SquaredError::default();
+    for item in items {
+        total += item.into_inner().unwrap_or_else(PoisonError::into_inner).1?;
+    }
+    Ok(total)
+}
+
+/// Reads, stores, reads back and compares some rows.
+fn quantize_item(format: Format, part: Rows<'_>, out: &mut [u8]) -> Result<SquaredError, Error> {
+    let Rows { view, start, rows, cols } = part;
+    let mut weights = vec![0.0; rows * cols];
+    view.read_f32(start, &mut weights)?;
+    quantize_rows(format, &weights, rows, cols, out)
+        .map_err(|bad| view.error(NotRepresentable { row: start / cols + bad.row, ..bad }.to_string()))?;
+    let mut total = SquaredError::default();
+    let mut stored = vec![0.0; cols];
+    for (row, weights) in weights.chunks_exact(cols).enumerate() {
+        read_row(format, out, cols, row, &mut stored);
+        total += compare(weights, &stored);
+    }
+    Ok(total)
+}
+
+/// Row `row` of a matrix in any format.
+fn read_row(format: Format, data: &[u8], cols: usize, row: usize, out: &mut [f32]) {
+    match format {
+        Format::Int4 => int4::read_row(data, cols, row, out),
+        Format::Int8 => int8::read_row(data, cols, row, out),
+        Format::F32 | Format::F16 | Format::BF16 => {
+            let dtype = format.dtype().unwrap_or(DType::F32);
+            widen(dtype, data, row * cols, out);
+        }
+    }
+}
+
+/// What `stored` loses of `weights`. Eight sums side by side, so that it vectorises.
+fn compare(weights: &[f32], stored: &[f32]) -> SquaredError {
+    const SUMS: usize = 8;
+    let (mut lost, mut of) = ([0.0_f64; SUMS], [0.0_f64; SUMS]);
+    for (weights, stored) in weights.chunks(SUMS).zip(stored.chunks(SUMS)) {
+        for (i, (&w, &s)) in weights.iter().zip(stored).enumerate() {
+            let error = f64::from(w) - f64::from(s);
+            lost[i] += error * error;
+            of[i] += f64::from(w) * f64::from(w);
+        }
+    }
+    SquaredError { lost: lost.iter().sum(), of: of.iter().sum() }
 }
 
 /// The largest absolute value that `format` holds.
@@ -111,8 +225,8 @@ fn limit(format: Format) -> f32 {
         Format::F32 => f32::MAX,
         Format::F16 => f32::from_bits(f16::MAX.to_f32().to_bits() + 0xfff),
         Format::BF16 => f32::from_bits(bf16::MAX.to_f32().to_bits() + 0x7fff),
-        Format::Int4 => -INT4.lowest * MAX_SCALE,
-        Format::Int8 => INT8.highest * MAX_SCALE,
+        Format::Int4 => INT4.limit(),
+        Format::Int8 => INT8.limit(),
     }
 }
 
@@ -138,21 +252,20 @@ fn narrow<const N: usize>(weights: &[f32], out: &mut [u8], convert: impl Fn(f32)
 }
 
 /// Panel by panel, block by block.
-fn quantize_blocks<const BLOCK_BYTES: usize>(
+fn quantize_blocks(
     levels: &Levels,
     weights: &[f32],
     cols: usize,
     out: &mut [u8],
+    block_bytes: usize,
     write_block: impl Fn(&Tile, &Lanes, &mut [u8]),
 ) {
-    let panel_bytes = cols.div_ceil(BLOCK_COLS) * BLOCK_BYTES;
+    let panel_bytes = cols.div_ceil(BLOCK_COLS) * block_bytes;
     let mut tile = [[0.0; BLOCK_ROWS]; BLOCK_COLS];
     for (panel, out) in weights.chunks(BLOCK_ROWS * cols).zip(out.chunks_exact_mut(panel_bytes)) {
-        for (block, out) in out.chunks_exact_mut(BLOCK_BYTES).enumerate() {
+        for (block, out) in out.chunks_exact_mut(block_bytes).enumerate() {
             gather(panel, cols, block * BLOCK_COLS, &mut tile);
-            let scales = best_scales(levels, &tile);
-            let inverse = scales.map(|scale| if scale == 0.0 { 0.0 } else { 1.0 / scale });
-            round_to_levels(levels, &inverse, &mut tile);
+            let scales = choose_levels(levels, &mut tile);
             write_block(&tile, &scales, out);
         }
     }
@@ -167,97 +280,6 @@ fn gather(panel: &[f32], cols: usize, column: usize, tile: &mut Tile) {
     for (r, row) in panel.chunks_exact(cols).enumerate() {
         for (lanes, &w) in tile.iter_mut().zip(&row[column..column + width]) {
             lanes[r] = w;
-        }
-    }
-}
-
-/// For each row the f16 scale with the least squared error among the candidates; 0 where nothing beats zeros.
-fn best_scales(levels: &Levels, tile: &Tile) -> Lanes {
-    let extremes = extremes(tile);
-    let mut best = [0.0; BLOCK_ROWS];
-    let mut least = squared_error(tile, &[[0.0; BLOCK_ROWS]; BLOCK_COLS], &best);
-    let mut rounded = [[0.0; BLOCK_ROWS]; BLOCK_COLS];
-    for &target in levels.targets {
-        let inverse = extremes.map(|w| if w.abs() > NEGLIGIBLE { target / w } else { 0.0 });
-        let scale = refine(levels, tile, &inverse, &mut rounded);
-        let error = squared_error(tile, &rounded, &scale);
-        for r in 0..BLOCK_ROWS {
-            let better = error[r] < least[r];
-            best[r] = if better { scale[r] } else { best[r] };
-            least[r] = if better { error[r] } else { least[r] };
-        }
-    }
-    best
-}
-
-/// Each row's weight of largest absolute value, the first of equals.
-fn extremes(tile: &Tile) -> Lanes {
-    let mut extremes = [0.0_f32; BLOCK_ROWS];
-    for lanes in tile {
-        for r in 0..BLOCK_ROWS {
-            extremes[r] = if lanes[r].abs() > extremes[r].abs() { lanes[r] } else { extremes[r] };
-        }
-    }
-    extremes
-}
-
-/// Rounds to the levels given by the inverse scales, and returns the f16 scales that suit these levels best.
-fn refine(levels: &Levels, tile: &Tile, inverse: &Lanes, rounded: &mut Tile) -> Lanes {
-    let mut products = [0.0; BLOCK_ROWS];
-    let mut squares = [0.0; BLOCK_ROWS];
-    for (lanes, rounded) in tile.iter().zip(rounded) {
-        for r in 0..BLOCK_ROWS {
-            let level = round_to_level(levels, lanes[r] * inverse[r]);
-            rounded[r] = level;
-            products[r] += lanes[r] * level;
-            squares[r] += level * level;
-        }
-    }
-    let mut scales = [0.0; BLOCK_ROWS];
-    for r in 0..BLOCK_ROWS {
-        scales[r] = if squares[r] > 0.0 { round_to_f16(products[r] / squares[r]) } else { 0.0 };
-    }
-    scales
-}
-
-/// Sum of `(weight - level * scale)^2` of each row.
-fn squared_error(tile: &Tile, rounded: &Tile, scale: &Lanes) -> Lanes {
-    let mut sum = [0.0; BLOCK_ROWS];
-    for (lanes, rounded) in tile.iter().zip(rounded) {
-        for r in 0..BLOCK_ROWS {
-            let error = lanes[r] - rounded[r] * scale[r];
-            sum[r] += error * error;
-        }
-    }
-    sum
-}
-
-/// The nearest level, ties to even, for `|x|` below 2^22.
-#[inline(always)]
-fn round_to_level(levels: &Levels, x: f32) -> f32 {
-    // Beside 1.5 * 2^23 an f32 has no room for a fraction: adding rounds. Unlike `round_ties_even`, this
-    // vectorises on the oldest x86.
-    const SHIFT: f32 = 12_582_912.0;
-    (x.clamp(levels.lowest, levels.highest) + SHIFT) - SHIFT
-}
-
-/// The nearest finite f16, ties to even, as f32. As arithmetic it vectorises; `half`'s conversion does not.
-#[inline(always)]
-fn round_to_f16(x: f32) -> f32 {
-    const SMALLEST_NORMAL: f32 = 1.0 / 16_384.0;
-    let bits = x.to_bits();
-    let normal = f32::from_bits(bits.wrapping_add(0xfff + (bits >> 13 & 1)) & !0x1fff);
-    // From 0.5 to 1 an f32 steps by 2^-24, as the subnormal f16 do.
-    let subnormal = (x + 0.75) - 0.75;
-    let rounded = if x.abs() < SMALLEST_NORMAL { subnormal } else { normal };
-    rounded.clamp(-MAX_SCALE, MAX_SCALE)
-}
-
-/// Replaces every weight by its level.
-fn round_to_levels(levels: &Levels, inverse: &Lanes, tile: &mut Tile) {
-    for lanes in tile {
-        for r in 0..BLOCK_ROWS {
-            lanes[r] = round_to_level(levels, lanes[r] * inverse[r]);
         }
     }
 }

@@ -1,0 +1,202 @@
+//! The search for levels and scales.
+//!
+//! The block formats know a weight as `level * scale`, with one scale for a group: 32 columns of one row. For each
+//! group the scale is searched that leaves the least sum of squared errors, with the scale already rounded to f16:
+//!
+//! ```text
+//! extreme = the group's weight of largest absolute value
+//! for each target t in a fixed list:
+//!     level[k]  = round(weight[k] * t / extreme), clamped             the extreme lands on t
+//!     scale     = f16(sum(weight * level) / sum(level^2))             least squares for these levels
+//!     keep the scale if sum((weight - level * scale)^2) is the least so far
+//! levels are chosen anew for the scale that was kept
+//! ```
+//!
+//! INT4 has one level more below zero than above, so its targets are negative: the scale takes the other sign
+//! of the extreme. Targets beyond -8 clip the extreme, which often pays. Steps of a quarter leave 0.1 % more
+//! squared error than steps of a twentieth, and 27 % less than `absmax / 7`. Whole targets down to -1 find groups
+//! that are multiples of some f16 and store them exactly. INT8 gains 18 % over `absmax / 127`.
+//!
+//! All of it is plain f32 arithmetic in one order on tiles with a lane for each row: the same bits on every
+//! machine, and loops that compilers vectorise without being told to.
+
+use super::super::matrix::{BLOCK_COLS, BLOCK_ROWS};
+
+/// One number for each row of a block.
+pub(in crate::weights) type Lanes = [f32; BLOCK_ROWS];
+/// The numbers of one block, `[column][row]`.
+pub(in crate::weights) type Tile = [Lanes; BLOCK_COLS];
+
+/// The largest finite f16.
+const MAX_SCALE: f32 = 65_504.0;
+/// Up to this absolute value (half the smallest f16) level 0 is the nearest for every scale.
+const NEGLIGIBLE: f32 = 1.0 / 33_554_432.0;
+
+/// What the search knows of a block format.
+pub(super) struct Levels {
+    lowest: f32,
+    highest: f32,
+    /// Where the group's extreme may land; the first of equally good ones wins.
+    targets: &'static [f32],
+}
+
+/// Levels of [`int4`](super::int4).
+pub(super) const INT4: Levels = Levels {
+    lowest: -8.0,
+    highest: 7.0,
+    targets: &[
+        -8.0, -7.75, -8.25, -7.5, -8.5, -7.25, -8.75, -7.0, -9.0, -6.75, -6.5, -6.25, -6.0, -5.0, -4.0, -3.0,
+        -2.0, -1.0,
+    ],
+};
+/// Levels of [`int8`](super::int8).
+pub(super) const INT8: Levels = Levels {
+    lowest: -127.0,
+    highest: 127.0,
+    targets: &[127.0, 126.0, 125.0, 124.0, 123.0, 122.0, 121.0, 120.0],
+};
+
+impl Levels {
+    /// The largest absolute value that the format holds: the extreme can always take the lowest level.
+    pub(super) const fn limit(&self) -> f32 {
+        -self.lowest * MAX_SCALE
+    }
+}
+
+/// Replaces the weights of a block by their levels, and returns the scales, each exactly an f16.
+pub(super) fn choose_levels(levels: &Levels, tile: &mut Tile) -> Lanes {
+    let scales = best_scales(levels, tile);
+    let inverse = scales.map(|scale| if scale == 0.0 { 0.0 } else { 1.0 / scale });
+    for lanes in tile {
+        for r in 0..BLOCK_ROWS {
+            lanes[r] = round_to_level(levels, lanes[r] * inverse[r]);
+        }
+    }
+    scales
+}
+
+/// For each row the f16 scale with the least squared error among the candidates; 0 where nothing beats zeros.
+fn best_scales(levels: &Levels, tile: &Tile) -> Lanes {
+    let extremes = extremes(tile);
+    let mut best = [0.0; BLOCK_ROWS];
+    let mut least = squared_error(tile, &[[0.0; BLOCK_ROWS]; BLOCK_COLS], &best);
+    let mut rounded = [[0.0; BLOCK_ROWS]; BLOCK_COLS];
+    for &target in levels.targets {
+        let inverse = extremes.map(|w| if w.abs() > NEGLIGIBLE { target / w } else { 0.0 });
+        let scale = refine(levels, tile, &inverse, &mut rounded);
+        let error = squared_error(tile, &rounded, &scale);
+        for r in 0..BLOCK_ROWS {
+            let better = error[r] < least[r];
+            best[r] = if better { scale[r] } else { best[r] };
+            least[r] = if better { error[r] } else { least[r] };
+        }
+    }
+    best
+}
+
+/// Each row's weight of largest absolute value, the first of equals.
+fn extremes(tile: &Tile) -> Lanes {
+    let mut extremes = [0.0_f32; BLOCK_ROWS];
+    for lanes in tile {
+        for r in 0..BLOCK_ROWS {
+            extremes[r] = if lanes[r].abs() > extremes[r].abs() { lanes[r] } else { extremes[r] };
+        }
+    }
+    extremes
+}
+
+/// Rounds to the levels given by the inverse scales, and returns the f16 scales that suit these levels best.
+fn refine(levels: &Levels, tile: &Tile, inverse: &Lanes, rounded: &mut Tile) -> Lanes {
+    let mut products = [0.0; BLOCK_ROWS];
+    let mut squares = [0.0; BLOCK_ROWS];
+    for (lanes, rounded) in tile.iter().zip(rounded) {
+        for r in 0..BLOCK_ROWS {
+            let level = round_to_level(levels, lanes[r] * inverse[r]);
+            rounded[r] = level;
+            products[r] += lanes[r] * level;
+            squares[r] += level * level;
+        }
+    }
+    let mut scales = [0.0; BLOCK_ROWS];
+    for r in 0..BLOCK_ROWS {
+        scales[r] = if squares[r] > 0.0 { round_to_f16(products[r] / squares[r]) } else { 0.0 };
+    }
+    scales
+}
+
+/// Sum of `(weight - level * scale)^2` of each row.
+fn squared_error(tile: &Tile, rounded: &Tile, scale: &Lanes) -> Lanes {
+    let mut sum = [0.0; BLOCK_ROWS];
+    for (lanes, rounded) in tile.iter().zip(rounded) {
+        for r in 0..BLOCK_ROWS {
+            let error = lanes[r] - rounded[r] * scale[r];
+            sum[r] += error * error;
+        }
+    }
+    sum
+}
+
+/// The nearest level, ties to even, for `|x|` below 2^22.
+#[inline(always)]
+fn round_to_level(levels: &Levels, x: f32) -> f32 {
+    // Beside 1.5 * 2^23 an f32 has no room for a fraction: adding rounds. Unlike `round_ties_even`, this
+    // vectorises on the oldest x86.
+    const SHIFT: f32 = 12_582_912.0;
+    (x.clamp(levels.lowest, levels.highest) + SHIFT) - SHIFT
+}
+
+/// The nearest finite f16, ties to even, as f32. As arithmetic it vectorises; `half`'s conversion does not.
+#[inline(always)]
+fn round_to_f16(x: f32) -> f32 {
+    const SMALLEST_NORMAL: f32 = 1.0 / 16_384.0;
+    let bits = x.to_bits();
+    let normal = f32::from_bits(bits.wrapping_add(0xfff + (bits >> 13 & 1)) & !0x1fff);
+    // From 0.5 to 1 an f32 steps by 2^-24, as the subnormal f16 do.
+    let subnormal = (x + 0.75) - 0.75;
+    let rounded = if x.abs() < SMALLEST_NORMAL { subnormal } else { normal };
+    rounded.clamp(-MAX_SCALE, MAX_SCALE)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use half::f16;
+
+    #[test]
+    fn f16_rounding_is_that_of_half() {
+        let largest = f16::MAX.to_f32();
+        for bits in (0..=largest.to_bits()).step_by(997) {
+            let x = f32::from_bits(bits);
+            assert_eq!(round_to_f16(x), f16::from_f32(x).to_f32(), "{x:e}");
+            assert_eq!(round_to_f16(-x), -f16::from_f32(x).to_f32(), "{x:e}");
+        }
+    }
+
+    #[test]
+    fn f16_rounding_of_ties_and_their_neighbours() {
+        for half_bits in 0..0x7bff_u16 {
+            let (low, high) = (f16::from_bits(half_bits).to_f32(), f16::from_bits(half_bits + 1).to_f32());
+            let tie = low.midpoint(high);
+            for x in [low, tie.next_down(), tie, tie.next_up(), high] {
+                assert_eq!(round_to_f16(x), f16::from_f32(x).to_f32(), "{x:e}");
+            }
+        }
+    }
+
+    #[test]
+    fn f16_rounding_stays_finite() {
+        for x in [65_504.0, 65_519.0, 65_520.0, 1e6] {
+            assert_eq!(round_to_f16(x), MAX_SCALE);
+            assert_eq!(round_to_f16(-x), -MAX_SCALE);
+        }
+    }
+
+    #[test]
+    fn levels_round_ties_to_even_inside_the_range() {
+        for (x, level) in
+            [(0.5, 0.0), (1.5, 2.0), (-2.5, -2.0), (6.9, 7.0), (7.6, 7.0), (-9.0, -8.0), (-0.3, 0.0)]
+        {
+            assert_eq!(round_to_level(&INT4, x), level, "{x}");
+        }
+    }
+}

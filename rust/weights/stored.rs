@@ -1,0 +1,189 @@
+//! Tensors of a checkpoint -> typed weights, with every shape checked.
+//!
+//! In a Hugging Face folder the format of a tensor is its element type. In a file of our own, block formats
+//! stand in tensors of type U8 and shape `[.., panels, blocks, block bytes]`, and the metadata entry `tensors` says what
+//! each one holds:
+//!
+//! ```json
+//! {"model.embed_tokens.weight": {"format": "int4", "shape": [640, 192]}}
+//! ```
+//!
+//! `shape` is the shape in the original checkpoint. How it becomes matrices is said at [`matrices`].
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use super::matrix::{BLOCK_COLS, BLOCK_ROWS, Format, Matrix};
+use super::quantize::matrices;
+use super::{int4, int8};
+use crate::checkpoint::Checkpoint;
+use crate::checkpoint::json::{self, UniqueMap};
+use crate::error::{Error, Result};
+use crate::tensor::{DType, TensorView};
+
+/// The metadata key of the table of block tensors.
+pub const TENSORS_KEY: &str = "tensors";
+
+/// One entry of the table of block tensors.
+#[derive(Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct BlockEntry {
+    pub(super) format: String,
+    pub(super) shape: Vec<usize>,
+}
+
+/// A tensor with its format: checked that its bytes are as many as format and shape need.
+#[derive(Clone, Debug)]
+pub struct Stored {
+    /// How its numbers are stored.
+    pub format: Format,
+    /// Its shape as the model knows it.
+    pub shape: Vec<usize>,
+    /// The matrices it holds: `[count, rows, cols]`.
+    pub matrices: [usize; 3],
+    /// Where its bytes are.
+    pub view: TensorView,
+}
+
+/// Reads weights from a checkpoint.
+#[derive(Debug)]
+pub struct Loader<'a> {
+    checkpoint: &'a Checkpoint,
+    /// Name -> format and shape of each block tensor.
+    blocks: BTreeMap<String, (Format, Vec<usize>)>,
+}
+
+impl<'a> Loader<'a> {
+    /// Reads the table of block tensors, if the checkpoint is of our own format.
+    pub fn new(checkpoint: &'a Checkpoint) -> Result<Self> {
+        let blocks = if checkpoint.is_native() { read_table(checkpoint)? } else { BTreeMap::new() };
+        Ok(Self { checkpoint, blocks })
+    }
+
+    /// The checkpoint read from.
+    pub fn checkpoint(&self) -> &'a Checkpoint {
+        self.checkpoint
+    }
+
+    /// The tensor of this name, which must be there, with its format.
+    pub fn stored(&self, name: &str) -> Result<Stored> {
+        let view = self.checkpoint.require(name)?;
+        match self.blocks.get(name) {
+            Some((format, shape)) => Stored::blocks(view, *format, shape.clone()),
+            None => Stored::plain(view),
+        }
+    }
+
+    /// A tensor that is one matrix `[rows, cols]`; a convolution counts as `[out, everything else]`.
+    pub fn matrix(&self, name: &str, [rows, cols]: [usize; 2]) -> Result<Matrix> {
+        let stored = self.stored(name)?;
+        if stored.matrices != [1, rows, cols] {
+            return Err(stored.mismatch(&[rows, cols]));
+        }
+        stored.matrix(0)
+    }
+
+    /// A tensor that is a stack of matrices `[count, rows, cols]`, such as the experts of a layer.
+    pub fn stack(&self, name: &str, shape: [usize; 3]) -> Result<Vec<Matrix>> {
+        let stored = self.stored(name)?;
+        if stored.shape != shape {
+            return Err(stored.mismatch(&shape));
+        }
+        (0..shape[0]).map(|i| stored.matrix(i)).collect()
+    }
+
+    /// A tensor of exactly this shape as f32, row-major, whatever its format.
+    pub fn vector(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>> {
+        let stored = self.stored(name)?;
+        if stored.shape != shape {
+            return Err(stored.mismatch(shape));
+        }
+        if !stored.format.is_quantized() {
+            return stored.view.to_f32();
+        }
+        let mut out = Vec::new();
+        for i in 0..stored.matrices[0] {
+            out.extend(stored.matrix(i)?.to_f32());
+        }
+        Ok(out)
+    }
+}
+
+impl Stored {
+    /// A tensor whose element type is its format.
+    fn plain(view: TensorView) -> Result<Self> {
+        let format = Format::ALL.into_iter().find(|format| format.dtype() == Some(view.dtype));
+        let format = format.ok_or_else(|| {
+            view.error(format!(
+                "is {}, weights must be F32, F16, BF16 or blocks of edgewise",
+                view.dtype.name()
+            ))
+        })?;
+        let matrices = matrices(&view.shape).ok_or_else(|| too_large(&view, &view.shape))?;
+        Ok(Self { format, shape: view.shape.clone(), matrices, view })
+    }
+
+    /// A tensor of blocks that stands for `shape`.
+    fn blocks(view: TensorView, format: Format, shape: Vec<usize>) -> Result<Self> {
+        let expected = block_shape(format, &shape).ok_or_else(|| too_large(&view, &shape))?;
+        if view.dtype != DType::U8 || view.shape != expected {
+            let (dtype, found, name) = (view.dtype.name(), &view.shape, format.name());
+            let reason =
+                format!("is {dtype} {found:?}, {name} of shape {shape:?} is stored as U8 {expected:?}");
+            return Err(view.error(reason));
+        }
+        let matrices = matrices(&shape).ok_or_else(|| too_large(&view, &shape))?;
+        Ok(Self { format, shape, matrices, view })
+    }
+
+    /// Matrix `index` of the stack.
+    fn matrix(&self, index: usize) -> Result<Matrix> {
+        let [_, rows, cols] = self.matrices;
+        let bytes = self.format.bytes(rows, cols).ok_or_else(|| too_large(&self.view, &self.shape))?;
+        let start = index.checked_mul(bytes);
+        let end = start.and_then(|start| start.checked_add(bytes));
+        let data = start.zip(end).and_then(|(start, end)| self.view.bytes.slice(start..end));
+        let data = data.ok_or_else(|| self.view.error(format!("has no matrix {index}")))?;
+        Matrix::new(self.format, rows, cols, data).map_err(|error| self.view.error(error.to_string()))
+    }
+
+    fn mismatch(&self, expected: &[usize]) -> Error {
+        self.view.error(format!("has shape {:?}, the model needs {expected:?}", self.shape))
+    }
+}
+
+/// The U8 shape in which a block format stores a tensor of `shape`; `None` if it overflows or is no block format.
+pub(super) fn block_shape(format: Format, shape: &[usize]) -> Option<Vec<usize>> {
+    let block = match format {
+        Format::Int4 => int4::BLOCK_BYTES,
+        Format::Int8 => int8::BLOCK_BYTES,
+        Format::F32 | Format::F16 | Format::BF16 => return None,
+    };
+    let [count, rows, cols] = matrices(shape)?;
+    count.checked_mul(format.bytes(rows, cols)?)?;
+    let blocks = [rows.div_ceil(BLOCK_ROWS), cols.div_ceil(BLOCK_COLS), block];
+    let stack = (shape.len() == 3).then_some(count);
+    Some(stack.into_iter().chain(blocks).collect())
+}
+
+/// The table of block tensors of a file of our own.
+fn read_table(checkpoint: &Checkpoint) -> Result<BTreeMap<String, (Format, Vec<usize>)>> {
+    let fault =
+        |reason: String| Error::file(checkpoint.path(), format!("metadata '{TENSORS_KEY}': {reason}"));
+    let text = checkpoint.metadata(TENSORS_KEY).ok_or_else(|| fault("is missing".to_owned()))?;
+    let UniqueMap(table) = json::parse_as::<UniqueMap<BlockEntry>>(text.as_bytes()).map_err(fault)?;
+    let entries = table.into_iter().map(|(name, BlockEntry { format, shape })| {
+        let found = Format::from_name(&format).filter(|format| format.is_quantized());
+        let found = found.ok_or_else(|| {
+            let (name, format) = (json::quote(&name), json::quote(&format));
+            fault(format!("'{name}': '{format}' is not a block format of this version, int4 or int8"))
+        })?;
+        Ok((name, (found, shape)))
+    });
+    entries.collect()
+}
+
+fn too_large(view: &TensorView, shape: &[usize]) -> Error {
+    view.error(format!("shape {shape:?} is too large"))
+}
