@@ -63,7 +63,8 @@ impl Options {
         Ok(Self { precision, kv_type })
     }
 
-    fn kv_type(&self) -> KvType {
+    /// Number type of the KV cache.
+    pub fn kv_type(&self) -> KvType {
         let default = if matches!(self.precision, Precision::Exact) { KvType::F32 } else { KvType::F16 };
         self.kv_type.unwrap_or(default)
     }
@@ -136,7 +137,7 @@ impl<'a> CheckpointSource<'a> {
             let names = PREFIXES.map(|prefix| format!("'{prefix}embed_tokens.weight'")).join(" nor ");
             Error::file(checkpoint.path(), format!("holds neither {names}"))
         })?;
-        let mut source = Self {
+        let source = Self {
             loader: Loader::new(checkpoint)?,
             precision,
             default: Recipe::by_name_or_file("int4")?,
@@ -146,10 +147,11 @@ impl<'a> CheckpointSource<'a> {
             total: 0,
             progress,
         };
+        let mut total = 0;
         for name in checkpoint.names().filter(|name| source.is_text(name)) {
-            source.total += checkpoint.require(name)?.bytes.len() as u64;
+            total += checkpoint.require(name)?.bytes.len() as u64;
         }
-        Ok(source)
+        Ok(Self { total, ..source })
     }
 
     fn is_text(&self, name: &str) -> bool {
