@@ -1,13 +1,12 @@
 """The Rust core. Token ids in, logits and token ids out; text and files of text stay in Python."""
 
 from collections.abc import Callable, Sequence as _Seq
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-Progress = Callable[[int, int, str], None]
-"""Called with (bytes done, bytes in all, name of what is being done). May raise to stop the work."""
+_Progress = Callable[[int, int, str], None]
 
 class CheckpointError(ValueError):
     """A file of a checkpoint is unusable; the message names file, tensor or entry, and the reason."""
@@ -23,7 +22,7 @@ def tiers() -> list[str]: ...
 def active_tier() -> str: ...
 def available_threads() -> int: ...
 def quantize(
-    source: str, destination: str, recipe: str = "int4", threads: int | None = None, progress: Progress | None = None
+    source: str, destination: str, recipe: str = "int4", threads: int | None = None, progress: _Progress | None = None
 ) -> dict[str, Any]: ...
 
 class Engine:
@@ -34,7 +33,7 @@ class Engine:
         kv_dtype: str = "auto",
         recipe: str | None = None,
         threads: int | None = None,
-        progress: Progress | None = None,
+        progress: _Progress | None = None,
     ) -> Engine: ...
     @staticmethod
     def random(config: str, dtype: str = "int4", kv_dtype: str = "auto", threads: int | None = None, seed: int = 0) -> Engine: ...
@@ -66,6 +65,7 @@ class Sequence:
 class Sampler:
     def __init__(
         self,
+        vocab_size: int,
         *,
         temperature: float = 1.0,
         top_k: int = 0,
@@ -79,4 +79,4 @@ class Sampler:
         suppress: _Seq[int] = (),
     ) -> None: ...
     def observe(self, ids: _Seq[int], generated: bool = False) -> None: ...
-    def sample(self, sequence: Sequence) -> tuple[int, float, list[tuple[int, float]]]: ...
+    def sample(self, sequence: Sequence) -> tuple[int, float | None, list[tuple[int, float]]]: ...

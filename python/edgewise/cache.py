@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from edgewise import _native
-from edgewise._native import Progress
+from edgewise.progress import Progress
 
 
 def folder() -> Path:

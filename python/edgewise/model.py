@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from edgewise import cache as quantised_cache
 from edgewise import chat, checks, eos, generation, hub, inputs
-from edgewise._native import CheckpointError, ContextError, Engine, Progress, Sampler
+from edgewise._native import CheckpointError, ContextError, Engine, Sampler
 from edgewise._native import Sequence as NativeSequence
 from edgewise.chat import ChatTemplate, Message
 from edgewise.options import (
@@ -27,7 +27,7 @@ from edgewise.options import (
     SamplingOptions,
     checkpoint_defaults,
 )
-from edgewise.progress import shown
+from edgewise.progress import Progress, shown
 from edgewise.results import Piece, Result
 from edgewise.tokenizer import FILE as TOKENIZER_FILE
 from edgewise.tokenizer import Tokenizer
@@ -303,7 +303,7 @@ class Model:
         return generation.stream(request, self._engine.sequence(), sampler)
 
     def _sampler(self, options: SamplingOptions) -> Sampler:
-        return Sampler(**asdict(options))
+        return Sampler(self.vocab_size, **asdict(options))
 
     def _prompt_ids(self, prompt: Prompt, options: PromptOptions) -> list[int]:
         kind = inputs.kind(prompt)

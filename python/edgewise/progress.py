@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TextIO
 
-from edgewise._native import Progress
+Progress = Callable[[int, int, str], None]
+"""Called with (bytes done, bytes in all, name of what is being done). May raise to stop the work."""
 
 WIDTH = 24
 REDRAW_SECONDS = 0.1

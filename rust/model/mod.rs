@@ -9,6 +9,7 @@ mod feed_forward;
 mod gated_delta;
 mod input;
 mod layer;
+pub mod open;
 mod scratch;
 mod state;
 

@@ -2,7 +2,7 @@
 pub mod convert;
 pub mod int4;
 pub mod int8;
-pub mod load;
+pub mod names;
 pub mod matrix;
 pub mod model;
 pub mod quantize;

@@ -4,7 +4,7 @@ use half::{bf16, f16};
 use rand_core::Rng;
 use rand_pcg::Pcg64Mcg;
 
-use super::load::Source;
+use super::names::Source;
 use super::matrix::{BLOCK_ROWS, Format, Matrix};
 use super::{int4, int8};
 use crate::error::{Error, Result};

@@ -10,7 +10,7 @@ use edgewise::checkpoint::{Checkpoint, EMBEDDED_PREFIX};
 use edgewise::tensor::DType;
 use edgewise::threads::Pool;
 use edgewise::weights::convert::{Report, quantize_checkpoint};
-use edgewise::weights::matrix::Format;
+use edgewise::weights::matrix::{Format, Matrix};
 use edgewise::weights::quantize::quantize_tensor;
 use edgewise::weights::recipe::Recipe;
 use edgewise::weights::stored::Loader;
@@ -160,7 +160,7 @@ fn weights_come_back_as_the_recipe_says() {
     let stack = to.stack(EXPERTS, [3, 40, 33]).unwrap();
     let direct = quantize_tensor(&Pool::new(1), &source.require(EXPERTS).unwrap(), Format::Int4).unwrap();
     assert_eq!(stack.iter().flat_map(|matrix| matrix.bytes().to_vec()).collect::<Vec<_>>(), direct);
-    let flat: Vec<_> = stack.iter().flat_map(|matrix| matrix.to_f32()).collect();
+    let flat: Vec<_> = stack.iter().flat_map(Matrix::to_f32).collect();
     assert_eq!(to.vector(EXPERTS, &[3, 40, 33]).unwrap(), flat);
     assert_eq!(from.stack(EXPERTS, [3, 40, 33]).unwrap().len(), 3);
 }

@@ -3,4 +3,5 @@
 mod checkpoint;
 mod convert;
 mod quantize;
+mod sampler;
 mod threads;

@@ -1,4 +1,6 @@
 //! The block formats against a second reading of their description, and the promises of the quantiser.
+// What is compared with `==` is promised to be exact.
+#![allow(clippy::float_cmp)]
 
 use edgewise::tensor::{Bytes, DType, TensorView};
 use edgewise::threads::Pool;

@@ -13,9 +13,10 @@
 //! ```
 //!
 //! INT4 has one level more below zero than above, so its targets are negative: the scale takes the other sign
-//! of the extreme. Targets beyond -8 clip the extreme, which often pays. Steps of a quarter leave 0.1 % more
-//! squared error than steps of a twentieth, and 27 % less than `absmax / 7`. Whole targets down to -1 find groups
-//! that are multiples of some f16 and store them exactly. INT8 gains 18 % over `absmax / 127`.
+//! of the extreme. Targets beyond -8 clip the extreme, which often pays. On normally distributed weights,
+//! steps of a quarter leave 0.1 % more squared error than steps of a twentieth, and 27 % less than `absmax / 7`;
+//! INT8 loses 18 % less than `absmax / 127`. Whole targets down to -1 find groups that are multiples of some f16
+//! and store them exactly.
 //!
 //! All of it is plain f32 arithmetic in one order on tiles with a lane for each row: the same bits on every
 //! machine, and loops that compilers vectorise without being told to.
@@ -158,6 +159,8 @@ fn round_to_f16(x: f32) -> f32 {
 }
 
 #[cfg(test)]
+// Rounding has one right answer.
+#[allow(clippy::float_cmp)]
 mod tests {
     use super::*;
     use half::f16;

@@ -1,0 +1,224 @@
+//! From a path to an [`Engine`]: configuration, weights in the formats asked for, tier and threads.
+
+use std::path::Path;
+
+use super::{Engine, Model};
+use crate::checkpoint::Checkpoint;
+use crate::config::ModelConfig;
+use crate::error::{Error, Result};
+use crate::kernels::Cpu;
+use crate::kernels::kv_cache::KvType;
+use crate::tensor::Bytes;
+use crate::weights::matrix::{Format, Matrix};
+use crate::weights::names::{self, Source};
+use crate::weights::quantize::quantize_tensor;
+use crate::weights::recipe::{Recipe, Treatment};
+use crate::weights::stored::{Loader, Stored};
+
+/// In which formats the weights are held.
+#[derive(Clone, Debug)]
+pub enum Precision {
+    /// As a file of our own stores them; any other checkpoint by the default recipe.
+    Auto,
+    /// Exactly the checkpoint's values: unquantised tensors as they stand, blocks widened to f32.
+    Exact,
+    /// All matrices as bf16.
+    Bf16,
+    /// By a recipe.
+    Recipe(Recipe),
+}
+
+/// How to open a checkpoint.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Formats of the weights.
+    pub precision: Precision,
+    /// Number type of the KV cache; by default f32 beside exact weights, else f16.
+    pub kv_type: Option<KvType>,
+}
+
+impl Options {
+    /// Options from the names users give: `dtype` is auto, f32, bf16, int8 or int4; `kv_dtype` auto, f32 or f16; `recipe` the
+    /// name or file of a recipe, with `dtype` auto.
+    pub fn parse(dtype: &str, kv_dtype: &str, recipe: Option<&str>) -> Result<Self> {
+        if recipe.is_some() && dtype != "auto" {
+            return Err(Error::argument("recipe", format!("it decides the formats, so dtype cannot be '{dtype}'")));
+        }
+        let precision = match (dtype, recipe) {
+            (_, Some(recipe)) => Precision::Recipe(Recipe::by_name_or_file(recipe)?),
+            ("auto", None) => Precision::Auto,
+            ("f32", None) => Precision::Exact,
+            ("bf16", None) => Precision::Bf16,
+            ("int8" | "int4", None) => Precision::Recipe(Recipe::by_name_or_file(dtype)?),
+            _ => {
+                return Err(Error::argument("dtype", format!("'{dtype}' is not one of auto, f32, bf16, int8, int4")));
+            }
+        };
+        let kv_type = match kv_dtype {
+            "auto" => None,
+            "f32" => Some(KvType::F32),
+            "f16" => Some(KvType::F16),
+            _ => return Err(Error::argument("kv_dtype", format!("'{kv_dtype}' is not one of auto, f32, f16"))),
+        };
+        Ok(Self { precision, kv_type })
+    }
+
+    /// Number type of the KV cache.
+    pub fn kv_type(&self) -> KvType {
+        let default = if matches!(self.precision, Precision::Exact) { KvType::F32 } else { KvType::F16 };
+        self.kv_type.unwrap_or(default)
+    }
+}
+
+/// An opened checkpoint.
+#[derive(Debug)]
+pub struct Opened {
+    /// Ready to compute.
+    pub engine: Engine,
+    /// For the files beside the tensors.
+    pub checkpoint: Checkpoint,
+    /// The parsed `config.json`.
+    pub config: ModelConfig,
+}
+
+/// Called with (bytes done, bytes in all, tensor); an error stops the work.
+pub type Progress<'a> = &'a mut dyn FnMut(u64, u64, &str) -> Result<()>;
+
+/// Opens the folder or file `path`.
+pub fn open(path: &Path, options: &Options, cpu: Cpu, progress: Progress<'_>) -> Result<Opened> {
+    let checkpoint = Checkpoint::open(path)?;
+    let config = read_config(&checkpoint)?;
+    if checkpoint.is_native() && matches!(options.precision, Precision::Bf16 | Precision::Recipe(_)) {
+        let reason = "an edgewise file is opened as it is stored (auto) or widened (f32); for other formats quantise the \
+                      original checkpoint";
+        return Err(Error::argument("dtype", reason));
+    }
+    let mut source = CheckpointSource::new(&checkpoint, &options.precision, &cpu, progress)?;
+    let weights = names::load(&config.text, &mut source)?;
+    let model = Model { config: config.text.clone(), weights };
+    let engine = Engine::new(model, cpu, options.kv_type());
+    Ok(Opened { engine, checkpoint, config })
+}
+
+/// The checkpoint's `config.json`.
+pub fn read_config(checkpoint: &Checkpoint) -> Result<ModelConfig> {
+    let json = checkpoint
+        .side_file("config.json")?
+        .ok_or_else(|| Error::file(checkpoint.path(), "there is no config.json"))?;
+    ModelConfig::parse(&checkpoint.path().join("config.json"), &json)
+}
+
+/// Prefixes of the text model's tensors: beside a vision tower, and alone.
+const PREFIXES: [&str; 2] = ["model.language_model.", "model."];
+
+struct CheckpointSource<'a> {
+    loader: Loader<'a>,
+    precision: &'a Precision,
+    default: Recipe,
+    cpu: &'a Cpu,
+    prefix: &'static str,
+    done: u64,
+    total: u64,
+    progress: Progress<'a>,
+}
+
+impl<'a> CheckpointSource<'a> {
+    fn new(
+        checkpoint: &'a Checkpoint,
+        precision: &'a Precision,
+        cpu: &'a Cpu,
+        progress: Progress<'a>,
+    ) -> Result<Self> {
+        let prefix = PREFIXES.into_iter().find(|prefix| {
+            let name = format!("{prefix}embed_tokens.weight");
+            checkpoint.names().any(|found| found == name)
+        });
+        let prefix = prefix.ok_or_else(|| {
+            let names = PREFIXES.map(|prefix| format!("'{prefix}embed_tokens.weight'")).join(" nor ");
+            Error::file(checkpoint.path(), format!("holds neither {names}"))
+        })?;
+        let source = Self {
+            loader: Loader::new(checkpoint)?,
+            precision,
+            default: Recipe::by_name_or_file("int4")?,
+            cpu,
+            prefix,
+            done: 0,
+            total: 0,
+            progress,
+        };
+        let mut total = 0;
+        for name in checkpoint.names().filter(|name| source.is_text(name)) {
+            total += checkpoint.require(name)?.bytes.len() as u64;
+        }
+        Ok(Self { total, ..source })
+    }
+
+    fn is_text(&self, name: &str) -> bool {
+        name == "lm_head.weight"
+            || name.strip_prefix(self.prefix).is_some_and(|rest| {
+                ["embed_tokens.", "layers.", "norm."].iter().any(|part| rest.starts_with(part))
+            })
+    }
+
+    fn full_name(&self, name: &str) -> String {
+        if name == "lm_head.weight" { name.to_owned() } else { format!("{}{name}", self.prefix) }
+    }
+
+    /// The format in which a stored matrix is to be held.
+    fn target(&self, name: &str, stored: &Stored) -> Format {
+        let by = |recipe: &Recipe| match recipe.treatment(name, &stored.shape) {
+            Treatment::Keep => stored.format,
+            Treatment::Store(format) => format,
+        };
+        match self.precision {
+            Precision::Auto if self.loader.checkpoint().is_native() => stored.format,
+            Precision::Auto => by(&self.default),
+            Precision::Exact if stored.format.is_quantized() => Format::F32,
+            Precision::Exact => stored.format,
+            Precision::Bf16 => Format::BF16,
+            Precision::Recipe(recipe) => by(recipe),
+        }
+    }
+
+    fn convert(&self, stored: &Stored, matrix: Matrix, target: Format) -> Result<Matrix> {
+        let (rows, cols) = (matrix.rows(), matrix.cols());
+        let data = match (matrix.format(), target) {
+            (from, to) if from == to => return Ok(matrix),
+            (Format::Int4 | Format::Int8, _) => matrix.to_f32().iter().flat_map(|x| x.to_le_bytes()).collect(),
+            _ => quantize_tensor(&self.cpu.pool, &stored.view, target)?,
+        };
+        Matrix::new(target, rows, cols, Bytes::new(data))
+    }
+
+    fn finished(&mut self, bytes: usize, name: &str) -> Result<()> {
+        self.done += bytes as u64;
+        (self.progress)(self.done.min(self.total), self.total, name)
+    }
+}
+
+impl Source for CheckpointSource<'_> {
+    fn matrix(&mut self, name: &str, shape: [usize; 2]) -> Result<Matrix> {
+        let name = self.full_name(name);
+        let matrix = self.loader.matrix(&name, shape)?;
+        let stored = self.loader.stored(&name)?;
+        if matrix.format().is_quantized() && !matrix.is_finite() {
+            return Err(stored.view.error("a scale is NaN or infinite"));
+        }
+        let bytes = matrix.bytes().len();
+        let matrix = self.convert(&stored, matrix, self.target(&name, &stored))?;
+        self.finished(bytes, &name)?;
+        Ok(matrix)
+    }
+
+    fn vector(&mut self, name: &str, shape: &[usize]) -> Result<Vec<f32>> {
+        let name = self.full_name(name);
+        let vector = self.loader.vector(&name, shape)?;
+        if let Some(i) = vector.iter().position(|x| !x.is_finite()) {
+            let stored = self.loader.stored(&name)?;
+            return Err(stored.view.error(format!("element {i} is {}", vector[i])));
+        }
+        self.finished(4 * vector.len(), &name)?;
+        Ok(vector)
+    }
+}

@@ -1,0 +1,59 @@
+//! `edgewise quantize`.
+
+use std::path::Path;
+
+use pyo3::prelude::*;
+use pyo3::types::PyDict;
+
+use super::errors::released;
+use crate::checkpoint::Checkpoint;
+use crate::threads::{Pool, available_threads};
+use crate::weights::convert::{Report, quantize_checkpoint};
+use crate::weights::recipe::Recipe;
+
+/// Writes a converted copy of the checkpoint `source` to the file `destination`.
+#[pyfunction]
+#[pyo3(signature = (source, destination, recipe = "int4", threads = None, progress = None))]
+pub fn quantize<'py>(
+    py: Python<'py>,
+    source: &str,
+    destination: &str,
+    recipe: &str,
+    threads: Option<usize>,
+    progress: Option<Py<PyAny>>,
+) -> PyResult<Bound<'py, PyDict>> {
+    let recipe = Recipe::by_name_or_file(recipe)?;
+    let pool = Pool::new(threads.unwrap_or_else(available_threads));
+    let report = released(py, |callbacks| {
+        let checkpoint = Checkpoint::open(Path::new(source))?;
+        let mut report =
+            |done, total, name: &str| callbacks.progress(progress.as_ref(), done, total, name);
+        quantize_checkpoint(&checkpoint, Path::new(destination), &recipe, &pool, &mut report)
+    })?;
+    report_dict(py, &report)
+}
+
+/// The recipe used where none is named, as JSON: a table to read and change.
+#[pyfunction]
+#[pyo3(signature = (name = "int4"))]
+pub fn default_recipe(name: &str) -> PyResult<String> {
+    Ok(Recipe::by_name_or_file(name)?.to_json())
+}
+
+fn report_dict<'py>(py: Python<'py>, report: &Report) -> PyResult<Bound<'py, PyDict>> {
+    let formats = PyDict::new(py);
+    for (name, tally) in &report.formats {
+        let entry = PyDict::new(py);
+        entry.set_item("tensors", tally.tensors)?;
+        entry.set_item("bytes", tally.bytes)?;
+        entry.set_item("relative_squared_error", tally.error.relative())?;
+        formats.set_item(name, entry)?;
+    }
+    let out = PyDict::new(py);
+    out.set_item("destination", report.destination.display().to_string())?;
+    out.set_item("source_bytes", report.source_bytes)?;
+    out.set_item("file_bytes", report.bytes)?;
+    out.set_item("seconds", report.seconds)?;
+    out.set_item("formats", formats)?;
+    Ok(out)
+}

@@ -1,0 +1,269 @@
+//! The engine and what it tells about itself.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use pyo3::prelude::*;
+use pyo3::types::{PyBytes, PyDict};
+
+use super::arrays::{float_array, token_ids};
+use super::errors::released;
+use super::sequence::PySequence;
+use crate::checkpoint::Checkpoint;
+use crate::config::ModelConfig;
+use crate::error::Error;
+use crate::kernels::conv::TAIL;
+use crate::kernels::lanes::LANES;
+use crate::kernels::{Cpu, Tier};
+use crate::model::open::{Options, Precision, open};
+use crate::model::{Engine, LayerState, Model, Stage};
+use crate::threads::available_threads;
+use crate::weights::matrix::Format;
+use crate::weights::names;
+use crate::weights::random::RandomSource;
+use crate::weights::recipe::{Recipe, Treatment};
+
+/// A model ready to compute.
+#[pyclass(name = "Engine", module = "edgewise._native", frozen)]
+pub struct PyEngine {
+    engine: Arc<Engine>,
+    /// None for random weights.
+    checkpoint: Option<Checkpoint>,
+    config: ModelConfig,
+    config_json: String,
+}
+
+fn cpu(threads: Option<usize>) -> PyResult<Cpu> {
+    if threads == Some(0) {
+        return Err(Error::argument("threads", "at least one is needed").into());
+    }
+    Ok(Cpu::new(Tier::from_environment()?, threads.unwrap_or_else(available_threads)))
+}
+
+#[pymethods]
+impl PyEngine {
+    #[staticmethod]
+    #[pyo3(signature = (path, dtype = "auto", kv_dtype = "auto", recipe = None, threads = None, progress = None))]
+    fn open(
+        py: Python<'_>,
+        path: &str,
+        dtype: &str,
+        kv_dtype: &str,
+        recipe: Option<&str>,
+        threads: Option<usize>,
+        progress: Option<Py<PyAny>>,
+    ) -> PyResult<Self> {
+        let options = Options::parse(dtype, kv_dtype, recipe)?;
+        let cpu = cpu(threads)?;
+        let opened = released(py, |callbacks| {
+            let mut report = |done, total, name: &str| callbacks.progress(progress.as_ref(), done, total, name);
+            open(Path::new(path), &options, cpu, &mut report)
+        })?;
+        let json = opened.checkpoint.side_file("config.json")?.unwrap_or_default();
+        Ok(Self {
+            engine: Arc::new(opened.engine),
+            checkpoint: Some(opened.checkpoint),
+            config: opened.config,
+            config_json: String::from_utf8_lossy(&json).into_owned(),
+        })
+    }
+
+    #[staticmethod]
+    #[pyo3(signature = (config, dtype = "int4", kv_dtype = "auto", threads = None, seed = 0))]
+    fn random(
+        py: Python<'_>,
+        config: &str,
+        dtype: &str,
+        kv_dtype: &str,
+        threads: Option<usize>,
+        seed: u64,
+    ) -> PyResult<Self> {
+        let options = Options::parse(dtype, kv_dtype, None)?;
+        let recipe = match &options.precision {
+            Precision::Recipe(recipe) => recipe.clone(),
+            Precision::Auto => Recipe::by_name_or_file("int4")?,
+            Precision::Exact => Recipe::by_name_or_file("f32")?,
+            Precision::Bf16 => Recipe::by_name_or_file("bf16")?,
+        };
+        let parsed = ModelConfig::parse(Path::new("config"), config.as_bytes())?;
+        let cpu = cpu(threads)?;
+        let engine = released(py, |_| {
+            let format = |name: &str, shape: [usize; 2]| match recipe.treatment(name, &shape) {
+                Treatment::Store(format) => format,
+                Treatment::Keep => Format::F32,
+            };
+            let weights = names::load(&parsed.text, &mut RandomSource::new(format, seed))?;
+            Ok(Engine::new(Model { config: parsed.text.clone(), weights }, cpu, options.kv_type()))
+        })?;
+        Ok(Self { engine: Arc::new(engine), checkpoint: None, config: parsed, config_json: config.to_owned() })
+    }
+
+    #[getter]
+    fn vocab_size(&self) -> usize {
+        self.config.text.vocab_size
+    }
+
+    #[getter]
+    fn context_length(&self) -> usize {
+        self.config.text.max_position_embeddings
+    }
+
+    #[getter]
+    fn threads(&self) -> usize {
+        self.engine.cpu.pool.threads()
+    }
+
+    #[getter]
+    fn config(&self) -> &str {
+        &self.config_json
+    }
+
+    fn side_file<'py>(&self, py: Python<'py>, name: &str) -> PyResult<Option<Bound<'py, PyBytes>>> {
+        let Some(checkpoint) = &self.checkpoint else { return Ok(None) };
+        Ok(checkpoint.side_file(name)?.map(|bytes| PyBytes::new(py, &bytes)))
+    }
+
+    fn info<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
+        let out = PyDict::new(py);
+        let formats = PyDict::new(py);
+        let mut total = Totals::default();
+        for (name, tally) in self.formats(&mut total) {
+            let entry = PyDict::new(py);
+            entry.set_item("tensors", tally.tensors)?;
+            entry.set_item("bytes", tally.bytes)?;
+            formats.set_item(name, entry)?;
+        }
+        let empty = self.engine.state();
+        let kv: usize = empty.layers().iter().map(kv_bytes_per_token).sum();
+        out.set_item("model_type", &self.config.model_type)?;
+        out.set_item("parameters", total.parameters)?;
+        out.set_item("formats", formats)?;
+        out.set_item("weight_bytes", total.bytes)?;
+        out.set_item("file_bytes", self.checkpoint.as_ref().map_or(total.bytes as u64, Checkpoint::nbytes))?;
+        out.set_item("state_bytes", empty.nbytes())?;
+        out.set_item("kv_bytes_per_token", kv)?;
+        out.set_item("kv_dtype", self.engine.kv_type().name())?;
+        out.set_item("context_length", self.context_length())?;
+        out.set_item("threads", self.threads())?;
+        out.set_item("tier", self.engine.cpu.tier.name())?;
+        Ok(out)
+    }
+
+    fn logits<'py>(&self, py: Python<'py>, ids: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyAny>> {
+        let ids = token_ids(ids)?;
+        let logits =
+            released(py, |callbacks| self.engine.all_logits(&ids, &mut || callbacks.check_signals()))?;
+        float_array(py, logits, &[ids.len(), self.vocab_size()])
+    }
+
+    fn trace<'py>(&self, py: Python<'py>, ids: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyDict>> {
+        let ids = token_ids(ids)?;
+        let mut stages: Vec<Vec<f32>> = vec![Vec::new(); 1 + self.config.text.layers.len()];
+        let trace = released(py, |callbacks| {
+            let mut watch = |stage, rows: &[f32]| {
+                let index = match stage {
+                    Stage::Embedding => 0,
+                    Stage::Layer(i) => i + 1,
+                };
+                stages[index].extend_from_slice(rows);
+            };
+            self.engine.trace(&ids, &mut || callbacks.check_signals(), &mut watch)
+        })?;
+        let out = PyDict::new(py);
+        let hidden = [ids.len(), self.config.text.hidden_size];
+        for (i, rows) in stages.into_iter().enumerate() {
+            let name = if i == 0 { "embed".to_owned() } else { format!("layer{}.hidden", i - 1) };
+            out.set_item(name, float_array(py, rows, &hidden)?)?;
+        }
+        out.set_item("final_norm", float_array(py, trace.final_norm, &hidden)?)?;
+        out.set_item("logits", float_array(py, trace.logits, &[ids.len(), self.vocab_size()])?)?;
+        for (i, layer) in trace.state.layers().iter().enumerate() {
+            self.set_layer_state(&out, i, layer)?;
+        }
+        Ok(out)
+    }
+
+    fn sequence(&self) -> PySequence {
+        PySequence::new(Arc::clone(&self.engine))
+    }
+}
+
+#[derive(Default)]
+struct Totals {
+    parameters: usize,
+    bytes: usize,
+}
+
+#[derive(Default)]
+struct Tally {
+    tensors: usize,
+    bytes: usize,
+}
+
+impl PyEngine {
+    /// Tensors and bytes of each format in use, vectors counted as f32.
+    fn formats(&self, total: &mut Totals) -> Vec<(&'static str, Tally)> {
+        let mut found: Vec<(&'static str, Tally)> = Vec::new();
+        let mut add = |format: Format, elements: usize, bytes: usize| {
+            total.parameters += elements;
+            total.bytes += bytes;
+            let name = format.name();
+            let at = found.iter().position(|(found, _)| *found == name).unwrap_or_else(|| {
+                found.push((name, Tally::default()));
+                found.len() - 1
+            });
+            found[at].1.tensors += 1;
+            found[at].1.bytes += bytes;
+        };
+        let weights = &self.engine.model.weights;
+        weights.each_matrix(&mut |_, matrix| {
+            add(matrix.format(), matrix.rows() * matrix.cols(), matrix.bytes().len());
+        });
+        weights.each_vector(&mut |_, vector| add(Format::F32, vector.len(), 4 * vector.len()));
+        found
+    }
+
+    /// Adds the arrays of one layer's state to a trace.
+    fn set_layer_state(&self, out: &Bound<'_, PyDict>, index: usize, layer: &LayerState) -> PyResult<()> {
+        let (py, config) = (out.py(), &self.config.text);
+        match layer {
+            LayerState::GatedDelta(state) => {
+                let delta = &config.delta;
+                let memory = row_major(&state.memory, delta.value_heads, delta.key_dim, delta.value_dim);
+                let shape = [delta.value_heads, delta.key_dim, delta.value_dim];
+                out.set_item(format!("layer{index}.recurrent_state"), float_array(py, memory, &shape)?)?;
+                let channels = delta.conv_dim();
+                let tail =
+                    (0..channels * TAIL).map(|i| state.conv_tail[i % TAIL * channels + i / TAIL]).collect();
+                out.set_item(format!("layer{index}.conv_state"), float_array(py, tail, &[channels, TAIL])?)
+            }
+            LayerState::Attention(cache) => {
+                let (keys, values) = cache.to_f32();
+                let shape = [cache.kv_heads(), cache.len(), cache.head_dim()];
+                out.set_item(format!("layer{index}.k_cache"), float_array(py, keys, &shape)?)?;
+                out.set_item(format!("layer{index}.v_cache"), float_array(py, values, &shape)?)
+            }
+        }
+    }
+}
+
+/// Tiles `[heads, v_dim / 16, k_dim, 16]` as `[heads, k_dim, v_dim]`.
+fn row_major(tiles: &[f32], heads: usize, key_dim: usize, value_dim: usize) -> Vec<f32> {
+    let mut out = Vec::with_capacity(tiles.len());
+    for head in 0..heads {
+        for k in 0..key_dim {
+            for v in 0..value_dim {
+                let tile = head * value_dim / LANES + v / LANES;
+                out.push(tiles[(tile * key_dim + k) * LANES + v % LANES]);
+            }
+        }
+    }
+    out
+}
+
+fn kv_bytes_per_token(layer: &LayerState) -> usize {
+    match layer {
+        LayerState::Attention(cache) => cache.bytes_per_token(),
+        LayerState::GatedDelta(_) => 0,
+    }
+}
