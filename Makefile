@@ -1,0 +1,77 @@
+# What a contributor runs. `make` alone lists the targets.
+PYTHON ?= python3
+VENV   ?= .venv
+
+BIN     := $(VENV)/bin
+MATURIN := VIRTUAL_ENV=$(abspath $(VENV)) PIP_QUIET=1 PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/maturin
+DEMO    := python/edgewise/demo/demo.safetensors
+CLIPPY  := cargo clippy --quiet --all-targets
+
+.DEFAULT_GOAL := help
+
+.PHONY: help
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+# The virtual environment with the build tool; `install` brings the rest from pyproject.toml.
+$(VENV)/ready: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check 'maturin>=1.9,<2'
+	touch $@
+
+.PHONY: install
+install: $(VENV)/ready ## build the package into .venv, optimised, with all tools
+	$(MATURIN) develop --quiet --release --extras dev
+
+.PHONY: test
+test: install test-rust test-python ## install, then run all tests
+
+# The benchmarks run once each, as tests.
+.PHONY: test-rust
+test-rust:
+	cargo test --quiet --tests --benches
+
+.PHONY: test-python
+test-python: install
+	$(BIN)/python -m pytest
+
+.PHONY: lint
+lint: install ## check format, lints, types and documentation
+	cargo fmt --check
+	$(CLIPPY) -- -D warnings
+	$(CLIPPY) --features python -- -D warnings
+	RUSTDOCFLAGS='-D warnings' cargo doc --quiet --no-deps
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+.PHONY: format
+format: install ## format Rust and Python
+	cargo fmt
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+.PHONY: wheel
+wheel: install ## build the wheel into dist/ and try it in an environment of its own
+	rm -rf dist
+	$(MATURIN) build --quiet --release --out dist
+	$(BIN)/python tools/check_wheel.py dist
+
+# The cheap steps first, the tests last.
+.NOTPARALLEL:
+.PHONY: check
+check: lint wheel test ## everything CI does
+
+.PHONY: bench
+bench: ## measure the kernels on this machine
+	cargo bench
+
+.PHONY: demo-model
+demo-model: install ## build the model in the package anew from tools/demo/checkpoint
+	$(BIN)/edgewise quantize --force tools/demo/checkpoint $(DEMO)
+	$(BIN)/python -m pytest tests/python/test_demo_model.py
+
+.PHONY: clean
+clean: ## remove all that was built
+	cargo clean
+	rm -rf $(VENV) dist python/edgewise/_native*.so .mypy_cache .pytest_cache .ruff_cache .hypothesis
