@@ -24,7 +24,9 @@ impl From<Error> for PyErr {
                 ErrorKind::PermissionDenied => PyPermissionError::new_err(text),
                 _ => PyOSError::new_err(text),
             },
-            Error::File { .. } | Error::Tensor { .. } | Error::Config { .. } => CheckpointError::new_err(text),
+            Error::File { .. } | Error::Tensor { .. } | Error::Config { .. } => {
+                CheckpointError::new_err(text)
+            }
             Error::Argument { .. } => PyValueError::new_err(text),
             Error::Context { .. } => ContextError::new_err(text),
             Error::NonFinite { .. } => NonFiniteError::new_err(text),
@@ -61,7 +63,13 @@ impl Callbacks {
     }
 
     /// Reports progress to `callback`, if there is one, and handles signals.
-    pub fn progress(&mut self, callback: Option<&Py<PyAny>>, done: u64, total: u64, name: &str) -> Result<()> {
+    pub fn progress(
+        &mut self,
+        callback: Option<&Py<PyAny>>,
+        done: u64,
+        total: u64,
+        name: &str,
+    ) -> Result<()> {
         self.call(|py| {
             if let Some(callback) = callback {
                 callback.call1(py, (done, total, name))?;

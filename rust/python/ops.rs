@@ -39,12 +39,11 @@ fn quantize<'py>(py: Python<'py>, format: Format, weights: &Floats<'py>) -> PyRe
 }
 
 fn matrix(format: Format, blocks: &[u8], rows: usize, cols: usize) -> PyResult<Matrix> {
-    let matrix = Matrix::new(format, rows, cols, Bytes::new(blocks.to_vec()))
-        .map_err(|_| {
-            let needed = format.bytes(rows, cols).map_or_else(|| "too many".to_owned(), |n| n.to_string());
-            let reason = format!("{} bytes; [{rows}, {cols}] in {} needs {needed}", blocks.len(), format.name());
-            Error::argument("blocks", reason)
-        })?;
+    let matrix = Matrix::new(format, rows, cols, Bytes::new(blocks.to_vec())).map_err(|_| {
+        let needed = format.bytes(rows, cols).map_or_else(|| "too many".to_owned(), |n| n.to_string());
+        let reason = format!("{} bytes; [{rows}, {cols}] in {} needs {needed}", blocks.len(), format.name());
+        Error::argument("blocks", reason)
+    })?;
     if !matrix.is_finite() {
         return Err(Error::argument("blocks", "a scale is NaN or infinite").into());
     }
@@ -187,10 +186,10 @@ pub fn short_conv<'py>(
         tail.expect("tail", &[TAIL, channels])?;
         tail_data = tail.data;
     }
-    let taps: Vec<f32> = (0..TAPS * channels).map(|i| weight.data[i % channels * TAPS + i / channels]).collect();
+    let taps: Vec<f32> =
+        (0..TAPS * channels).map(|i| weight.data[i % channels * TAPS + i / channels]).collect();
     let cpu = cpu(Some(1))?;
     let mut out = vec![0.0; x.data.len()];
     py.detach(|| conv::short_conv(&cpu, &x.data, &taps, &mut tail_data, &mut out));
     Ok((float_array(py, out, &x.shape)?, float_array(py, tail_data, &[TAIL, channels])?))
 }
-

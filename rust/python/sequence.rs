@@ -41,9 +41,7 @@ impl PySequence {
 impl PySequence {
     fn append(&mut self, py: Python<'_>, ids: &Bound<'_, PyAny>) -> PyResult<()> {
         let ids = token_ids(ids)?;
-        released(py, |callbacks| {
-            self.engine.append(&mut self.state, &ids, &mut || callbacks.check_signals())
-        })
+        released(py, |callbacks| self.engine.append(&mut self.state, &ids, &mut || callbacks.check_signals()))
     }
 
     fn reserve(&mut self, py: Python<'_>, tokens: usize) {
