@@ -16,10 +16,10 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use super::stored::{BlockEntry, TENSORS_KEY, block_shape};
 use super::matrix::{BLOCK_ROWS, Format};
 use super::quantize::{Rows, SquaredError, matrices, quantize_parallel};
 use super::recipe::{Recipe, Treatment};
+use super::stored::{BlockEntry, TENSORS_KEY, block_shape};
 use crate::checkpoint::writer::{Planned, Writer};
 use crate::checkpoint::{Checkpoint, EMBEDDED_PREFIX, FORMAT, FORMAT_VERSION};
 use crate::error::{Error, Result};
