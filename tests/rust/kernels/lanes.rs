@@ -260,14 +260,14 @@ fn narrowing_around_every_half() {
     for bits in 0..0x7c00 {
         let half = half::f16::from_bits(bits).to_f32();
         let next = if bits == 0x7bff { 65_536.0 } else { half::f16::from_bits(bits + 1).to_f32() };
-        let middle = (half + next) / 2.0;
+        let middle = half.midpoint(next);
         for x in [half, middle, middle.next_down(), middle.next_up()] {
             numbers.extend([x, -x]);
         }
     }
-    numbers.extend(SPECIAL);
-    let vectors = numbers.as_chunks::<LANES>().0;
-    assert_eq!(vectors.len() * LANES, numbers.len() / LANES * LANES);
+    numbers.extend([SPECIAL, SPECIAL].concat());
+    let (vectors, rest) = numbers.as_chunks::<LANES>();
+    assert!(rest.is_empty());
     compare(|| Narrow(vectors));
 }
 

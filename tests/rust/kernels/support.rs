@@ -5,6 +5,12 @@ use std::sync::Once;
 
 use edgewise::kernels::{Cpu, Tier};
 
+/// Sizes around the edges of lanes, panels and tiles.
+pub const SIZES: [usize; 11] = [1, 15, 16, 17, 31, 32, 33, 47, 48, 64, 65];
+
+/// Numbers of tokens around the edges of token tiles.
+pub const TOKENS: [usize; 12] = [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 16, 17];
+
 /// A reproducible stream of numbers (splitmix64).
 pub struct Random(u64);
 
@@ -38,7 +44,8 @@ impl Random {
     }
 }
 
-/// The tiers of this CPU; says once which they are, past the capture of test output.
+/// The tiers of this CPU; says once which they are.
+#[allow(clippy::explicit_write, reason = "the test harness would hide what `eprintln!` prints")]
 pub fn tiers() -> Vec<Tier> {
     static SAID: Once = Once::new();
     let tiers = Tier::available();
