@@ -2,7 +2,7 @@
 //!
 //! The recurrent form here runs the model's own kernel, [`delta_rule`](super::delta_rule), after packing the arrays
 //! the way the model holds them; the chunked form is in [`delta_rule_chunked`](super::delta_rule_chunked). The
-//! [`reference`](super::reference::delta_rule) says what both compute. Heads of any size are taken: channels are
+//! [`reference`](mod@super::reference) says what both compute. Heads of any size are taken: channels are
 //! filled up with zeros where the kernel wants multiples of 16 and 4.
 
 use super::conv::TAPS;

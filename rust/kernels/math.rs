@@ -68,7 +68,7 @@ pub fn padded(x: &[f32]) -> [f32; LANES] {
     out
 }
 
-/// out[i] = f(lanes of each input at i): a loop over whole vectors with a padded tail.
+/// `out[i] = f(lanes of each input at i)`: a loop over whole vectors with a padded tail.
 ///
 /// `f` must be simple arithmetic on lanes; the inputs have the length of `out`.
 #[inline(always)]
@@ -97,7 +97,7 @@ pub fn zip_map<S: Simd, const N: usize>(
     }
 }
 
-/// x[i] = f(x, lanes of each input at i): as [`zip_map`], in place.
+/// `x[i] = f(x, lanes of each input at i)`: as [`zip_map`], in place.
 #[inline(always)]
 pub fn update<S: Simd, const N: usize>(
     s: S,

@@ -2,7 +2,7 @@
 //!
 //! [`lanes`] says what a tier owes and how bits stay equal; [`linear`], [`norm`], [`conv`], [`delta_rule`],
 //! [`attention`], [`rope`] and [`activation`] are the operations of the model, each safe to call with slices whose
-//! shapes it asserts. [`reference`] has all of them once more as their formulas say.
+//! shapes it asserts. [`mod@reference`] has all of them once more as their formulas say.
 
 pub mod activation;
 pub mod activations;

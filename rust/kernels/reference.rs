@@ -243,7 +243,7 @@ pub fn sigmoid_gate(x: &[f32], gate: &[f32]) -> Vec<f32> {
 /// Rotary positions: channels i and `i + rotary_dim / 2` of each head turn by position x `theta^(-2i / rotary_dim)`.
 ///
 /// `x` and the result are `[tokens, heads, head_dim]`. Which of a token's three positions turns pair i: height if
-/// i mod 3 = 1 and i < 3 sections[1], width if i mod 3 = 2 and i < 3 sections[2], else time. Frequencies and angles are
+/// i mod 3 = 1 and i < `3 sections[1]`, width if i mod 3 = 2 and i < `3 sections[2]`, else time. Frequencies and angles are
 /// rounded to f32 as in the model code.
 pub fn rope(
     config: &RopeConfig,

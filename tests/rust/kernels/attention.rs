@@ -167,6 +167,21 @@ fn the_cache_holds_what_was_appended_in_any_pieces() {
     }
 }
 
+/// Partial results are scratch: what earlier calls of other shapes left there does not matter.
+#[test]
+fn scratch_of_earlier_calls_leaves_no_trace() {
+    let mut random = Random::new(49);
+    let mut partials = Partials::default();
+    let cpu = fastest();
+    for context in [1030, 3, 600, 513, 70] {
+        let case = Case::random(&mut random, KINDS[1], context);
+        let mut out = vec![f32::NAN; 3 * case.config.heads * case.config.head_dim];
+        let queries = &case.queries[(context - 3) * case.config.query_width()..];
+        attention(&cpu, &case.config, queries, &case.cache, &mut partials, &mut out);
+        assert_same_bits(&case.name(), &out, &case.run(&cpu, context - 3, context));
+    }
+}
+
 /// What a rewind leaves behind the last token, NaN included, is never seen.
 #[test]
 fn forgotten_tokens_leave_no_trace() {
