@@ -65,7 +65,10 @@ impl Options {
             "f32" => Some(KvType::F32),
             "f16" => Some(KvType::F16),
             _ => {
-                return Err(Error::argument("kv_dtype", format!("'{kv_dtype}' is not one of auto, f32, f16")));
+                return Err(Error::argument(
+                    "kv_dtype",
+                    format!("'{kv_dtype}' is not one of auto, f32, f16"),
+                ));
             }
         };
         Ok(Self { precision, kv_type })
