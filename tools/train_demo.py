@@ -49,6 +49,8 @@ def main() -> None:
     saved = arguments.out / "training.pt"
     if arguments.resume:
         trainer.resume(saved)
+    elif saved.exists():
+        raise SystemExit(f"{saved} holds an earlier run: give --resume, or another --out")
     trainer.run(save_to=saved)
 
     export(trainer.model, trainer.mtp, trainer.tokenizer, arguments.out)
