@@ -1,6 +1,7 @@
 """The Rust core. Token ids in, logits and token ids out; text and files of text stay in Python."""
 
-from collections.abc import Callable, Sequence as _Seq
+from collections.abc import Callable
+from collections.abc import Sequence as _Seq
 from typing import Any
 
 import numpy as np
@@ -22,8 +23,14 @@ def tiers() -> list[str]: ...
 def active_tier() -> str: ...
 def available_threads() -> int: ...
 def quantize(
-    source: str, destination: str, recipe: str = "int4", threads: int | None = None, progress: _Progress | None = None
+    source: str,
+    destination: str,
+    recipe: str = "int4",
+    threads: int | None = None,
+    progress: _Progress | None = None,
 ) -> dict[str, Any]: ...
+def default_recipe(name: str = "int4") -> str: ...
+def write_random(config: str, destination: str, recipe: str = "int4", seed: int = 0) -> None: ...
 
 class Engine:
     @staticmethod
@@ -35,8 +42,6 @@ class Engine:
         threads: int | None = None,
         progress: _Progress | None = None,
     ) -> Engine: ...
-    @staticmethod
-    def random(config: str, dtype: str = "int4", kv_dtype: str = "auto", threads: int | None = None, seed: int = 0) -> Engine: ...
     @property
     def vocab_size(self) -> int: ...
     @property

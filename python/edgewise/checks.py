@@ -74,3 +74,8 @@ def within_vocabulary(name: str, ids: Iterable[int], vocab_size: int) -> None:
     for token_id in ids:
         if not 0 <= token_id < vocab_size:
             raise ValueError(f"{name}: {token_id} is outside the vocabulary of {vocab_size}")
+
+
+def positive(name: str, value: Any) -> int:
+    """Return a whole number of at least 1."""
+    return int(Range(int, 1).check(name, value))

@@ -97,6 +97,9 @@ pub fn attention(
     assert!(
         tokens <= cache.len() && cache.head_dim() == config.head_dim && cache.kv_heads() == config.kv_heads
     );
+    if tokens == 0 {
+        return;
+    }
     let call = Call { config, queries, cache, first: cache.len() - tokens, tokens };
     if tokens <= SPLIT_TOKENS {
         split_by_span(cpu, &call, partials, out);

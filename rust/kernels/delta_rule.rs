@@ -39,9 +39,9 @@ use super::norm::l2_norm_row;
 use crate::config::DeltaConfig;
 
 /// Interleaved partial sums over k_dim.
-const PARTIAL: usize = 4;
+pub(super) const PARTIAL: usize = 4;
 /// Added inside the L2 norm of queries and keys.
-const L2_EPS: f32 = 1e-6;
+pub(super) const L2_EPS: f32 = 1e-6;
 
 /// What the delta rule of one call reads; all `[tokens, ...]`.
 #[derive(Clone, Copy, Debug)]

@@ -25,14 +25,14 @@ pub fn exp<S: Simd>(s: S, x: S::F) -> S::F {
     s.select_lt(x, lowest, s.splat(0.0), s.scale_exponent(p, n))
 }
 
-/// 1 / (1 + e^-x)
+/// 1 / (1 + e^-x), to within 4 units in the last place for |x| <= 87.
 #[inline(always)]
 pub fn sigmoid<S: Simd>(s: S, x: S::F) -> S::F {
     let e = exp(s, s.sub(s.splat(0.0), x));
     s.div(s.splat(1.0), s.add(s.splat(1.0), e))
 }
 
-/// x sigmoid(x)
+/// x sigmoid(x), to within 4 units in the last place for |x| <= 87.
 #[inline(always)]
 pub fn silu<S: Simd>(s: S, x: S::F) -> S::F {
     let e = exp(s, s.sub(s.splat(0.0), x));
@@ -68,7 +68,7 @@ pub fn padded(x: &[f32]) -> [f32; LANES] {
     out
 }
 
-/// `zip_lanes!(s, out = [x in a, y in b] => expression)`: out[i] = expression, on lanes, a tail padded with zeros.
+/// `zip_lanes!(s, out = [x in a, y in b] => expression)`: `out[i] = expression`, on lanes, a tail padded with zeros.
 ///
 /// The inputs have the length of `out`. A macro and not a function that takes a closure: a closure is a function of its own,
 /// which would be compiled without the tier's instructions.

@@ -2,7 +2,7 @@
 //!
 //! [`lanes`] says what a tier owes and how bits stay equal; [`linear`], [`norm`], [`conv`], [`delta_rule`],
 //! [`attention`], [`rope`] and [`activation`] are the operations of the model, each safe to call with slices whose
-//! shapes it asserts.
+//! shapes it asserts. [`mod@reference`] has all of them once more as their formulas say.
 
 pub mod activation;
 pub mod activations;
@@ -10,14 +10,17 @@ pub mod attention;
 pub mod conv;
 pub mod cpu;
 pub mod delta_rule;
+pub mod delta_rule_arrays;
+pub mod delta_rule_chunked;
 mod disjoint;
 mod elements;
 pub mod kv_cache;
 pub mod lanes;
 pub mod linear;
-mod math;
+pub mod math;
 pub mod norm;
 pub mod portable;
+pub mod reference;
 pub mod rope;
 pub mod tier;
 #[cfg(target_arch = "x86_64")]

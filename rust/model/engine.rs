@@ -1,14 +1,20 @@
 //! The engine: a model, where it runs, and the memory it works in, safe to share between threads.
 
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
 use super::{Model, Scratch, Stage, State};
 use crate::error::{Error, Result};
 use crate::kernels::Cpu;
 use crate::kernels::kv_cache::KvType;
 
-/// Tokens of one pass through the layers in prefill.
+/// Tokens of one pass through the layers in prefill, at most.
 const CHUNK: usize = 256;
+/// Tokens of the very first pass.
+const FIRST_CHUNK: usize = 32;
+/// The longest a pass should take, so that Ctrl-C is heard soon on a slow machine too.
+const CHUNK_SECONDS: f64 = 0.8;
 
 /// A loaded model ready to compute. One pass runs at a time; any number of sequences can be alive.
 #[derive(Debug)]
@@ -19,6 +25,8 @@ pub struct Engine {
     pub cpu: Cpu,
     kv_type: KvType,
     scratch: Mutex<Scratch>,
+    /// Tokens of the next pass. Results do not depend on it.
+    chunk: AtomicUsize,
 }
 
 impl Engine {
@@ -26,7 +34,7 @@ impl Engine {
     pub fn new(model: Model, cpu: Cpu, kv_type: KvType) -> Self {
         let scratch =
             Mutex::new(Scratch::new(&model.config, CHUNK.min(model.config.max_position_embeddings)));
-        Self { model, cpu, kv_type, scratch }
+        Self { model, cpu, kv_type, scratch, chunk: AtomicUsize::new(FIRST_CHUNK) }
     }
 
     /// Number type of the KV cache of new sequences.
@@ -49,12 +57,26 @@ impl Engine {
     ) -> Result<()> {
         self.check(state, ids)?;
         let mut scratch = self.scratch();
-        let chunk = scratch.tokens();
-        for ids in ids.chunks(chunk) {
+        let mut rest = ids;
+        while !rest.is_empty() {
             proceed()?;
+            let (ids, later) = rest.split_at(rest.len().min(self.chunk.load(Relaxed)));
+            let start = Instant::now();
             self.model.forward(&self.cpu, &mut scratch, state, ids, None);
+            self.adapt_chunk(ids.len(), start.elapsed().as_secs_f64());
+            rest = later;
         }
         Ok(())
+    }
+
+    /// Doubles the next pass if a full one was quick, halves it if it was slow.
+    fn adapt_chunk(&self, tokens: usize, seconds: f64) {
+        let chunk = self.chunk.load(Relaxed);
+        if tokens == chunk && seconds < CHUNK_SECONDS / 2.0 {
+            self.chunk.store((2 * chunk).min(CHUNK), Relaxed);
+        } else if tokens > 1 && seconds > CHUNK_SECONDS {
+            self.chunk.store((tokens / 2).max(1), Relaxed);
+        }
     }
 
     /// Logits after the last token of `state`, into `out` `[vocab]`.

@@ -42,7 +42,10 @@ impl Options {
     /// name or file of a recipe, with `dtype` auto.
     pub fn parse(dtype: &str, kv_dtype: &str, recipe: Option<&str>) -> Result<Self> {
         if recipe.is_some() && dtype != "auto" {
-            return Err(Error::argument("recipe", format!("it decides the formats, so dtype cannot be '{dtype}'")));
+            return Err(Error::argument(
+                "recipe",
+                format!("it decides the formats, so dtype cannot be '{dtype}'"),
+            ));
         }
         let precision = match (dtype, recipe) {
             (_, Some(recipe)) => Precision::Recipe(Recipe::by_name_or_file(recipe)?),
@@ -51,14 +54,22 @@ impl Options {
             ("bf16", None) => Precision::Bf16,
             ("int8" | "int4", None) => Precision::Recipe(Recipe::by_name_or_file(dtype)?),
             _ => {
-                return Err(Error::argument("dtype", format!("'{dtype}' is not one of auto, f32, bf16, int8, int4")));
+                return Err(Error::argument(
+                    "dtype",
+                    format!("'{dtype}' is not one of auto, f32, bf16, int8, int4"),
+                ));
             }
         };
         let kv_type = match kv_dtype {
             "auto" => None,
             "f32" => Some(KvType::F32),
             "f16" => Some(KvType::F16),
-            _ => return Err(Error::argument("kv_dtype", format!("'{kv_dtype}' is not one of auto, f32, f16"))),
+            _ => {
+                return Err(Error::argument(
+                    "kv_dtype",
+                    format!("'{kv_dtype}' is not one of auto, f32, f16"),
+                ));
+            }
         };
         Ok(Self { precision, kv_type })
     }
@@ -185,7 +196,9 @@ impl<'a> CheckpointSource<'a> {
         let (rows, cols) = (matrix.rows(), matrix.cols());
         let data = match (matrix.format(), target) {
             (from, to) if from == to => return Ok(matrix),
-            (Format::Int4 | Format::Int8, _) => matrix.to_f32().iter().flat_map(|x| x.to_le_bytes()).collect(),
+            (Format::Int4 | Format::Int8, _) => {
+                matrix.to_f32().iter().flat_map(|x| x.to_le_bytes()).collect()
+            }
             _ => quantize_tensor(&self.cpu.pool, &stored.view, target)?,
         };
         Matrix::new(target, rows, cols, Bytes::new(data))

@@ -9,6 +9,7 @@ use super::errors::released;
 use crate::checkpoint::Checkpoint;
 use crate::threads::{Pool, available_threads};
 use crate::weights::convert::{Report, quantize_checkpoint};
+use crate::weights::random;
 use crate::weights::recipe::Recipe;
 
 /// Writes a converted copy of the checkpoint `source` to the file `destination`.
@@ -26,8 +27,7 @@ pub fn quantize<'py>(
     let pool = Pool::new(threads.unwrap_or_else(available_threads));
     let report = released(py, |callbacks| {
         let checkpoint = Checkpoint::open(Path::new(source))?;
-        let mut report =
-            |done, total, name: &str| callbacks.progress(progress.as_ref(), done, total, name);
+        let mut report = |done, total, name: &str| callbacks.progress(progress.as_ref(), done, total, name);
         quantize_checkpoint(&checkpoint, Path::new(destination), &recipe, &pool, &mut report)
     })?;
     report_dict(py, &report)
@@ -38,6 +38,20 @@ pub fn quantize<'py>(
 #[pyo3(signature = (name = "int4"))]
 pub fn default_recipe(name: &str) -> PyResult<String> {
     Ok(Recipe::by_name_or_file(name)?.to_json())
+}
+
+/// Writes a file of our own with random weights in the shapes of `config`, the text of a `config.json`.
+#[pyfunction]
+#[pyo3(signature = (config, destination, recipe = "int4", seed = 0))]
+pub fn write_random(
+    py: Python<'_>,
+    config: &str,
+    destination: &str,
+    recipe: &str,
+    seed: u64,
+) -> PyResult<()> {
+    let recipe = Recipe::by_name_or_file(recipe)?;
+    released(py, |_| random::write_random(Path::new(destination), config.as_bytes(), &recipe, seed))
 }
 
 fn report_dict<'py>(py: Python<'py>, report: &Report) -> PyResult<Bound<'py, PyDict>> {

@@ -15,20 +15,16 @@ use crate::error::Error;
 use crate::kernels::conv::TAIL;
 use crate::kernels::lanes::LANES;
 use crate::kernels::{Cpu, Tier};
-use crate::model::open::{Options, Precision, open};
-use crate::model::{Engine, LayerState, Model, Stage};
+use crate::model::open::{Options, open};
+use crate::model::{Engine, LayerState, Stage};
 use crate::threads::available_threads;
 use crate::weights::matrix::Format;
-use crate::weights::names;
-use crate::weights::random::RandomSource;
-use crate::weights::recipe::{Recipe, Treatment};
 
 /// A model ready to compute.
 #[pyclass(name = "Engine", module = "edgewise._native", frozen)]
 pub struct PyEngine {
     engine: Arc<Engine>,
-    /// None for random weights.
-    checkpoint: Option<Checkpoint>,
+    checkpoint: Checkpoint,
     config: ModelConfig,
     config_json: String,
 }
@@ -56,46 +52,17 @@ impl PyEngine {
         let options = Options::parse(dtype, kv_dtype, recipe)?;
         let cpu = cpu(threads)?;
         let opened = released(py, |callbacks| {
-            let mut report = |done, total, name: &str| callbacks.progress(progress.as_ref(), done, total, name);
+            let mut report =
+                |done, total, name: &str| callbacks.progress(progress.as_ref(), done, total, name);
             open(Path::new(path), &options, cpu, &mut report)
         })?;
         let json = opened.checkpoint.side_file("config.json")?.unwrap_or_default();
         Ok(Self {
             engine: Arc::new(opened.engine),
-            checkpoint: Some(opened.checkpoint),
+            checkpoint: opened.checkpoint,
             config: opened.config,
             config_json: String::from_utf8_lossy(&json).into_owned(),
         })
-    }
-
-    #[staticmethod]
-    #[pyo3(signature = (config, dtype = "int4", kv_dtype = "auto", threads = None, seed = 0))]
-    fn random(
-        py: Python<'_>,
-        config: &str,
-        dtype: &str,
-        kv_dtype: &str,
-        threads: Option<usize>,
-        seed: u64,
-    ) -> PyResult<Self> {
-        let options = Options::parse(dtype, kv_dtype, None)?;
-        let recipe = match &options.precision {
-            Precision::Recipe(recipe) => recipe.clone(),
-            Precision::Auto => Recipe::by_name_or_file("int4")?,
-            Precision::Exact => Recipe::by_name_or_file("f32")?,
-            Precision::Bf16 => Recipe::by_name_or_file("bf16")?,
-        };
-        let parsed = ModelConfig::parse(Path::new("config"), config.as_bytes())?;
-        let cpu = cpu(threads)?;
-        let engine = released(py, |_| {
-            let format = |name: &str, shape: [usize; 2]| match recipe.treatment(name, &shape) {
-                Treatment::Store(format) => format,
-                Treatment::Keep => Format::F32,
-            };
-            let weights = names::load(&parsed.text, &mut RandomSource::new(format, seed))?;
-            Ok(Engine::new(Model { config: parsed.text.clone(), weights }, cpu, options.kv_type()))
-        })?;
-        Ok(Self { engine: Arc::new(engine), checkpoint: None, config: parsed, config_json: config.to_owned() })
     }
 
     #[getter]
@@ -119,8 +86,7 @@ impl PyEngine {
     }
 
     fn side_file<'py>(&self, py: Python<'py>, name: &str) -> PyResult<Option<Bound<'py, PyBytes>>> {
-        let Some(checkpoint) = &self.checkpoint else { return Ok(None) };
-        Ok(checkpoint.side_file(name)?.map(|bytes| PyBytes::new(py, &bytes)))
+        Ok(self.checkpoint.side_file(name)?.map(|bytes| PyBytes::new(py, &bytes)))
     }
 
     fn info<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
@@ -139,7 +105,7 @@ impl PyEngine {
         out.set_item("parameters", total.parameters)?;
         out.set_item("formats", formats)?;
         out.set_item("weight_bytes", total.bytes)?;
-        out.set_item("file_bytes", self.checkpoint.as_ref().map_or(total.bytes as u64, Checkpoint::nbytes))?;
+        out.set_item("file_bytes", self.checkpoint.nbytes())?;
         out.set_item("state_bytes", empty.nbytes())?;
         out.set_item("kv_bytes_per_token", kv)?;
         out.set_item("kv_dtype", self.engine.kv_type().name())?;

@@ -1,10 +1,13 @@
 //! The only place where errors of the core become Python exceptions, and where Python's reach the core.
 
+use std::any::Any;
 use std::io::ErrorKind;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use pyo3::create_exception;
 use pyo3::exceptions::{
-    PyArithmeticError, PyFileNotFoundError, PyKeyboardInterrupt, PyOSError, PyPermissionError, PyValueError,
+    PyArithmeticError, PyFileNotFoundError, PyKeyboardInterrupt, PyOSError, PyPermissionError,
+    PyRuntimeError, PyValueError,
 };
 use pyo3::marker::Ungil;
 use pyo3::prelude::*;
@@ -24,7 +27,9 @@ impl From<Error> for PyErr {
                 ErrorKind::PermissionDenied => PyPermissionError::new_err(text),
                 _ => PyOSError::new_err(text),
             },
-            Error::File { .. } | Error::Tensor { .. } | Error::Config { .. } => CheckpointError::new_err(text),
+            Error::File { .. } | Error::Tensor { .. } | Error::Config { .. } => {
+                CheckpointError::new_err(text)
+            }
             Error::Argument { .. } => PyValueError::new_err(text),
             Error::Context { .. } => ContextError::new_err(text),
             Error::NonFinite { .. } => NonFiniteError::new_err(text),
@@ -34,19 +39,26 @@ impl From<Error> for PyErr {
 }
 
 /// Runs `work` with the interpreter released. `work` may call back into Python through [`Callbacks`]; what Python
-/// raises there ends the work and is raised here.
+/// raises there ends the work and is raised here. A panic, which is always a defect of ours, becomes a RuntimeError.
 pub fn released<T: Send>(
     py: Python<'_>,
     work: impl FnOnce(&mut Callbacks) -> Result<T> + Send + Ungil,
 ) -> PyResult<T> {
     let (result, raised) = py.detach(|| {
         let mut callbacks = Callbacks { raised: None };
-        (work(&mut callbacks), callbacks.raised)
+        let result = catch_unwind(AssertUnwindSafe(|| work(&mut callbacks)));
+        (result, callbacks.raised)
     });
     match (result, raised) {
-        (Err(_), Some(raised)) => Err(raised),
-        (result, _) => Ok(result?),
+        (Err(panic), _) => Err(PyRuntimeError::new_err(format!("internal error: {}", panic_text(&*panic)))),
+        (Ok(Err(_)), Some(raised)) => Err(raised),
+        (Ok(result), _) => Ok(result?),
     }
+}
+
+fn panic_text(panic: &(dyn Any + Send)) -> &str {
+    let text = panic.downcast_ref::<&str>().copied();
+    text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("unknown")
 }
 
 /// Calls into Python from work that runs without the interpreter.
@@ -61,7 +73,13 @@ impl Callbacks {
     }
 
     /// Reports progress to `callback`, if there is one, and handles signals.
-    pub fn progress(&mut self, callback: Option<&Py<PyAny>>, done: u64, total: u64, name: &str) -> Result<()> {
+    pub fn progress(
+        &mut self,
+        callback: Option<&Py<PyAny>>,
+        done: u64,
+        total: u64,
+        name: &str,
+    ) -> Result<()> {
         self.call(|py| {
             if let Some(callback) = callback {
                 callback.call1(py, (done, total, name))?;

@@ -20,15 +20,15 @@ use crate::threads::{available_threads, thread_report};
 #[pymodule(gil_used = false)]
 mod _native {
     #[pymodule_export]
-    use super::convert::{default_recipe, quantize};
+    use super::convert::{default_recipe, quantize, write_random};
     #[pymodule_export]
     use super::engine::PyEngine;
     #[pymodule_export]
     use super::errors::{CheckpointError, ContextError, NonFiniteError};
     #[pymodule_export]
     use super::ops::{
-        dequantize_int4, dequantize_int8, int4_matmul, int8_matmul, quantize_int4, quantize_int8,
-        rms_norm, short_conv,
+        dequantize_int4, dequantize_int8, gated_delta_rule, int4_matmul, int8_matmul, quantize_int4,
+        quantize_int8, rms_norm, short_conv,
     };
     #[pymodule_export]
     use super::sampler::PySampler;

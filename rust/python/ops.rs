@@ -9,6 +9,8 @@ use super::errors::released;
 use crate::error::Error;
 use crate::kernels::activations::QuantizedRows;
 use crate::kernels::conv::{self, TAIL, TAPS};
+use crate::kernels::delta_rule_arrays::{DeltaArrays, DeltaShape, gated_delta_rule_recurrent};
+use crate::kernels::delta_rule_chunked::gated_delta_rule_chunked;
 use crate::kernels::linear::{Input, Product, Store, linear};
 use crate::kernels::{Cpu, Tier, norm};
 use crate::tensor::Bytes;
@@ -39,12 +41,11 @@ fn quantize<'py>(py: Python<'py>, format: Format, weights: &Floats<'py>) -> PyRe
 }
 
 fn matrix(format: Format, blocks: &[u8], rows: usize, cols: usize) -> PyResult<Matrix> {
-    let matrix = Matrix::new(format, rows, cols, Bytes::new(blocks.to_vec()))
-        .map_err(|_| {
-            let needed = format.bytes(rows, cols).map_or_else(|| "too many".to_owned(), |n| n.to_string());
-            let reason = format!("{} bytes; [{rows}, {cols}] in {} needs {needed}", blocks.len(), format.name());
-            Error::argument("blocks", reason)
-        })?;
+    let matrix = Matrix::new(format, rows, cols, Bytes::new(blocks.to_vec())).map_err(|_| {
+        let needed = format.bytes(rows, cols).map_or_else(|| "too many".to_owned(), |n| n.to_string());
+        let reason = format!("{} bytes; [{rows}, {cols}] in {} needs {needed}", blocks.len(), format.name());
+        Error::argument("blocks", reason)
+    })?;
     if !matrix.is_finite() {
         return Err(Error::argument("blocks", "a scale is NaN or infinite").into());
     }
@@ -187,10 +188,64 @@ pub fn short_conv<'py>(
         tail.expect("tail", &[TAIL, channels])?;
         tail_data = tail.data;
     }
-    let taps: Vec<f32> = (0..TAPS * channels).map(|i| weight.data[i % channels * TAPS + i / channels]).collect();
+    let taps: Vec<f32> =
+        (0..TAPS * channels).map(|i| weight.data[i % channels * TAPS + i / channels]).collect();
     let cpu = cpu(Some(1))?;
     let mut out = vec![0.0; x.data.len()];
     py.detach(|| conv::short_conv(&cpu, &x.data, &taps, &mut tail_data, &mut out));
     Ok((float_array(py, out, &x.shape)?, float_array(py, tail_data, &[TAIL, channels])?))
 }
 
+/// The gated delta rule in its recurrent or chunked form.
+#[pyfunction]
+#[pyo3(signature = (q, k, v, g, beta, state = None, *, form = "recurrent", use_qk_l2norm = false, chunk_size = 64, threads = None))]
+pub fn gated_delta_rule<'py>(
+    py: Python<'py>,
+    q: Floats<'py>,
+    k: Floats<'py>,
+    v: Floats<'py>,
+    g: Floats<'py>,
+    beta: Floats<'py>,
+    state: Option<Floats<'py>>,
+    form: &str,
+    use_qk_l2norm: bool,
+    chunk_size: usize,
+    threads: Option<usize>,
+) -> PyResult<(Bound<'py, PyAny>, Bound<'py, PyAny>)> {
+    let (q, k) = (FloatArray::read("q", &q, 3)?, FloatArray::read("k", &k, 3)?);
+    let v = FloatArray::read("v", &v, 3)?;
+    let (g, beta) = (FloatArray::read("g", &g, 2)?, FloatArray::read("beta", &beta, 2)?);
+    let [tokens, key_heads, key_dim] = [q.shape[0], q.shape[1], q.shape[2]];
+    let [value_heads, value_dim] = [v.shape[1], v.shape[2]];
+    k.expect("k", &q.shape)?;
+    v.expect("v", &[tokens, value_heads, value_dim])?;
+    g.expect("g", &[tokens, value_heads])?;
+    beta.expect("beta", &[tokens, value_heads])?;
+    let state = state.map(|state| FloatArray::read("state", &state, 3)).transpose()?;
+    if let Some(state) = &state {
+        state.expect("state", &[value_heads, key_dim, value_dim])?;
+    }
+    let shape = DeltaShape { tokens, key_heads, value_heads, key_dim, value_dim };
+    let cpu = cpu(threads)?;
+    let result = released(py, |_| {
+        let state = state.as_ref().map(|state| &state.data[..]);
+        let arrays = DeltaArrays {
+            shape,
+            q: &q.data,
+            k: &k.data,
+            v: &v.data,
+            g: &g.data,
+            beta: &beta.data,
+            state,
+            scale: None,
+            use_qk_l2norm,
+        };
+        match form {
+            "recurrent" => gated_delta_rule_recurrent(&cpu, &arrays),
+            "chunked" => gated_delta_rule_chunked(&cpu, &arrays, chunk_size),
+            _ => Err(Error::argument("form", format!("'{form}' is neither recurrent nor chunked"))),
+        }
+    })?;
+    let out = float_array(py, result.out, &[tokens, value_heads, value_dim])?;
+    Ok((out, float_array(py, result.state, &[value_heads, key_dim, value_dim])?))
+}

@@ -16,10 +16,10 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use super::stored::{BlockEntry, TENSORS_KEY, block_shape};
 use super::matrix::{BLOCK_ROWS, Format};
 use super::quantize::{Rows, SquaredError, matrices, quantize_parallel};
 use super::recipe::{Recipe, Treatment};
+use super::stored::{BlockEntry, TENSORS_KEY, block_shape};
 use crate::checkpoint::writer::{Planned, Writer};
 use crate::checkpoint::{Checkpoint, EMBEDDED_PREFIX, FORMAT, FORMAT_VERSION};
 use crate::error::{Error, Result};
@@ -179,13 +179,20 @@ fn planned(items: &BTreeMap<String, Item>) -> Result<Vec<Planned>> {
 }
 
 fn metadata(items: &BTreeMap<String, Item>, recipe: &Recipe) -> BTreeMap<String, String> {
-    let table: BTreeMap<_, _> =
-        items.iter().filter_map(|(name, item)| Some((name, item.block_entry()?))).collect();
+    let table = items.iter().filter_map(|(name, item)| Some((name.clone(), item.block_entry()?))).collect();
+    file_metadata(&table, recipe)
+}
+
+/// The metadata of a file of our own with these block tensors.
+pub(super) fn file_metadata(
+    blocks: &BTreeMap<String, BlockEntry>,
+    recipe: &Recipe,
+) -> BTreeMap<String, String> {
     let entries = [
         ("format", FORMAT.to_owned()),
         ("format_version", FORMAT_VERSION.to_owned()),
         ("recipe", recipe.to_json()),
-        (TENSORS_KEY, serde_json::json!(table).to_string()),
+        (TENSORS_KEY, serde_json::json!(blocks).to_string()),
     ];
     entries.into_iter().map(|(key, value)| (key.to_owned(), value)).collect()
 }

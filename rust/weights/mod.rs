@@ -2,9 +2,9 @@
 pub mod convert;
 pub mod int4;
 pub mod int8;
-pub mod names;
 pub mod matrix;
 pub mod model;
+pub mod names;
 pub mod quantize;
 pub mod random;
 pub mod recipe;

@@ -5,9 +5,7 @@
 //! exponential; a tied head is the embedding.
 
 use super::matrix::Matrix;
-use super::model::{
-    AttentionWeights, DeltaWeights, FeedForwardWeights, LayerWeights, MixerWeights, Weights,
-};
+use super::model::{AttentionWeights, DeltaWeights, FeedForwardWeights, LayerWeights, MixerWeights, Weights};
 use crate::config::{LayerKind, TextConfig};
 use crate::error::Result;
 use crate::kernels::conv::TAPS;
@@ -28,8 +26,11 @@ pub fn load(config: &TextConfig, source: &mut dyn Source) -> Result<Weights> {
         .map(|i| Layer { config, prefix: format!("layers.{i}"), source }.load(config.layers[i]))
         .collect::<Result<_>>()?;
     let final_norm = zero_centred(source.vector("norm.weight", &[config.hidden_size])?);
-    let head =
-        if config.tie_word_embeddings { embedding.clone() } else { source.matrix("lm_head.weight", vocabulary)? };
+    let head = if config.tie_word_embeddings {
+        embedding.clone()
+    } else {
+        source.matrix("lm_head.weight", vocabulary)?
+    };
     Ok(Weights { embedding, layers, final_norm, head })
 }
 

@@ -2,6 +2,7 @@
 
 mod checkpoint;
 mod convert;
+mod kernels;
 mod quantize;
 mod sampler;
 mod threads;

@@ -1,0 +1,286 @@
+//! Every operation once more, as its formula says it: plain loops over row-major arrays, sums in f64.
+//!
+//! Nothing here is fast, tiled or shared between threads. It is what the kernels of this module's siblings are compared
+//! with, and the place to look up what an operation means. Results are rounded to f32 at the end.
+//!
+//! # Panics
+//! All functions panic if the lengths of the arrays do not fit each other.
+#![allow(clippy::missing_panics_doc, reason = "said once, above")]
+
+use super::activations::Group;
+use super::delta_rule_arrays::DeltaShape;
+use super::rope::Position;
+use crate::config::RopeConfig;
+use crate::weights::matrix::{BLOCK_COLS, Matrix};
+
+fn dot(a: &[f32], b: &[f32]) -> f64 {
+    assert_eq!(a.len(), b.len());
+    a.iter().zip(b).map(|(&a, &b)| f64::from(a) * f64::from(b)).sum()
+}
+
+/// 1 / (1 + e^-x)
+pub fn sigmoid(x: f64) -> f64 {
+    1.0 / (1.0 + libm::exp(-x))
+}
+
+/// x / (1 + e^-x)
+pub fn silu(x: f64) -> f64 {
+    x * sigmoid(x)
+}
+
+/// out[t, n] = sum over k of x[t, k] weights[n, k]
+///
+/// `x` is `[tokens, cols]`, `weights` `[rows, cols]`, the result `[tokens, rows]`.
+pub fn matmul(x: &[f32], weights: &[f32], cols: usize) -> Vec<f32> {
+    let row = |x: &[f32]| -> Vec<f32> { weights.chunks_exact(cols).map(|w| dot(x, w) as f32).collect() };
+    x.chunks_exact(cols).flat_map(row).collect()
+}
+
+/// Rows of `x` `[tokens, cols]` as INT8 with one scale for every group of 32 channels: `[tokens, ceil(cols / 32)]`.
+///
+/// scale = absmax / 127; value = x 127 / absmax, rounded to nearest even. All numbers must be finite. In f32, because the
+/// kernels are to find the same integers.
+pub fn quantize_activations(x: &[f32], cols: usize) -> Vec<Group> {
+    x.chunks_exact(cols).flat_map(|row| row.chunks(BLOCK_COLS)).map(quantize_group).collect()
+}
+
+fn quantize_group(x: &[f32]) -> Group {
+    let absmax = x.iter().fold(0.0_f32, |max, x| max.max(x.abs()));
+    let inverse = 127.0 / absmax;
+    let mut group = Group { scale: absmax / 127.0, ..Group::default() };
+    // Too small a group, or one of zeros, has no finite inverse and is stored as zeros.
+    if inverse.is_finite() {
+        for (value, x) in group.values.iter_mut().zip(x) {
+            *value = (x * inverse).round_ties_even() as i8;
+        }
+    }
+    group.sum = group.values.iter().map(|&value| i32::from(value)).sum();
+    group
+}
+
+/// out[t, n] = sum over groups g of scale[t, g] (sum over k in g of value[t, k] weights[n, k])
+///
+/// `x` is `[tokens, groups]` as [`quantize_activations`] leaves it, `weights` `[rows, cols]` of any format, the result
+/// `[tokens, rows]`. With INT4 or INT8 weights, each level x f16 scale, the sum over a group is exact in f64.
+pub fn quantized_matmul(x: &[Group], weights: &Matrix) -> Vec<f32> {
+    let cols = weights.cols();
+    let dense = weights.to_f32();
+    let product = |groups: &[Group], row: &[f32]| -> f64 {
+        groups.iter().zip(row.chunks(BLOCK_COLS)).map(|(group, w)| group_product(group, w)).sum()
+    };
+    let row = |groups: &[Group]| -> Vec<f32> {
+        dense.chunks_exact(cols).map(|row| product(groups, row) as f32).collect()
+    };
+    x.chunks_exact(cols.div_ceil(BLOCK_COLS)).flat_map(row).collect()
+}
+
+fn group_product(group: &Group, weights: &[f32]) -> f64 {
+    let sum: f64 = group.values.iter().zip(weights).map(|(&a, &w)| f64::from(a) * f64::from(w)).sum();
+    sum * f64::from(group.scale)
+}
+
+/// out = x / sqrt(mean(x^2) + eps) * weight, for each row; `x` and the result are `[rows, width]`, `weight` `[width]`.
+pub fn rms_norm(x: &[f32], weight: &[f32], eps: f32) -> Vec<f32> {
+    let width = weight.len();
+    let row = |x: &[f32]| -> Vec<f32> {
+        let rms = (dot(x, x) / width as f64 + f64::from(eps)).sqrt();
+        x.iter().zip(weight).map(|(&x, &w)| (f64::from(x) / rms * f64::from(w)) as f32).collect()
+    };
+    x.chunks_exact(width).flat_map(row).collect()
+}
+
+/// out = `rms_norm(x) * weight * silu(gate)`; `x`, `gate` and the result are `[rows, width]`, `weight` `[width]`.
+pub fn gated_rms_norm(x: &[f32], gate: &[f32], weight: &[f32], eps: f32) -> Vec<f32> {
+    assert_eq!(x.len(), gate.len());
+    let normed = rms_norm(x, weight, eps);
+    normed.iter().zip(gate).map(|(&x, &gate)| (f64::from(x) * silu(f64::from(gate))) as f32).collect()
+}
+
+/// out = x / sqrt(sum(x^2) + eps) * scale, for each row; `x` and the result are `[rows, width]`.
+pub fn l2_norm(x: &[f32], width: usize, eps: f64, scale: f64) -> Vec<f32> {
+    let row = |x: &[f32]| -> Vec<f32> {
+        let norm = (dot(x, x) + eps).sqrt();
+        x.iter().map(|&x| (f64::from(x) / norm * scale) as f32).collect()
+    };
+    x.chunks_exact(width).flat_map(row).collect()
+}
+
+/// out[t, c] = silu(sum over i of x[t + 1 - taps + i, c] weight[i, c]), where rows before the first are those of `tail`.
+///
+/// `x` and the result are `[tokens, channels]`, `weight` `[taps, channels]`, `tail` `[taps - 1, channels]`, oldest first.
+pub fn short_conv(x: &[f32], weight: &[f32], tail: &[f32], channels: usize) -> Vec<f32> {
+    assert_eq!(weight.len(), tail.len() + channels);
+    let rows = [tail, x].concat();
+    let taps = weight.len() / channels;
+    let at = |t: usize, c: usize| -> f32 {
+        let tap = |i: usize| f64::from(rows[(t + i) * channels + c]) * f64::from(weight[i * channels + c]);
+        silu((0..taps).map(tap).sum()) as f32
+    };
+    (0..x.len()).map(|i| at(i / channels, i % channels)).collect()
+}
+
+/// The gates of the delta rule: decay = `e^(-rate softplus(a + dt_bias))` and beta = sigmoid(b).
+///
+/// `a`, `b` and both results are `[tokens, heads]`, `rate` and `dt_bias` `[heads]`.
+pub fn gates(a: &[f32], b: &[f32], rate: &[f32], dt_bias: &[f32]) -> (Vec<f32>, Vec<f32>) {
+    let softplus = |x: f64| x.max(0.0) + libm::log1p(libm::exp(-x.abs()));
+    let heads = rate.len();
+    let decay = |i: usize| {
+        let (rate, bias) = (f64::from(rate[i % heads]), f64::from(dt_bias[i % heads]));
+        libm::exp(-rate * softplus(f64::from(a[i]) + bias)) as f32
+    };
+    let beta = b.iter().map(|&b| sigmoid(f64::from(b)) as f32).collect();
+    ((0..a.len()).map(decay).collect(), beta)
+}
+
+/// The gated delta rule, token by token, with a state S `[k_dim, v_dim]` of each head:
+///
+/// ```text
+/// S     = e^g S
+/// delta = beta (v - S^T k)
+/// S     = S + k delta^T
+/// out   = S^T q
+/// ```
+///
+/// `q` and `k` are `[tokens, key_heads, k_dim]`, taken as they are (normalised and scaled by the caller), `v`
+/// `[tokens, value_heads, v_dim]`, `g` (log of the decay) and `beta` `[tokens, value_heads]`, `state`
+/// `[value_heads, k_dim, v_dim]`. Returns `[tokens, value_heads, v_dim]` and the last state.
+pub fn delta_rule(
+    shape: DeltaShape,
+    q: &[f32],
+    k: &[f32],
+    v: &[f32],
+    g: &[f32],
+    beta: &[f32],
+    state: &[f32],
+) -> (Vec<f32>, Vec<f32>) {
+    let DeltaShape { key_heads, value_heads, key_dim, value_dim, .. } = shape;
+    let mut state: Vec<f64> = state.iter().map(|&s| f64::from(s)).collect();
+    let mut out = vec![0.0; v.len()];
+    for (i, out) in out.chunks_exact_mut(value_dim).enumerate() {
+        let (t, head) = (i / value_heads, i % value_heads);
+        let key = t * key_heads + head / (value_heads / key_heads);
+        let (q, k) = (&q[key * key_dim..][..key_dim], &k[key * key_dim..][..key_dim]);
+        let state = &mut state[head * key_dim * value_dim..][..key_dim * value_dim];
+        let (decay, beta) = (libm::exp(f64::from(g[i])), f64::from(beta[i]));
+        for (c, out) in out.iter_mut().enumerate() {
+            *out = delta_step(state, c, value_dim, q, k, f64::from(v[i * value_dim + c]), decay, beta) as f32;
+        }
+    }
+    (out, state.iter().map(|&s| s as f32).collect())
+}
+
+/// One token, one head, one value channel `c`: moves that column of `state` `[k_dim, v_dim]` on, returns the output.
+fn delta_step(
+    state: &mut [f64],
+    c: usize,
+    value_dim: usize,
+    q: &[f32],
+    k: &[f32],
+    v: f64,
+    decay: f64,
+    beta: f64,
+) -> f64 {
+    let column = || (c..).step_by(value_dim);
+    for (_, i) in k.iter().zip(column()) {
+        state[i] *= decay;
+    }
+    let memory: f64 = k.iter().zip(column()).map(|(&k, i)| state[i] * f64::from(k)).sum();
+    let delta = beta * (v - memory);
+    for (&k, i) in k.iter().zip(column()) {
+        state[i] += f64::from(k) * delta;
+    }
+    q.iter().zip(column()).map(|(&q, i)| state[i] * f64::from(q)).sum()
+}
+
+/// Shapes of attention.
+#[derive(Clone, Copy, Debug)]
+pub struct AttentionShape {
+    /// Query heads; head h reads KV head `h / (heads / kv_heads)`.
+    pub heads: usize,
+    /// Heads of keys and values.
+    pub kv_heads: usize,
+    /// Channels of a head.
+    pub head_dim: usize,
+}
+
+/// out = softmax(scale q k^T) v, causal: the tokens of `q` are the last ones of the context.
+///
+/// `q` and the result are `[tokens, heads, head_dim]`, `k` and `v` `[context, kv_heads, head_dim]`.
+pub fn attention(shape: AttentionShape, q: &[f32], k: &[f32], v: &[f32], scale: f64) -> Vec<f32> {
+    let AttentionShape { heads, kv_heads, head_dim } = shape;
+    let tokens = q.len() / (heads * head_dim);
+    let context = k.len() / (kv_heads * head_dim);
+    let mut out = vec![0.0; q.len()];
+    for (i, out) in out.chunks_exact_mut(head_dim).enumerate() {
+        let (token, head) = (i / heads, i % heads);
+        let visible = context - tokens + token + 1;
+        let row = |position: usize| (position * kv_heads + head / (heads / kv_heads)) * head_dim;
+        let query = &q[i * head_dim..][..head_dim];
+        let scores: Vec<f64> = (0..visible).map(|p| scale * dot(query, &k[row(p)..][..head_dim])).collect();
+        let weights = softmax(&scores);
+        for (d, out) in out.iter_mut().enumerate() {
+            *out = weights.iter().enumerate().map(|(p, w)| w * f64::from(v[row(p) + d])).sum::<f64>() as f32;
+        }
+    }
+    out
+}
+
+/// e^x / sum(e^x)
+pub fn softmax(x: &[f64]) -> Vec<f64> {
+    let max = x.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+    let exps: Vec<f64> = x.iter().map(|x| libm::exp(x - max)).collect();
+    let sum: f64 = exps.iter().sum();
+    exps.iter().map(|e| e / sum).collect()
+}
+
+/// out = x * sigmoid(gate), element by element: attention's output gate.
+pub fn sigmoid_gate(x: &[f32], gate: &[f32]) -> Vec<f32> {
+    assert_eq!(x.len(), gate.len());
+    x.iter().zip(gate).map(|(&x, &gate)| (f64::from(x) * sigmoid(f64::from(gate))) as f32).collect()
+}
+
+/// Rotary positions: channels i and `i + rotary_dim / 2` of each head turn by position x `theta^(-2i / rotary_dim)`.
+///
+/// `x` and the result are `[tokens, heads, head_dim]`. Which of a token's three positions turns pair i: height if
+/// i mod 3 = 1 and i < `3 sections[1]`, width if i mod 3 = 2 and i < `3 sections[2]`, else time. Frequencies and angles are
+/// rounded to f32 as in the model code.
+pub fn rope(
+    config: &RopeConfig,
+    x: &[f32],
+    positions: &[Position],
+    heads: usize,
+    head_dim: usize,
+) -> Vec<f32> {
+    assert_eq!(x.len(), positions.len() * heads * head_dim);
+    let half = config.rotary_dim / 2;
+    let mut out = x.to_vec();
+    for (i, head) in out.chunks_exact_mut(head_dim).enumerate() {
+        for pair in 0..half {
+            let position = positions[i / heads][rope_axis(pair, config.sections)];
+            let exponent = 2.0 * pair as f64 / config.rotary_dim as f64;
+            let frequency = (1.0 / libm::pow(config.theta, exponent)) as f32;
+            let (sin, cos) = libm::sincos(f64::from(position as f32 * frequency));
+            let (a, b) = (f64::from(head[pair]), f64::from(head[pair + half]));
+            head[pair] = (a * cos - b * sin) as f32;
+            head[pair + half] = (b * cos + a * sin) as f32;
+        }
+    }
+    out
+}
+
+fn rope_axis(pair: usize, sections: [usize; 3]) -> usize {
+    if pair % 3 == 1 && pair < 3 * sections[1] {
+        1
+    } else if pair % 3 == 2 && pair < 3 * sections[2] {
+        2
+    } else {
+        0
+    }
+}
+
+/// out = silu(gate) * up, element by element.
+pub fn swiglu(gate: &[f32], up: &[f32]) -> Vec<f32> {
+    assert_eq!(gate.len(), up.len());
+    gate.iter().zip(up).map(|(&gate, &up)| (silu(f64::from(gate)) * f64::from(up)) as f32).collect()
+}

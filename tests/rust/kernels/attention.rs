@@ -1,0 +1,254 @@
+//! Attention and its cache.
+
+use edgewise::config::AttentionConfig;
+use edgewise::kernels::Cpu;
+use edgewise::kernels::attention::{Partials, SPAN, attention};
+use edgewise::kernels::kv_cache::{KvCache, KvType, PAGE};
+use edgewise::kernels::reference::{self, AttentionShape};
+
+use super::support::{Random, assert_close, assert_same_bits, cpus, fastest, portable, same_on_all};
+
+/// Cache lengths around the borders of lanes, pages (64) and spans (512).
+const LENGTHS: [usize; 10] = [1, 15, 17, 63, 64, 65, 511, 512, 513, 1030];
+
+/// Query heads for each KV head, head dimension, gate, number type: every value of each appears.
+const KINDS: [(usize, usize, bool, KvType); 8] = [
+    (1, 16, false, KvType::F32),
+    (2, 32, true, KvType::F16),
+    (3, 64, true, KvType::F32),
+    (4, 16, true, KvType::F16),
+    (6, 32, false, KvType::F16),
+    (8, 16, true, KvType::F32),
+    (2, 256, true, KvType::F16),
+    (4, 64, false, KvType::F32),
+];
+
+struct Case {
+    config: AttentionConfig,
+    cache: KvCache,
+    /// `[context, kv_heads, head_dim]`
+    keys: Vec<f32>,
+    values: Vec<f32>,
+    /// `[context, heads, head_dim * (1 + gated)]`: one for each token of the cache
+    queries: Vec<f32>,
+}
+
+impl Case {
+    fn random(random: &mut Random, kind: (usize, usize, bool, KvType), context: usize) -> Self {
+        let (group, head_dim, output_gate, kv_type) = kind;
+        let config = AttentionConfig { heads: 2 * group, kv_heads: 2, head_dim, output_gate };
+        let keys = random.numbers(context * 2 * head_dim);
+        let values = random.numbers(context * 2 * head_dim);
+        let sharpness = 4.0 / (head_dim as f32).sqrt();
+        let queries = random.between(context * config.query_width(), -sharpness, sharpness);
+        let mut cache = KvCache::new(kv_type, 2, head_dim);
+        cache.append(&portable(), &keys, &values);
+        Self { config, cache, keys, values, queries }
+    }
+
+    fn name(&self) -> String {
+        format!("{:?} {} with {} tokens", self.config, self.cache.kv_type().name(), self.cache.len())
+    }
+
+    /// Attention of tokens `first..end`, given together.
+    fn run(&self, cpu: &Cpu, first: usize, end: usize) -> Vec<f32> {
+        let mut cache = self.cache.clone();
+        cache.truncate(end);
+        self.run_on(cpu, &cache, first, end)
+    }
+
+    fn run_on(&self, cpu: &Cpu, cache: &KvCache, first: usize, end: usize) -> Vec<f32> {
+        let width = self.config.query_width();
+        let mut out = vec![f32::NAN; (end - first) * self.config.heads * self.config.head_dim];
+        let queries = &self.queries[first * width..end * width];
+        attention(cpu, &self.config, queries, cache, &mut Partials::default(), &mut out);
+        out
+    }
+
+    /// The reference on what the cache holds, for tokens `first..`.
+    fn expected(&self, first: usize) -> Vec<f32> {
+        let AttentionConfig { heads, kv_heads, head_dim, .. } = self.config;
+        let (keys, values) = self.cache.to_f32();
+        let context = self.cache.len();
+        let by_token = |x: &[f32]| -> Vec<f32> {
+            let rows = (0..context).flat_map(|t| (0..kv_heads).map(move |h| (h * context + t) * head_dim));
+            rows.flat_map(|row| &x[row..row + head_dim]).copied().collect()
+        };
+        let width = self.config.query_width() / heads;
+        let queries = || self.queries[first * heads * width..].chunks(width);
+        let bare: Vec<f32> = queries().flat_map(|row| &row[..head_dim]).copied().collect();
+        let gates: Vec<f32> = queries().flat_map(|row| &row[head_dim..]).copied().collect();
+        let shape = AttentionShape { heads, kv_heads, head_dim };
+        let out = reference::attention(shape, &bare, &by_token(&keys), &by_token(&values), 1.0);
+        if self.config.output_gate { reference::sigmoid_gate(&out, &gates) } else { out }
+    }
+}
+
+/// One query alone, a short call and a long one, on every CPU.
+#[test]
+fn every_cpu_and_the_reference() {
+    let (cpus, mut random) = (cpus(), Random::new(40));
+    let mut kinds = KINDS.iter().cycle();
+    for context in LENGTHS.into_iter().chain([66, 70, 80, 100, 130, 600]) {
+        let case = Case::random(&mut random, *kinds.next().unwrap(), context);
+        for tokens in [1, 3, 9] {
+            let first = context.saturating_sub(tokens);
+            let found = same_on_all(&case.name(), &cpus, |cpu| case.run(cpu, first, context));
+            assert_close(&case.name(), &found, &case.expected(first), 1e-5);
+        }
+    }
+}
+
+/// Calls of up to four tokens split the cache over threads, longer ones split the queries: the same bits, at every border.
+#[test]
+fn a_token_alone_gets_the_same_bits_as_among_others() {
+    let mut random = Random::new(41);
+    let cpus = [fastest(), Cpu::new(fastest().tier, 3)];
+    for kind in KINDS {
+        for context in LENGTHS {
+            let case = Case::random(&mut random, kind, context);
+            let first = context.saturating_sub(19);
+            let together = case.run(&cpus[0], first, context);
+            for (cpu, piece) in cpus.iter().zip([1, 3]).chain(cpus.iter().zip([7, 8])) {
+                let starts = (first..context).step_by(piece);
+                let pieces = starts.flat_map(|t| case.run(cpu, t, (t + piece).min(context)));
+                let pieces: Vec<f32> = pieces.collect();
+                assert_same_bits(&format!("{} in pieces of {piece}", case.name()), &pieces, &together);
+            }
+        }
+    }
+}
+
+#[test]
+fn the_portable_tier_is_batch_invariant_too() {
+    let case = Case::random(&mut Random::new(42), KINDS[1], 70);
+    let together = case.run(&portable(), 60, 70);
+    let alone: Vec<f32> = (60..70).flat_map(|t| case.run(&portable(), t, t + 1)).collect();
+    assert_same_bits("alone", &alone, &together);
+}
+
+/// A whole prompt, from the first token.
+#[test]
+fn prefill_from_nothing() {
+    let (cpus, mut random) = (cpus(), Random::new(43));
+    for kind in [KINDS[2], KINDS[3]] {
+        let case = Case::random(&mut random, kind, 75);
+        let found = same_on_all(&case.name(), &cpus, |cpu| case.run(cpu, 0, 75));
+        assert_close(&case.name(), &found, &case.expected(0), 1e-5);
+    }
+}
+
+#[test]
+fn the_cache_holds_what_was_appended_in_any_pieces() {
+    let mut random = Random::new(44);
+    for kind in [KINDS[0], KINDS[1]] {
+        let case = Case::random(&mut random, kind, 150);
+        let (head_dim, width) = (case.config.head_dim, 2 * case.config.head_dim);
+        let (keys, values) = case.cache.to_f32();
+        let round = |x: f32| match kind.3 {
+            KvType::F32 => x,
+            KvType::F16 => half::f16::from_f32(x).to_f32(),
+        };
+        for (stored, given) in [(&keys, &case.keys), (&values, &case.values)] {
+            for (i, stored) in stored.iter().enumerate() {
+                let (head, token, d) = (i / head_dim / 150, i / head_dim % 150, i % head_dim);
+                assert_eq!(*stored, round(given[token * width + head * head_dim + d]));
+            }
+        }
+        for cpu in cpus() {
+            for piece in [1, 5, PAGE, 100] {
+                let mut cache = KvCache::new(kind.3, 2, head_dim);
+                for (keys, values) in case.keys.chunks(piece * width).zip(case.values.chunks(piece * width)) {
+                    cache.append(&cpu, keys, values);
+                }
+                assert_eq!(cache.to_f32(), (keys.clone(), values.clone()), "in pieces of {piece}");
+            }
+        }
+    }
+}
+
+/// Partial results are scratch: what earlier calls of other shapes left there does not matter.
+#[test]
+fn scratch_of_earlier_calls_leaves_no_trace() {
+    let mut random = Random::new(49);
+    let mut partials = Partials::default();
+    let cpu = fastest();
+    for context in [1030, 3, 600, 513, 70] {
+        let case = Case::random(&mut random, KINDS[1], context);
+        let mut out = vec![f32::NAN; 3 * case.config.heads * case.config.head_dim];
+        let queries = &case.queries[(context - 3) * case.config.query_width()..];
+        attention(&cpu, &case.config, queries, &case.cache, &mut partials, &mut out);
+        assert_same_bits(&case.name(), &out, &case.run(&cpu, context - 3, context));
+    }
+}
+
+/// What a rewind leaves behind the last token, NaN included, is never seen.
+#[test]
+fn forgotten_tokens_leave_no_trace() {
+    let mut random = Random::new(45);
+    for kind in KINDS {
+        let case = Case::random(&mut random, kind, 70);
+        let expected = case.run(&fastest(), 58, 70);
+        let mut cache = case.cache.clone();
+        let garbage = vec![f32::NAN; 100 * 2 * case.config.head_dim];
+        cache.append(&fastest(), &garbage, &garbage);
+        cache.truncate(70);
+        assert_same_bits("long call", &case.run_on(&fastest(), &cache, 58, 70), &expected);
+        let last = &expected[expected.len() / 12 * 11..];
+        assert_same_bits("short call", &case.run_on(&fastest(), &cache, 69, 70), last);
+    }
+}
+
+#[test]
+fn a_fork_does_not_see_what_the_other_appends() {
+    let mut random = Random::new(46);
+    let case = Case::random(&mut random, KINDS[1], 40);
+    let before = case.cache.to_f32();
+    let mut fork = case.cache.clone();
+    let more = random.numbers(30 * 2 * case.config.head_dim);
+    fork.append(&fastest(), &more, &more);
+    assert_eq!(fork.len(), 70);
+    assert_eq!(case.cache.to_f32(), before);
+}
+
+/// Scores far apart: weights underflow to zero on one side, and the sum stays exact on the other.
+#[test]
+fn one_token_can_take_all_the_weight() {
+    let head_dim = 16;
+    let config = AttentionConfig { heads: 1, kv_heads: 1, head_dim, output_gate: false };
+    let context = SPAN + 100;
+    for (cpu, chosen) in cpus().iter().zip([0, 63, 64, 300, SPAN - 1, SPAN, SPAN + 99].into_iter().cycle()) {
+        let mut keys = vec![0.0; context * head_dim];
+        keys[chosen * head_dim] = 1000.0;
+        let values: Vec<f32> = (0..context * head_dim).map(|i| (i / head_dim) as f32).collect();
+        let mut cache = KvCache::new(KvType::F32, 1, head_dim);
+        cache.append(cpu, &keys, &values);
+        let mut out = vec![f32::NAN; head_dim];
+        attention(cpu, &config, &[1.0; 16], &cache, &mut Partials::default(), &mut out);
+        assert_eq!(out, [chosen as f32; 16]);
+    }
+}
+
+#[test]
+fn a_fault_in_a_visible_key_or_value_reaches_the_output() {
+    let mut random = Random::new(47);
+    let case = Case::random(&mut random, KINDS[0], 70);
+    let width = 2 * case.config.head_dim;
+    for fault in [f32::NAN, f32::INFINITY] {
+        let (mut keys, mut values) = (case.keys.clone(), case.values.clone());
+        keys[10 * width] = fault;
+        values[20 * width + width - 1] = fault;
+        let mut cache = KvCache::new(KvType::F32, 2, case.config.head_dim);
+        cache.append(&fastest(), &keys, &values);
+        let out = case.run_on(&fastest(), &cache, 69, 70);
+        let (first, second) = out.split_at(case.config.head_dim);
+        assert!(fault.is_infinite() || first.iter().all(|x| x.is_nan()), "the key's head");
+        assert!(!second[case.config.head_dim - 1].is_finite(), "the value's channel");
+    }
+}
+
+#[test]
+fn no_tokens_are_no_work() {
+    let case = Case::random(&mut Random::new(48), KINDS[0], 5);
+    assert!(case.run(&fastest(), 5, 5).is_empty());
+}

@@ -1,0 +1,11 @@
+//! Every kernel on every tier of this CPU: the same bits as the portable tier on one thread, close to the reference.
+#![allow(clippy::float_cmp, reason = "exact results are what these tests are about")]
+
+mod attention;
+mod delta_rule;
+mod elementwise;
+mod golden;
+mod lanes;
+mod linear;
+mod math;
+mod support;

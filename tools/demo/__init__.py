@@ -1,0 +1,1 @@
+"""Training of the demo checkpoint: questions, pictures, tokenizer, model, training loop, export."""
