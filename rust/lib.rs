@@ -13,6 +13,10 @@ pub mod checkpoint;
 pub mod config;
 pub mod error;
 pub mod generate;
+#[allow(clippy::cast_ptr_alignment, reason = "the tiers use unaligned loads and stores")]
+#[allow(clippy::large_stack_arrays, reason = "partial results of a tile live on the stack of the thread")]
+#[allow(clippy::missing_panics_doc, reason = "all operations assert their shapes, as the module says")]
+#[allow(clippy::unused_self, reason = "a tier's value is the proof of its CPU features")]
 pub mod kernels;
 pub mod model;
 #[cfg(feature = "python")]

@@ -81,7 +81,7 @@ impl Partials {
 
 /// Attends from the last tokens of `cache`.
 ///
-/// `queries` is `[tokens, heads, head_dim * (1 + gated)]`: each head's query, rotated and divided by sqrt(head_dim), then its
+/// `queries` is `[tokens, heads, head_dim * (1 + gated)]`: each head's query, rotated and divided by `sqrt(head_dim)`, then its
 /// gate if the configuration has one. Their keys and values are already in the cache. `out` is `[tokens, heads, head_dim]`.
 pub fn attention(
     cpu: &Cpu,
@@ -348,7 +348,7 @@ fn span_tile<S: Simd, E: Element, const T: usize>(
         }
         // SAFETY: as above.
         unsafe {
-            weighted_values::<S, E, T>(s, &weights, &factors, values.as_ptr(), visible, head_dim, partial)
+            weighted_values::<S, E, T>(s, &weights, &factors, values.as_ptr(), visible, head_dim, partial);
         };
     }
 }
@@ -446,7 +446,7 @@ unsafe fn weighted_values<S: Simd, E: Element, const T: usize>(
 }
 
 /// Prepares the projections of one call in place: RMSNorm of each query and key head, rotary positions, and queries divided
-/// by sqrt(head_dim). `queries` as in [`attention`], `keys` is `[tokens, kv_heads, head_dim]`.
+/// by `sqrt(head_dim)`. `queries` as in [`attention`], `keys` is `[tokens, kv_heads, head_dim]`.
 pub fn prepare_query_key(
     cpu: &Cpu,
     config: &AttentionConfig,

@@ -149,7 +149,7 @@ impl Step<'_> {
         out
     }
 
-    /// Updates the tiles; returns S^T q, and S^T next_key if `NEXT`.
+    /// Updates the tiles; returns S^T q, and if `NEXT` the product S^T k with the next token's k.
     #[inline(always)]
     fn sweep<S: Simd, const W: usize, const NEXT: bool>(
         &self,
@@ -231,7 +231,7 @@ fn fold<S: Simd, const W: usize>(s: S, partial: &[[S::F; PARTIAL]; W]) -> [S::F;
     out
 }
 
-/// Normalises queries and keys of `qkv` `[tokens, q | k | v]` in place: x / |x|, and queries also / sqrt(k_dim).
+/// Normalises queries and keys of `qkv` `[tokens, q | k | v]` in place: x / |x|, and queries also `/ sqrt(k_dim)`.
 pub fn normalize_query_key(cpu: &Cpu, shape: &DeltaConfig, qkv: &mut [f32]) {
     let width = shape.conv_dim();
     cpu.rows(qkv, width, super::norm::row_grain(width), |_, rows| cpu.run(NormalizeQueryKey { shape, rows }));
@@ -257,7 +257,7 @@ impl Op for NormalizeQueryKey<'_> {
 }
 
 /// Turns projections into gates in place, for `[tokens, value_heads]`:
-/// a becomes the decay e^(-e^A_log softplus(a + dt_bias)), b becomes beta = sigmoid(b). `rate` is e^A_log.
+/// a becomes the decay `e^(-e^A_log softplus(a + dt_bias))`, b becomes beta = sigmoid(b). `rate` is `e^A_log`.
 pub fn gates(cpu: &Cpu, a: &mut [f32], b: &mut [f32], rate: &[f32], dt_bias: &[f32]) {
     let heads = rate.len();
     assert_eq!(a.len(), b.len());

@@ -66,7 +66,7 @@ pub(super) fn l2_norm_row<S: Simd>(s: S, x: &mut [f32], eps: f32, scale: f32) {
     }
 }
 
-/// x = rms_norm(x) * weight * silu(gate), for each head; `x` and `gate` are `[tokens, heads, width]`, in place.
+/// `x = rms_norm(x) * weight * silu(gate)`, for each head; `x` and `gate` are `[tokens, heads, width]`, in place.
 ///
 /// Source: the gated norm of Gated DeltaNet (Yang et al. 2024, arXiv 2412.06464).
 pub fn gated_rms_norm(cpu: &Cpu, x: &mut [f32], gate: &[f32], weight: &[f32], eps: f32) {

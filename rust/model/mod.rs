@@ -58,7 +58,7 @@ impl Model {
     ) {
         let hidden = tokens.len() * self.config.hidden_size;
         self.embed(tokens, &mut scratch.hidden[..hidden]);
-        self.place(scratch, state, tokens.len());
+        Self::place(scratch, state, tokens.len());
         let mut show = |stage, x: &[f32]| {
             if let Some(watch) = &mut watch {
                 watch(stage, x);
@@ -82,7 +82,7 @@ impl Model {
     }
 
     /// Rotary positions of the next `tokens` text tokens.
-    fn place(&self, scratch: &mut Scratch, state: &mut State, tokens: usize) {
+    fn place(scratch: &mut Scratch, state: &mut State, tokens: usize) {
         scratch.positions.clear();
         scratch.positions.extend((state.next_position..).take(tokens).map(|position| [position; 3]));
         scratch.rope.fill(&scratch.positions);

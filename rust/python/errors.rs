@@ -39,7 +39,7 @@ impl From<Error> for PyErr {
 }
 
 /// Runs `work` with the interpreter released. `work` may call back into Python through [`Callbacks`]; what Python
-/// raises there ends the work and is raised here. A panic, which is always a defect of ours, becomes a RuntimeError.
+/// raises there ends the work and is raised here. A panic, which is always a defect of ours, becomes a `RuntimeError`.
 pub fn released<T: Send>(
     py: Python<'_>,
     work: impl FnOnce(&mut Callbacks) -> Result<T> + Send + Ungil,
@@ -68,6 +68,7 @@ pub struct Callbacks {
 
 impl Callbacks {
     /// Handles pending signals: Ctrl-C ends the work.
+    #[allow(clippy::redundant_closure_for_method_calls, reason = "the method is not general over lifetimes")]
     pub fn check_signals(&mut self) -> Result<()> {
         self.call(|py| py.check_signals())
     }

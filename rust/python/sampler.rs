@@ -3,8 +3,12 @@
 use pyo3::prelude::*;
 
 use super::arrays::token_ids;
+use super::errors::released;
 use super::sequence::PySequence;
 use crate::generate::{Sampler, SamplingParams};
+
+/// A token, its log-probability if asked for, and the likeliest tokens with theirs.
+type Sampled = (u32, Option<f32>, Vec<(u32, f32)>);
 
 /// Picks tokens; see the stub for what its arguments mean.
 #[pyclass(name = "Sampler", module = "edgewise._native")]
@@ -52,12 +56,8 @@ impl PySampler {
         Ok(self.sampler.observe(&token_ids(ids)?, generated)?)
     }
 
-    fn sample(
-        &mut self,
-        py: Python<'_>,
-        sequence: &mut PySequence,
-    ) -> PyResult<(u32, Option<f32>, Vec<(u32, f32)>)> {
-        let choice = super::errors::released(py, |_| self.sampler.sample(sequence.scores()?))?;
+    fn sample(&mut self, py: Python<'_>, sequence: &mut PySequence) -> PyResult<Sampled> {
+        let choice = released(py, |_| self.sampler.sample(sequence.scores()?))?;
         Ok((choice.token, choice.logprob, choice.top))
     }
 }

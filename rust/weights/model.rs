@@ -53,7 +53,7 @@ pub struct DeltaWeights {
     pub b: Matrix,
     /// Short convolution, oldest tap first: `[4, C]`
     pub conv: Vec<f32>,
-    /// e^A_log: `[Hv]`
+    /// `e^A_log`: `[Hv]`
     pub decay_rate: Vec<f32>,
     /// `[Hv]`
     pub dt_bias: Vec<f32>,
