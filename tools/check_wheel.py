@@ -16,7 +16,7 @@ from pathlib import Path
 MODEL = "edgewise/demo/demo.safetensors"
 LIMIT = 5_000_000
 """Bytes of the wheel without the model."""
-NEEDED = ["edgewise/__init__.py", "edgewise/_native.abi3.so", "edgewise/_native.pyi", "edgewise/py.typed", MODEL]
+NEEDED = [f"edgewise/{name}" for name in ("__init__.py", "_native.abi3.so", "_native.pyi", "py.typed")]
 
 
 def main() -> None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from collections.abc import Sequence as _Seq
-from typing import Any
+from typing import Any, final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,6 +32,7 @@ def quantize(
 def default_recipe(name: str = "int4") -> str: ...
 def write_random(config: str, destination: str, recipe: str = "int4", seed: int = 0) -> None: ...
 
+@final
 class Engine:
     @staticmethod
     def open(
@@ -56,6 +57,7 @@ class Engine:
     def trace(self, ids: NDArray[np.uint32] | _Seq[int]) -> dict[str, NDArray[np.float32]]: ...
     def sequence(self) -> Sequence: ...
 
+@final
 class Sequence:
     """The state of one text: everything the model keeps of the tokens appended so far."""
 
@@ -67,9 +69,10 @@ class Sequence:
     def nbytes(self) -> int: ...
     def fork(self) -> Sequence: ...
 
+@final
 class Sampler:
-    def __init__(
-        self,
+    def __new__(
+        cls,
         vocab_size: int,
         *,
         temperature: float = 1.0,
@@ -81,7 +84,7 @@ class Sampler:
         frequency_penalty: float = 0.0,
         seed: int = 0,
         logprobs: int | None = None,
-        suppress: _Seq[int] = (),
-    ) -> None: ...
+        suppress: _Seq[int] = ...,
+    ) -> Sampler: ...
     def observe(self, ids: _Seq[int], generated: bool = False) -> None: ...
     def sample(self, sequence: Sequence) -> tuple[int, float | None, list[tuple[int, float]]]: ...

@@ -1,7 +1,7 @@
 //! Rotary positions: partial (the first `rotary_dim` channels of a head), with three interleaved axes.
 //!
 //! Channel pair i of rotary_dim / 2 turns by position x theta^(-2i / rotary_dim). Its position is that of the token's
-//! height if i mod 3 = 1 and i < 3 sections[1], of its width if i mod 3 = 2 and i < 3 sections[2], else of its time. Text has
+//! height if i mod 3 = 1 and `i < 3 sections[1]`, of its width if i mod 3 = 2 and `i < 3 sections[2]`, else of its time. Text has
 //! the same position on all axes. Angles are rounded to f32 as in the model code; sine and cosine come from `libm`,
 //! the same code on every machine.
 //!

@@ -1,6 +1,6 @@
 //! f32 weights -> any stored format: row by row, panel by panel, or a whole tensor on all threads.
 //!
-//! The choice of levels and scales for the block formats is in [`search`].
+//! The choice of levels and scales for the block formats is in `search`.
 
 mod search;
 
