@@ -4,6 +4,7 @@ mod affinity;
 #[cfg(any(target_os = "linux", target_os = "android"))]
 mod cgroup;
 mod count;
+mod float_mode;
 mod fork;
 mod gate;
 mod pool;

@@ -25,6 +25,7 @@
 //! had claimed: that run ends with a panic in the child.
 #![allow(unsafe_code)] // Lends a borrowed task to threads that live longer than the borrow.
 
+use super::float_mode::StandardFloat;
 use super::fork;
 use super::gate::{Gate, Line, MAX_WORKERS};
 use std::any::Any;
@@ -58,6 +59,7 @@ impl Pool {
 
     /// Calls `task(i)` once for each `i` in `0..items`, on any thread, and returns when all calls have returned.
     ///
+    /// Floating-point arithmetic in tasks rounds to nearest even and keeps subnormal numbers, whatever the caller's mode.
     /// Items are claimed in increasing order. Allocates nothing, except on the first run of a process that has
     /// work for two threads. May be called from several threads at once and from within a task.
     ///
@@ -65,6 +67,7 @@ impl Pool {
     ///
     /// If a task panics, with the same panic; items not yet begun are skipped, and the pool stays usable.
     pub fn run(&self, items: usize, task: &(dyn Fn(usize) + Sync)) {
+        let _standard = StandardFloat::enter();
         if items <= 1 || self.threads == 1 {
             return (0..items).for_each(task);
         }
@@ -114,7 +117,13 @@ impl Crew {
         let hire = |index| {
             let shared = Arc::clone(&shared);
             let name = format!("edgewise-{index}");
-            thread::Builder::new().name(name).spawn(move || shared.serve()).ok()
+            thread::Builder::new()
+                .name(name)
+                .spawn(move || {
+                    let _standard = StandardFloat::enter();
+                    shared.serve();
+                })
+                .ok()
         };
         let workers = (1..=count).map_while(hire).collect();
         Self { shared, workers, forks: fork::generation() }
