@@ -1,4 +1,4 @@
-"""What the README shows is what happens, and its file map is the tree."""
+"""What the README and docs show is what happens, and the README's file map is the tree."""
 
 import doctest
 import os
@@ -18,8 +18,8 @@ UNMAPPED = {".gitignore", "tests", "python", "rust", "docs", "tools", ".ci"}
 """At the top and not in the map: what has no need to be explained, and folders whose parts are."""
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+def blocks(language: str, text: str = README) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
 
 
 def transcripts() -> list[tuple[str, str]]:
@@ -44,10 +44,11 @@ def tracked() -> list[str]:
     return result.stdout.splitlines()
 
 
-def test_python_examples() -> None:
-    source = "\n".join(blocks("python"))
-    parsed = doctest.DocTestParser().get_doctest(source, {}, "README.md", "README.md", 0)
-    assert len(parsed.examples) > 10
+@pytest.mark.parametrize("page", ["README.md", "docs/format.md"])
+def test_python_examples(page: str) -> None:
+    source = "\n".join(blocks("python", (ROOT / page).read_text(encoding="utf-8")))
+    parsed = doctest.DocTestParser().get_doctest(source, {}, page, page, 0)
+    assert parsed.examples
     report: list[str] = []
     results = doctest.DocTestRunner().run(parsed, out=report.append)
     assert results.failed == 0, "".join(report)
