@@ -1,5 +1,7 @@
 //! Tests across modules, through the crate's public interface.
 
+mod bit_identity;
 mod checkpoint;
+mod models;
 mod sampler;
 mod threads;

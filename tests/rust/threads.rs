@@ -215,7 +215,7 @@ fn nested_runs_are_done_where_they_are() {
             sum.fetch_add(outer * 10 + inner, Ordering::Relaxed);
         });
     });
-    assert_eq!(sum.into_inner(), (0..200).sum());
+    assert_eq!(sum.into_inner(), (0..200).sum::<usize>());
 }
 
 #[test]
