@@ -57,6 +57,13 @@ impl Engine {
         Ok(())
     }
 
+    /// Makes room for `tokens` tokens in all, so that appending them one at a time allocates nothing.
+    pub fn reserve(&self, state: &mut State, tokens: usize) {
+        let tokens = tokens.min(self.model.config.max_position_embeddings);
+        state.reserve(tokens);
+        self.scratch().attention.partials.reserve(1, self.model.config.attention.heads, tokens);
+    }
+
     /// Logits after the last token of `state`, into `out` `[vocab]`.
     pub fn logits(&self, state: &State, out: &mut [f32]) -> Result<()> {
         if state.is_empty() {
