@@ -2,6 +2,7 @@
 
 mod bit_identity;
 mod checkpoint;
+mod engine;
 mod models;
 mod sampler;
 mod threads;

@@ -103,13 +103,23 @@ impl Run {
 
     /// Feeds the same tokens again in pieces of the given sizes; the last piece takes what is left. Compares the logits
     /// after each piece, and the state at the end.
-    pub fn check_pieces(&self, engine: &Engine, ids: &[u32], sizes: impl IntoIterator<Item = usize>, what: &str) {
+    pub fn check_pieces(
+        &self,
+        engine: &Engine,
+        ids: &[u32],
+        sizes: impl IntoIterator<Item = usize>,
+        what: &str,
+    ) {
         let mut state = engine.state();
         for piece in pieces(ids.len(), sizes) {
             let last = piece.end - 1;
             append(engine, &mut state, &ids[piece]);
             assert_eq!(state.len(), last + 1);
-            assert_same(&logits(engine, &state), &self.logits[last], &format!("{what}: logits after token {last}"));
+            assert_same(
+                &logits(engine, &state),
+                &self.logits[last],
+                &format!("{what}: logits after token {last}"),
+            );
         }
         self.check_arrays(&arrays(&state), what);
     }
