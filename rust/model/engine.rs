@@ -1,8 +1,8 @@
 //! The engine: a model, where it runs, and the memory it works in, safe to share between threads.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
-
-use super::{Model, Scratch, Stage, State};
+use super::workspace::{Taken, Workspace};
+use super::{Model, Stage, State};
+use crate::config::TextConfig;
 use crate::error::{Error, Result};
 use crate::kernels::Cpu;
 use crate::kernels::kv_cache::KvType;
@@ -18,15 +18,14 @@ pub struct Engine {
     /// Tier and threads.
     pub cpu: Cpu,
     kv_type: KvType,
-    scratch: Mutex<Scratch>,
+    workspace: Workspace,
 }
 
 impl Engine {
     /// Puts `model` on `cpu`.
     pub fn new(model: Model, cpu: Cpu, kv_type: KvType) -> Self {
-        let scratch =
-            Mutex::new(Scratch::new(&model.config, CHUNK.min(model.config.max_position_embeddings)));
-        Self { model, cpu, kv_type, scratch }
+        let workspace = Workspace::new(&model.config, chunk(&model.config));
+        Self { model, cpu, kv_type, workspace }
     }
 
     /// Number type of the KV cache of new sequences.
@@ -126,16 +125,14 @@ impl Engine {
         Ok(())
     }
 
-    /// The scratch memory. It holds nothing between passes, so a panic in another thread left nothing bad in it but
-    /// perhaps a taken buffer, which is then rebuilt.
-    fn scratch(&self) -> MutexGuard<'_, Scratch> {
-        let mut scratch = self.scratch.lock().unwrap_or_else(PoisonError::into_inner);
-        if self.scratch.is_poisoned() {
-            *scratch = Scratch::new(&self.model.config, scratch.tokens());
-            self.scratch.clear_poison();
-        }
-        scratch
+    fn scratch(&self) -> Taken<'_> {
+        self.workspace.take(&self.model.config, chunk(&self.model.config))
     }
+}
+
+/// Tokens of the largest pass.
+fn chunk(config: &TextConfig) -> usize {
+    CHUNK.min(config.max_position_embeddings)
 }
 
 /// What [`Engine::trace`] keeps.

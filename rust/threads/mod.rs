@@ -4,7 +4,7 @@ mod affinity;
 #[cfg(any(target_os = "linux", target_os = "android"))]
 mod cgroup;
 mod count;
-mod fork;
+pub(crate) mod fork;
 mod gate;
 mod pool;
 #[cfg(any(target_os = "linux", target_os = "android"))]
