@@ -1,12 +1,14 @@
 """The Rust core. Token ids in, logits and token ids out; text and files of text stay in Python."""
 
-from collections.abc import Callable, Sequence as _Seq
+from collections.abc import Callable
+from collections.abc import Sequence as _Seq
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 _Progress = Callable[[int, int, str], None]
+_Floats = NDArray[np.float32]
 
 class CheckpointError(ValueError):
     """A file of a checkpoint is unusable; the message names file, tensor or entry, and the reason."""
@@ -21,9 +23,220 @@ def build_info() -> dict[str, Any]: ...
 def tiers() -> list[str]: ...
 def active_tier() -> str: ...
 def available_threads() -> int: ...
+def default_recipe(name: str = "int4") -> str: ...
 def quantize(
-    source: str, destination: str, recipe: str = "int4", threads: int | None = None, progress: _Progress | None = None
+    source: str,
+    destination: str,
+    recipe: str = "int4",
+    threads: int | None = None,
+    progress: _Progress | None = None,
 ) -> dict[str, Any]: ...
+
+# Operations of `edgewise.ops`; the docstrings are those of the module.
+
+def quantize_int4(weights: _Floats) -> bytes:
+    """Store a matrix in INT4 blocks: levels of 4 bits, with an f16 scale for every row and 32 columns.
+
+    Each group gets the scale that leaves the least squared error of those a search tries. A block is 16 rows
+    x 32 columns; missing rows and columns are filled up with zeros.
+
+    Args:
+        weights: float32 [rows, cols], finite.
+
+    Returns:
+        ceil(rows / 16) * ceil(cols / 32) blocks of 288 bytes, panel of 16 rows after panel.
+
+    Raises:
+        TypeError: if `weights` is not an array of float32.
+        ValueError: if it has not two dimensions, or a number in it is not finite or too large for the format.
+
+    >>> import numpy as np
+    >>> from edgewise import ops
+    >>> weights = np.array([[0.5, -1.0, 0.25, 0.0]], np.float32)
+    >>> blocks = ops.quantize_int4(weights)
+    >>> len(blocks)
+    288
+    >>> ops.dequantize_int4(blocks, weights.shape)
+    array([[ 0.5 , -1.  ,  0.25,  0.  ]], dtype=float32)
+    """
+
+def dequantize_int4(blocks: bytes, shape: tuple[int, int]) -> _Floats:
+    """Return the numbers that INT4 blocks stand for.
+
+    Args:
+        blocks: as `quantize_int4` gives them.
+        shape: (rows, cols) of the matrix.
+
+    Returns:
+        float32 [rows, cols], exactly level times scale.
+
+    Raises:
+        TypeError: if `blocks` are not bytes.
+        ValueError: if `blocks` are not as many as `shape` needs, or a scale is not finite.
+
+    >>> import numpy as np
+    >>> from edgewise import ops
+    >>> ops.dequantize_int4(ops.quantize_int4(np.array([[-8.0, 3.0]], np.float32)), (1, 2))
+    array([[-8.,  3.]], dtype=float32)
+    """
+
+def int4_matmul(x: _Floats, blocks: bytes, rows: int, threads: int | None = None) -> _Floats:
+    """Multiply activations with a matrix in INT4 blocks, as the engine does: `x @ weights.T`.
+
+    Activations are first rounded to INT8, symmetric, with a scale for every row of `x` and 32 columns;
+    products are exact in whole numbers within such a group and summed in float32 over groups. The result has
+    the same bits for any number of threads, and each of its rows whatever rows are computed beside it.
+
+    Args:
+        x: float32 [tokens, cols].
+        blocks: a matrix [rows, cols], as `quantize_int4` gives it.
+        rows: rows of that matrix.
+        threads: how many to compute with; `None` for as many as suit this computer.
+
+    Returns:
+        float32 [tokens, rows].
+
+    Raises:
+        TypeError: if an argument has the wrong type.
+        ValueError: if shapes do not fit, or a scale in `blocks` is not finite.
+
+    >>> import numpy as np
+    >>> from edgewise import ops
+    >>> weights = np.array([[0.5, -1.0], [0.25, 2.0]], np.float32)
+    >>> x = np.array([[127.0, 2.0]], np.float32)
+    >>> ops.int4_matmul(x, ops.quantize_int4(weights), rows=2)
+    array([[61.5 , 35.75]], dtype=float32)
+    """
+
+def quantize_int8(weights: _Floats) -> bytes:
+    """Store a matrix in INT8 blocks: levels of 8 bits, with an f16 scale for every row and 32 columns.
+
+    Each group gets the scale that leaves the least squared error of those a search tries. A block is 16 rows
+    x 32 columns; missing rows and columns are filled up with zeros.
+
+    Args:
+        weights: float32 [rows, cols], finite.
+
+    Returns:
+        ceil(rows / 16) * ceil(cols / 32) blocks of 544 bytes, panel of 16 rows after panel.
+
+    Raises:
+        TypeError: if `weights` is not an array of float32.
+        ValueError: if it has not two dimensions, or a number in it is not finite or too large for the format.
+
+    >>> import numpy as np
+    >>> from edgewise import ops
+    >>> weights = np.array([[127.0, -3.0, 0.0, 1.0]], np.float32)
+    >>> blocks = ops.quantize_int8(weights)
+    >>> len(blocks)
+    544
+    >>> ops.dequantize_int8(blocks, weights.shape)
+    array([[127.,  -3.,   0.,   1.]], dtype=float32)
+    """
+
+def dequantize_int8(blocks: bytes, shape: tuple[int, int]) -> _Floats:
+    """Return the numbers that INT8 blocks stand for.
+
+    Args:
+        blocks: as `quantize_int8` gives them.
+        shape: (rows, cols) of the matrix.
+
+    Returns:
+        float32 [rows, cols], exactly level times scale.
+
+    Raises:
+        TypeError: if `blocks` are not bytes.
+        ValueError: if `blocks` are not as many as `shape` needs, or a scale is not finite.
+
+    >>> import numpy as np
+    >>> from edgewise import ops
+    >>> ops.dequantize_int8(ops.quantize_int8(np.array([[127.0, -3.0]], np.float32)), (1, 2))
+    array([[127.,  -3.]], dtype=float32)
+    """
+
+def int8_matmul(x: _Floats, blocks: bytes, rows: int, threads: int | None = None) -> _Floats:
+    """Multiply activations with a matrix in INT8 blocks, as the engine does: `x @ weights.T`.
+
+    Activations are first rounded to INT8, symmetric, with a scale for every row of `x` and 32 columns;
+    products are exact in whole numbers within such a group and summed in float32 over groups. The result has
+    the same bits for any number of threads, and each of its rows whatever rows are computed beside it.
+
+    Args:
+        x: float32 [tokens, cols].
+        blocks: a matrix [rows, cols], as `quantize_int8` gives it.
+        rows: rows of that matrix.
+        threads: how many to compute with; `None` for as many as suit this computer.
+
+    Returns:
+        float32 [tokens, rows].
+
+    Raises:
+        TypeError: if an argument has the wrong type.
+        ValueError: if shapes do not fit, or a scale in `blocks` is not finite.
+
+    >>> import numpy as np
+    >>> from edgewise import ops
+    >>> weights = np.array([[0.5, -1.0], [0.25, 2.0]], np.float32)
+    >>> x = np.array([[127.0, 2.0]], np.float32)
+    >>> ops.int8_matmul(x, ops.quantize_int8(weights), rows=2).round(1)
+    array([[61.5, 35.7]], dtype=float32)
+    """
+
+def rms_norm(x: _Floats, weight: _Floats, eps: float = 1e-6) -> _Floats:
+    """Divide each row by its root mean square: `x / sqrt(mean(x^2) + eps) * weight`.
+
+    The weight is multiplied as it stands; checkpoints of Qwen3.5 store most of theirs less 1.
+
+    Source: Zhang and Sennrich 2019, Root Mean Square Layer Normalization (arXiv 1910.07467).
+
+    Args:
+        x: float32 [rows, width].
+        weight: float32 [width].
+        eps: added to the mean square; finite and not negative.
+
+    Returns:
+        float32 [rows, width].
+
+    Raises:
+        TypeError: if an argument has the wrong type.
+        ValueError: if shapes do not fit, or `eps` is out of range.
+
+    >>> import numpy as np
+    >>> from edgewise import ops
+    >>> ops.rms_norm(np.array([[3.0, 4.0]], np.float32), np.array([1.0, 2.0], np.float32), eps=0.0).round(4)
+    array([[0.8485, 2.2627]], dtype=float32)
+    """
+
+def short_conv(x: _Floats, weight: _Floats, tail: _Floats | None = None) -> tuple[_Floats, _Floats]:
+    """Convolve each channel with its own kernel of four taps over time, then apply SiLU.
+
+    `out[t, c] = silu(sum of x[t - 3 + i, c] * weight[c, i] for i in 0..4)`: causal, the last tap meets the
+    present. What came before `x` stands in `tail`, so that a text may be convolved in pieces with the same
+    result.
+
+    Source: the short convolution of Gated DeltaNet (Yang et al. 2024, arXiv 2412.06464).
+
+    Args:
+        x: float32 [tokens, channels].
+        weight: float32 [channels, 4], the oldest input's tap first.
+        tail: float32 [3, channels], the three inputs before `x`, oldest first; `None` for zeros.
+
+    Returns:
+        float32 [tokens, channels], and the tail for what follows `x`.
+
+    Raises:
+        TypeError: if an argument has the wrong type.
+        ValueError: if shapes do not fit.
+
+    >>> import numpy as np
+    >>> from edgewise import ops
+    >>> x = np.array([[1.0], [2.0]], np.float32)
+    >>> out, tail = ops.short_conv(x, np.array([[0.0, 0.0, 10.0, 1.0]], np.float32))
+    >>> out.ravel().round(3)
+    array([ 0.731, 12.   ], dtype=float32)
+    >>> tail.ravel()
+    array([0., 1., 2.], dtype=float32)
+    """
 
 class Engine:
     @staticmethod
@@ -36,7 +249,9 @@ class Engine:
         progress: _Progress | None = None,
     ) -> Engine: ...
     @staticmethod
-    def random(config: str, dtype: str = "int4", kv_dtype: str = "auto", threads: int | None = None, seed: int = 0) -> Engine: ...
+    def random(
+        config: str, dtype: str = "int4", kv_dtype: str = "auto", threads: int | None = None, seed: int = 0
+    ) -> Engine: ...
     @property
     def vocab_size(self) -> int: ...
     @property

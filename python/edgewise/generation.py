@@ -170,9 +170,9 @@ def _last_piece(
 
 
 def _logprobs(
-    request: Request, token_id: int, logprob: float, top: list[tuple[int, float]]
+    request: Request, token_id: int, logprob: float | None, top: list[tuple[int, float]]
 ) -> list[TokenLogprob] | None:
-    if request.options.sampling.logprobs is None:
+    if logprob is None:  # nobody asked
         return None
     likely = [_token_logprob(request.tokenizer, *entry) for entry in top]
     return [_token_logprob(request.tokenizer, token_id, logprob, likely)]
