@@ -179,10 +179,10 @@ class TestMatmul:
 class TestNorm:
     @given(x=matrices(sizes, st.integers(1, 300)), eps=st.sampled_from([1e-6, 1e-3, 1.0]), seed=seeds)
     def test_is_that_of_numpy(self, x: Floats, eps: float, seed: int) -> None:
-        weight = np.random.default_rng(seed).standard_normal(x.shape[1]).astype(np.float32)
+        weight = np.random.default_rng(seed).standard_normal(x.shape[1:]).astype(np.float32)
         wide = x.astype(np.float64)
-        mean: NDArray[np.float64] = np.square(wide).mean(axis=-1, keepdims=True)
-        wanted = wide / np.sqrt(mean + np.float32(eps)) * weight
+        mean = np.square(wide).mean(axis=-1, keepdims=True) + np.float64(np.float32(eps))
+        wanted = wide / np.sqrt(mean) * weight
         np.testing.assert_allclose(ops.rms_norm(x, weight, eps), wanted, rtol=32 * EPSILON, atol=1e-37)
 
     def test_of_nothing(self) -> None:
