@@ -32,7 +32,6 @@ def quantize(
     threads: int | None = None,
     progress: _Progress | None = None,
 ) -> dict[str, Any]: ...
-def default_recipe(name: str = "int4") -> str: ...
 def write_random(config: str, destination: str, recipe: str = "int4", seed: int = 0) -> None: ...
 
 # Operations of `edgewise.ops`; the docstrings are those of the module.
@@ -83,7 +82,9 @@ def dequantize_int4(blocks: _Blocks | bytes, shape: tuple[int, int]) -> _Floats:
     array([[-8.,  3.]], dtype=float32)
     """
 
-def int4_matmul(x: _Floats, blocks: _Blocks | bytes, rows: int | None = None, threads: int | None = None) -> _Floats:
+def int4_matmul(
+    x: _Floats, blocks: _Blocks | bytes, rows: int | None = None, threads: int | None = None
+) -> _Floats:
     """Multiply activations with a matrix in INT4 blocks, as the engine does: `x @ weights.T`.
 
     Activations are first rounded to INT8, symmetric, with a scale for every row of `x` and 32 columns;
@@ -157,7 +158,9 @@ def dequantize_int8(blocks: _Blocks | bytes, shape: tuple[int, int]) -> _Floats:
     array([[127.,  -3.]], dtype=float32)
     """
 
-def int8_matmul(x: _Floats, blocks: _Blocks | bytes, rows: int | None = None, threads: int | None = None) -> _Floats:
+def int8_matmul(
+    x: _Floats, blocks: _Blocks | bytes, rows: int | None = None, threads: int | None = None
+) -> _Floats:
     """Multiply activations with a matrix in INT8 blocks, as the engine does: `x @ weights.T`.
 
     Activations are first rounded to INT8, symmetric, with a scale for every row of `x` and 32 columns;
@@ -241,7 +244,6 @@ def short_conv(x: _Floats, weight: _Floats, tail: _Floats | None = None) -> tupl
     array([0., 1., 2.], dtype=float32)
     """
 
-
 def gated_delta_rule(
     q: _Floats,
     k: _Floats,
@@ -257,8 +259,9 @@ def gated_delta_rule(
 ) -> tuple[_Floats, _Floats]:
     """Run the gated delta rule over a text: a memory that forgets by `g` and learns by `beta`.
 
-    For each token, with the state S `[k_dim, v_dim]` of a head: `S *= exp(g)`; `S += outer(k, beta * (v - S.T @ k))`;
-    `out = S.T @ (q / sqrt(k_dim))`. Value head h reads query and key head `h // (value_heads // key_heads)`.
+    For each token, with the state S `[k_dim, v_dim]` of a head: `S *= exp(g)`;
+    `S += outer(k, beta * (v - S.T @ k))`; `out = S.T @ (q / sqrt(k_dim))`. Value head h reads
+    query and key head `h // (value_heads // key_heads)`.
 
     Source: Yang et al. 2024, Gated Delta Networks (arXiv 2412.06464).
 

@@ -400,8 +400,9 @@ pub fn short_conv<'py>(
 
 /// Run the gated delta rule over a text: a memory that forgets by `g` and learns by `beta`.
 ///
-/// For each token, with the state S `[k_dim, v_dim]` of a head: `S *= exp(g)`; `S += outer(k, beta * (v - S.T @ k))`;
-/// `out = S.T @ (q / sqrt(k_dim))`. Value head h reads query and key head `h // (value_heads // key_heads)`.
+/// For each token, with the state S `[k_dim, v_dim]` of a head: `S *= exp(g)`;
+/// `S += outer(k, beta * (v - S.T @ k))`; `out = S.T @ (q / sqrt(k_dim))`. Value head h reads
+/// query and key head `h // (value_heads // key_heads)`.
 ///
 /// Source: Yang et al. 2024, Gated Delta Networks (arXiv 2412.06464).
 ///

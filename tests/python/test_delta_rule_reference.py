@@ -1,6 +1,6 @@
 """The gated delta rule as an operation, against recordings of the original model code."""
 
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -15,7 +15,7 @@ TOLERANCES = golden.read_json("delta_rule/case.json")["tolerances"]
 every_case = pytest.mark.parametrize("name", CASES)
 
 
-def inputs(name: str) -> dict[str, Array]:
+def inputs(name: str) -> dict[str, Any]:
     """q, k [T, Hk, Dk], v [T, Hv, Dv], g, beta [T, Hv]."""
     return {key: golden.arrays("delta_rule")[f"{name}.{key}"] for key in ["q", "k", "v", "g", "beta"]}
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -256,7 +258,11 @@ REFUSED: list[tuple[Callable[[], Any], type[Exception], str]] = [
     (lambda: ops.dequantize_int4(BLOCKS, (2.0, 3)), TypeError, "shape: expected a whole number"),  # type: ignore[arg-type]
     (lambda: ops.dequantize_int4(BLOCKS, (2, 3, 1)), ValueError, "shape: expected two whole numbers"),  # type: ignore[arg-type]
     (lambda: ops.dequantize_int4(BLOCKS, 6), TypeError, "shape: expected two whole numbers"),  # type: ignore[arg-type]
-    (lambda: ops.dequantize_int4(bytearray(BLOCKS), (2, 3)), TypeError, "blocks: expected an array of uint8 or bytes"),  # type: ignore[arg-type]
+    (
+        lambda: ops.dequantize_int4([BLOCKS], (2, 3)),  # type: ignore[arg-type]
+        TypeError,
+        "blocks: expected an array of uint8 or bytes",
+    ),
     (
         lambda: ops.dequantize_int8(bytes(512) + b"\xff\x7f" * 16, (2, 3)),
         ValueError,
@@ -296,7 +302,16 @@ def test_faulty_arguments_are_named(call: Callable[[], Any], error: type[Excepti
 
 
 CONFIG = json.dumps(golden.read_json("dense_text/config.json"))
-ENGINE = _native.Engine.random(CONFIG, "int4", threads=1, seed=5)
+
+
+def random_engine() -> _native.Engine:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "random.safetensors")
+        _native.write_random(CONFIG, str(path), "int4", seed=5)
+        return _native.Engine.open(str(path), threads=1)
+
+
+ENGINE = random_engine()
 VOCAB = ENGINE.vocab_size
 
 
