@@ -96,21 +96,21 @@ class ChatTemplate:
         try:
             return sandbox.render(template, variables)
         except (sandbox.TemplateLimitError, SecurityError, RecursionError) as error:
-            raise CheckpointError(f"{self._file}: {error}") from error
+            raise CheckpointError(f"{self._file}: {error}") from None
         except jinja2.UndefinedError as error:
-            raise ValueError(f"messages: {self._file} cannot render them: {error}") from error
+            raise ValueError(f"messages: {self._file} cannot render them: {error}") from None
         except jinja2.TemplateError as error:  # the template's own `raise_exception`
-            raise ValueError(f"messages: {error}") from error
+            raise ValueError(f"messages: {error}") from None
         except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as error:
-            raise ValueError(f"messages: {self._file} cannot render them: {error}") from error
+            raise ValueError(f"messages: {self._file} cannot render them: {error}") from None
 
     def _compile(self, environment: sandbox.Environment, source: str) -> jinja2.Template:
         try:
             return environment.from_string(source)
         except jinja2.TemplateSyntaxError as error:
-            raise CheckpointError(f"{self._file}: line {error.lineno}: {error.message}") from error
-        except RecursionError as error:
-            raise CheckpointError(f"{self._file}: nested too deeply") from error
+            raise CheckpointError(f"{self._file}: line {error.lineno}: {error.message}") from None
+        except RecursionError:
+            raise CheckpointError(f"{self._file}: nested too deeply") from None
 
 
 def read_json(read_file: ReadFile, file: str) -> dict[str, Any]:
@@ -125,7 +125,7 @@ def read_json(read_file: ReadFile, file: str) -> dict[str, Any]:
     try:
         value = json.loads(_utf8(data, file))
     except (json.JSONDecodeError, RecursionError) as error:
-        raise CheckpointError(f"{file}: not valid JSON: {error}") from error
+        raise CheckpointError(f"{file}: not valid JSON: {error}") from None
     if not isinstance(value, dict):
         raise CheckpointError(f"{file}: expected a JSON object, got {type(value).__name__}")
     return value
@@ -232,10 +232,10 @@ def _named_templates(entry: Any, file: str) -> dict[str, str]:
         return {"default": entry}
     try:
         named = {str(item["name"]): item["template"] for item in entry}
-    except (TypeError, KeyError) as error:
+    except (TypeError, KeyError):
         raise CheckpointError(
             f"{file}: 'chat_template' is neither a text nor a list of named texts"
-        ) from error
+        ) from None
     if not all(isinstance(text, str) for text in named.values()):
         raise CheckpointError(f"{file}: a template in 'chat_template' is not a text")
     return named
@@ -255,4 +255,4 @@ def _utf8(data: bytes, file: str) -> str:
     try:
         return data.decode()
     except UnicodeDecodeError as error:
-        raise CheckpointError(f"{file}: not UTF-8: {error}") from error
+        raise CheckpointError(f"{file}: not UTF-8: {error}") from None

@@ -133,7 +133,7 @@ def checkpoint_defaults(generation_config: Mapping[str, Any]) -> dict[str, Any]:
     try:
         return _checked(found)
     except (TypeError, ValueError) as error:
-        raise CheckpointError(f"{GENERATION_CONFIG}: {error}") from error
+        raise CheckpointError(f"{GENERATION_CONFIG}: {error}") from None
 
 
 _RANGES = {

@@ -98,9 +98,9 @@ def _parse(json: bytes) -> tokenizers.Tokenizer:
     try:
         return tokenizers.Tokenizer.from_str(json.decode())
     except UnicodeDecodeError as error:
-        raise CheckpointError(f"{FILE}: not UTF-8: {error}") from error
+        raise CheckpointError(f"{FILE}: not UTF-8: {error}") from None
     except Exception as error:  # the library raises bare `Exception` for every fault of the file
-        raise CheckpointError(f"{FILE}: {error}") from error
+        raise CheckpointError(f"{FILE}: {error}") from None
 
 
 def _check_vocabulary(tokenizer: tokenizers.Tokenizer, vocab_size: int) -> None:
