@@ -2,6 +2,7 @@
 
 from importlib.metadata import version
 
+from edgewise import ops
 from edgewise._native import CheckpointError, ContextError, NonFiniteError, tiers
 from edgewise.chat import ChatTemplate
 from edgewise.model import Model
@@ -23,5 +24,6 @@ __all__ = [
     "Tokenizer",
     "Usage",
     "__version__",
+    "ops",
     "tiers",
 ]

@@ -8,6 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 _Progress = Callable[[int, int, str], None]
+_Blocks = NDArray[np.uint8]
+_Floats = NDArray[np.float32]
 
 class CheckpointError(ValueError):
     """A file of a checkpoint is unusable; the message names file, tensor or entry, and the reason."""
@@ -22,6 +24,7 @@ def build_info() -> dict[str, Any]: ...
 def tiers() -> list[str]: ...
 def active_tier() -> str: ...
 def available_threads() -> int: ...
+def default_recipe(name: str = "int4") -> str: ...
 def quantize(
     source: str,
     destination: str,
@@ -31,6 +34,264 @@ def quantize(
 ) -> dict[str, Any]: ...
 def default_recipe(name: str = "int4") -> str: ...
 def write_random(config: str, destination: str, recipe: str = "int4", seed: int = 0) -> None: ...
+
+# Operations of `edgewise.ops`; the docstrings are those of the module.
+
+def quantize_int4(weights: _Floats) -> _Blocks:
+    """Store a matrix in INT4 blocks: levels of 4 bits, with an f16 scale for every row and 32 columns.
+
+    Each group gets the scale that leaves the least squared error of those a search tries. A block is 16 rows
+    x 32 columns; missing rows and columns are filled up with zeros.
+
+    Args:
+        weights: float32 [rows, cols], finite.
+
+    Returns:
+        uint8 [ceil(rows / 16), ceil(cols / 32), 288]: panels of 16 rows, in each its blocks of 32 columns.
+
+    Raises:
+        TypeError: if `weights` is not an array of float32.
+        ValueError: if it has not two dimensions, or a number in it is not finite or too large for the format.
+
+    >>> import numpy as np
+    >>> from edgewise import ops
+    >>> weights = np.array([[0.5, -1.0, 0.25, 0.0]], np.float32)
+    >>> blocks = ops.quantize_int4(weights)
+    >>> blocks.shape
+    (1, 1, 288)
+    >>> ops.dequantize_int4(blocks, weights.shape)
+    array([[ 0.5 , -1.  ,  0.25,  0.  ]], dtype=float32)
+    """
+
+def dequantize_int4(blocks: _Blocks | bytes, shape: tuple[int, int]) -> _Floats:
+    """Return the numbers that INT4 blocks stand for.
+
+    Args:
+        blocks: as `quantize_int4` gives them.
+        shape: (rows, cols) of the matrix.
+
+    Returns:
+        float32 [rows, cols], exactly level times scale.
+
+    Raises:
+        TypeError: if `blocks` are neither an array of uint8 nor bytes.
+        ValueError: if `blocks` are not as many as `shape` needs, or a scale is not finite.
+
+    >>> import numpy as np
+    >>> from edgewise import ops
+    >>> ops.dequantize_int4(ops.quantize_int4(np.array([[-8.0, 3.0]], np.float32)), (1, 2))
+    array([[-8.,  3.]], dtype=float32)
+    """
+
+def int4_matmul(x: _Floats, blocks: _Blocks | bytes, rows: int | None = None, threads: int | None = None) -> _Floats:
+    """Multiply activations with a matrix in INT4 blocks, as the engine does: `x @ weights.T`.
+
+    Activations are first rounded to INT8, symmetric, with a scale for every row of `x` and 32 columns;
+    products are exact in whole numbers within such a group and summed in float32 over groups. The result has
+    the same bits for any number of threads, and each of its rows whatever rows are computed beside it.
+
+    Args:
+        x: float32 [tokens, cols].
+        blocks: a matrix [rows, cols], as `quantize_int4` gives it.
+        rows: rows of that matrix; `None` for all that stand in the blocks, filled up to 16.
+        threads: how many to compute with; `None` for as many as suit this computer.
+
+    Returns:
+        float32 [tokens, rows].
+
+    Raises:
+        TypeError: if an argument has the wrong type.
+        ValueError: if shapes do not fit, or a scale in `blocks` is not finite.
+
+    >>> import numpy as np
+    >>> from edgewise import ops
+    >>> weights = np.array([[0.5, -1.0], [0.25, 2.0]], np.float32)
+    >>> x = np.array([[127.0, 2.0]], np.float32)
+    >>> ops.int4_matmul(x, ops.quantize_int4(weights), rows=2)
+    array([[61.5 , 35.75]], dtype=float32)
+    """
+
+def quantize_int8(weights: _Floats) -> _Blocks:
+    """Store a matrix in INT8 blocks: levels of 8 bits, with an f16 scale for every row and 32 columns.
+
+    Each group gets the scale that leaves the least squared error of those a search tries. A block is 16 rows
+    x 32 columns; missing rows and columns are filled up with zeros.
+
+    Args:
+        weights: float32 [rows, cols], finite.
+
+    Returns:
+        uint8 [ceil(rows / 16), ceil(cols / 32), 544]: panels of 16 rows, in each its blocks of 32 columns.
+
+    Raises:
+        TypeError: if `weights` is not an array of float32.
+        ValueError: if it has not two dimensions, or a number in it is not finite or too large for the format.
+
+    >>> import numpy as np
+    >>> from edgewise import ops
+    >>> weights = np.array([[127.0, -3.0, 0.0, 1.0]], np.float32)
+    >>> blocks = ops.quantize_int8(weights)
+    >>> blocks.shape
+    (1, 1, 544)
+    >>> ops.dequantize_int8(blocks, weights.shape)
+    array([[127.,  -3.,   0.,   1.]], dtype=float32)
+    """
+
+def dequantize_int8(blocks: _Blocks | bytes, shape: tuple[int, int]) -> _Floats:
+    """Return the numbers that INT8 blocks stand for.
+
+    Args:
+        blocks: as `quantize_int8` gives them.
+        shape: (rows, cols) of the matrix.
+
+    Returns:
+        float32 [rows, cols], exactly level times scale.
+
+    Raises:
+        TypeError: if `blocks` are neither an array of uint8 nor bytes.
+        ValueError: if `blocks` are not as many as `shape` needs, or a scale is not finite.
+
+    >>> import numpy as np
+    >>> from edgewise import ops
+    >>> ops.dequantize_int8(ops.quantize_int8(np.array([[127.0, -3.0]], np.float32)), (1, 2))
+    array([[127.,  -3.]], dtype=float32)
+    """
+
+def int8_matmul(x: _Floats, blocks: _Blocks | bytes, rows: int | None = None, threads: int | None = None) -> _Floats:
+    """Multiply activations with a matrix in INT8 blocks, as the engine does: `x @ weights.T`.
+
+    Activations are first rounded to INT8, symmetric, with a scale for every row of `x` and 32 columns;
+    products are exact in whole numbers within such a group and summed in float32 over groups. The result has
+    the same bits for any number of threads, and each of its rows whatever rows are computed beside it.
+
+    Args:
+        x: float32 [tokens, cols].
+        blocks: a matrix [rows, cols], as `quantize_int8` gives it.
+        rows: rows of that matrix; `None` for all that stand in the blocks, filled up to 16.
+        threads: how many to compute with; `None` for as many as suit this computer.
+
+    Returns:
+        float32 [tokens, rows].
+
+    Raises:
+        TypeError: if an argument has the wrong type.
+        ValueError: if shapes do not fit, or a scale in `blocks` is not finite.
+
+    >>> import numpy as np
+    >>> from edgewise import ops
+    >>> weights = np.array([[0.5, -1.0], [0.25, 2.0]], np.float32)
+    >>> x = np.array([[127.0, 2.0]], np.float32)
+    >>> ops.int8_matmul(x, ops.quantize_int8(weights), rows=2).round(1)
+    array([[61.5, 35.7]], dtype=float32)
+    """
+
+def rms_norm(x: _Floats, weight: _Floats, eps: float = 1e-6) -> _Floats:
+    """Divide each row by its root mean square: `x / sqrt(mean(x^2) + eps) * weight`.
+
+    The weight is multiplied as it stands; checkpoints of Qwen3.5 store most of theirs less 1.
+
+    Source: Zhang and Sennrich 2019, Root Mean Square Layer Normalization (arXiv 1910.07467).
+
+    Args:
+        x: float32 [rows, width].
+        weight: float32 [width].
+        eps: added to the mean square; finite and not negative.
+
+    Returns:
+        float32 [rows, width].
+
+    Raises:
+        TypeError: if an argument has the wrong type.
+        ValueError: if shapes do not fit, or `eps` is out of range.
+
+    >>> import numpy as np
+    >>> from edgewise import ops
+    >>> ops.rms_norm(np.array([[3.0, 4.0]], np.float32), np.array([1.0, 2.0], np.float32), eps=0.0).round(4)
+    array([[0.8485, 2.2627]], dtype=float32)
+    """
+
+def short_conv(x: _Floats, weight: _Floats, tail: _Floats | None = None) -> tuple[_Floats, _Floats]:
+    """Convolve each channel with its own kernel of four taps over time, then apply SiLU.
+
+    `out[t, c] = silu(sum of x[t - 3 + i, c] * weight[c, i] for i in 0..4)`: causal, the last tap meets the
+    present. What came before `x` stands in `tail`, so that a text may be convolved in pieces with the same
+    result.
+
+    Source: the short convolution of Gated DeltaNet (Yang et al. 2024, arXiv 2412.06464).
+
+    Args:
+        x: float32 [tokens, channels].
+        weight: float32 [channels, 4], the oldest input's tap first.
+        tail: float32 [3, channels], the three inputs before `x`, oldest first; `None` for zeros.
+
+    Returns:
+        float32 [tokens, channels], and the tail for what follows `x`.
+
+    Raises:
+        TypeError: if an argument has the wrong type.
+        ValueError: if shapes do not fit.
+
+    >>> import numpy as np
+    >>> from edgewise import ops
+    >>> x = np.array([[1.0], [2.0]], np.float32)
+    >>> out, tail = ops.short_conv(x, np.array([[0.0, 0.0, 10.0, 1.0]], np.float32))
+    >>> out.ravel().round(3)
+    array([ 0.731, 12.   ], dtype=float32)
+    >>> tail.ravel()
+    array([0., 1., 2.], dtype=float32)
+    """
+
+
+def gated_delta_rule(
+    q: _Floats,
+    k: _Floats,
+    v: _Floats,
+    g: _Floats,
+    beta: _Floats,
+    state: _Floats | None = None,
+    *,
+    form: str = "recurrent",
+    use_qk_l2norm: bool = False,
+    chunk_size: int | None = None,
+    threads: int | None = None,
+) -> tuple[_Floats, _Floats]:
+    """Run the gated delta rule over a text: a memory that forgets by `g` and learns by `beta`.
+
+    For each token, with the state S `[k_dim, v_dim]` of a head: `S *= exp(g)`; `S += outer(k, beta * (v - S.T @ k))`;
+    `out = S.T @ (q / sqrt(k_dim))`. Value head h reads query and key head `h // (value_heads // key_heads)`.
+
+    Source: Yang et al. 2024, Gated Delta Networks (arXiv 2412.06464).
+
+    Args:
+        q: float32 [tokens, key_heads, k_dim].
+        k: float32 [tokens, key_heads, k_dim].
+        v: float32 [tokens, value_heads, v_dim].
+        g: float32 [tokens, value_heads], the log of the decay; not positive.
+        beta: float32 [tokens, value_heads].
+        state: float32 [value_heads, k_dim, v_dim] before the first token; `None` for zeros.
+        form: `recurrent`, token by token as the engine does, or `chunked`, many tokens at once.
+        use_qk_l2norm: first divide each query and key by its length.
+        chunk_size: tokens of a chunk of the chunked form.
+        threads: how many to compute with; `None` for as many as suit this computer.
+
+    Returns:
+        float32 [tokens, value_heads, v_dim], and the state after the last token.
+
+    Raises:
+        TypeError: if an argument has the wrong type.
+        ValueError: if shapes do not fit, or `form` is not one of the two.
+
+    >>> import numpy as np
+    >>> from edgewise import ops
+    >>> q = k = np.ones((2, 1, 4), np.float32) / 2
+    >>> v = np.array([[[1.0]], [[3.0]]], np.float32)
+    >>> g, beta = np.zeros((2, 1), np.float32), np.ones((2, 1), np.float32)
+    >>> out, state = ops.gated_delta_rule(q, k, v, g, beta)
+    >>> out.ravel()
+    array([0.5, 1.5], dtype=float32)
+    >>> state.ravel()
+    array([1.5, 1.5, 1.5, 1.5], dtype=float32)
+    """
 
 @final
 class Engine:

@@ -33,7 +33,7 @@ impl Penalties {
             suppress: params.suppress.clone(),
             seen: vec![false; tracked],
             generated: vec![0; tracked],
-            distinct: Vec::new(),
+            distinct: Vec::with_capacity(tracked),
         }
     }
 

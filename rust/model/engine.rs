@@ -1,10 +1,11 @@
 //! The engine: a model, where it runs, and the memory it works in, safe to share between threads.
 
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
-use super::{Model, Scratch, Stage, State};
+use super::workspace::{Taken, Workspace};
+use super::{Model, Stage, State};
+use crate::config::TextConfig;
 use crate::error::{Error, Result};
 use crate::kernels::Cpu;
 use crate::kernels::kv_cache::KvType;
@@ -24,7 +25,7 @@ pub struct Engine {
     /// Tier and threads.
     pub cpu: Cpu,
     kv_type: KvType,
-    scratch: Mutex<Scratch>,
+    workspace: Workspace,
     /// Tokens of the next pass. Results do not depend on it.
     chunk: AtomicUsize,
 }
@@ -32,9 +33,8 @@ pub struct Engine {
 impl Engine {
     /// Puts `model` on `cpu`.
     pub fn new(model: Model, cpu: Cpu, kv_type: KvType) -> Self {
-        let scratch =
-            Mutex::new(Scratch::new(&model.config, CHUNK.min(model.config.max_position_embeddings)));
-        Self { model, cpu, kv_type, scratch, chunk: AtomicUsize::new(FIRST_CHUNK) }
+        let workspace = Workspace::new(&model.config, chunk(&model.config));
+        Self { model, cpu, kv_type, workspace, chunk: AtomicUsize::new(FIRST_CHUNK) }
     }
 
     /// Number type of the KV cache of new sequences.
@@ -60,10 +60,11 @@ impl Engine {
         let mut rest = ids;
         while !rest.is_empty() {
             proceed()?;
-            let (ids, later) = rest.split_at(rest.len().min(self.chunk.load(Relaxed)));
+            let chunk = self.chunk.load(Relaxed).min(scratch.tokens()).min(rest.len());
+            let (ids, later) = rest.split_at(chunk);
             let start = Instant::now();
             self.model.forward(&self.cpu, &mut scratch, state, ids, None);
-            self.adapt_chunk(ids.len(), start.elapsed().as_secs_f64());
+            self.adapt_chunk(chunk, start.elapsed().as_secs_f64());
             rest = later;
         }
         Ok(())
@@ -75,8 +76,15 @@ impl Engine {
         if tokens == chunk && seconds < CHUNK_SECONDS / 2.0 {
             self.chunk.store((2 * chunk).min(CHUNK), Relaxed);
         } else if tokens > 1 && seconds > CHUNK_SECONDS {
-            self.chunk.store((tokens / 2).max(1), Relaxed);
+            self.chunk.store(tokens / 2, Relaxed);
         }
+    }
+
+    /// Makes room for `tokens` tokens in all, so that appending them one at a time allocates nothing.
+    pub fn reserve(&self, state: &mut State, tokens: usize) {
+        let tokens = tokens.min(self.model.config.max_position_embeddings);
+        state.reserve(tokens);
+        self.scratch().attention.partials.reserve(1, self.model.config.attention.heads, tokens);
     }
 
     /// Logits after the last token of `state`, into `out` `[vocab]`.
@@ -141,16 +149,14 @@ impl Engine {
         Ok(())
     }
 
-    /// The scratch memory. It holds nothing between passes, so a panic in another thread left nothing bad in it but
-    /// perhaps a taken buffer, which is then rebuilt.
-    fn scratch(&self) -> MutexGuard<'_, Scratch> {
-        let mut scratch = self.scratch.lock().unwrap_or_else(PoisonError::into_inner);
-        if self.scratch.is_poisoned() {
-            *scratch = Scratch::new(&self.model.config, scratch.tokens());
-            self.scratch.clear_poison();
-        }
-        scratch
+    fn scratch(&self) -> Taken<'_> {
+        self.workspace.take(&self.model.config, chunk(&self.model.config))
     }
+}
+
+/// Tokens of the largest pass.
+fn chunk(config: &TextConfig) -> usize {
+    CHUNK.min(config.max_position_embeddings)
 }
 
 /// What [`Engine::trace`] keeps.

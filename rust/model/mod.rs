@@ -12,6 +12,7 @@ mod layer;
 pub mod open;
 mod scratch;
 mod state;
+mod workspace;
 
 pub use engine::{Engine, Trace};
 pub use scratch::Scratch;

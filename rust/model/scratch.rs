@@ -1,6 +1,6 @@
 //! Activations of one forward pass, allocated once for the largest chunk of tokens.
 
-use crate::config::TextConfig;
+use crate::config::{LayerKind, TextConfig};
 use crate::kernels::activations::QuantizedRows;
 use crate::kernels::attention::Partials;
 use crate::kernels::rope::{Position, RopeTable};
@@ -65,10 +65,16 @@ impl Scratch {
     /// Buffers for chunks of up to `tokens` tokens.
     pub fn new(config: &TextConfig, tokens: usize) -> Self {
         let buffer = |width: usize| vec![0.0; tokens * width];
-        let (delta, attention) = (&config.delta, &config.attention);
-        let delta_out = delta.value_heads * delta.value_dim;
-        let attention_out = attention.heads * attention.head_dim;
-        let kv = attention.kv_heads * attention.head_dim;
+        // Only the kinds of layers that exist: their tensors vouch for the sizes a configuration claims.
+        let of = |kind: LayerKind, width: usize| if config.layers.contains(&kind) { width } else { 0 };
+        let delta = |width| of(LayerKind::GatedDelta, width);
+        let attention = |width| of(LayerKind::Attention, width);
+        let heads = delta(config.delta.value_heads);
+        let channels = delta(config.delta.conv_dim());
+        let delta_out = heads * config.delta.value_dim;
+        let queries = attention(config.attention.query_width());
+        let attention_out = attention(config.attention.heads * config.attention.head_dim);
+        let kv = attention(config.attention.kv_heads * config.attention.head_dim);
         let widest = config.hidden_size.max(config.intermediate_size).max(delta_out).max(attention_out);
         Self {
             tokens,
@@ -78,15 +84,15 @@ impl Scratch {
             normed: buffer(config.hidden_size),
             quantized: QuantizedRows::with_capacity(tokens, widest + 31),
             delta: DeltaScratch {
-                projected: buffer(delta.conv_dim()),
-                qkv: buffer(delta.conv_dim()),
+                projected: buffer(channels),
+                qkv: buffer(channels),
                 z: buffer(delta_out),
-                a: buffer(delta.value_heads),
-                b: buffer(delta.value_heads),
+                a: buffer(heads),
+                b: buffer(heads),
                 out: buffer(delta_out),
             },
             attention: AttentionScratch {
-                queries: buffer(attention.query_width()),
+                queries: buffer(queries),
                 keys: buffer(kv),
                 values: buffer(kv),
                 out: buffer(attention_out),

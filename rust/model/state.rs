@@ -62,8 +62,8 @@ impl State {
         self.layers.iter().map(LayerState::nbytes).sum::<usize>() + 4 * self.last_hidden.capacity()
     }
 
-    /// Allocates KV pages for `tokens` tokens in all, so that appending up to there allocates nothing.
-    pub fn reserve(&mut self, tokens: usize) {
+    /// Allocates KV pages for `tokens` tokens in all; see [`Engine::reserve`](super::Engine::reserve).
+    pub(super) fn reserve(&mut self, tokens: usize) {
         for layer in &mut self.layers {
             if let LayerState::Attention(cache) = layer {
                 cache.reserve(tokens);

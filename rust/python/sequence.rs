@@ -55,8 +55,7 @@ impl PySequence {
     }
 
     fn reserve(&mut self, py: Python<'_>, tokens: usize) {
-        let limit = self.engine.model.config.max_position_embeddings;
-        py.detach(|| self.state.reserve(tokens.min(limit)));
+        py.detach(|| self.engine.reserve(&mut self.state, tokens));
     }
 
     fn logits<'py>(&mut self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {

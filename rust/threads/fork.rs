@@ -10,13 +10,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 static FORKS: AtomicU64 = AtomicU64::new(0);
 
 /// How many forks lie between this process and the one that called [`watch`] first.
-pub(super) fn generation() -> u64 {
+pub(crate) fn generation() -> u64 {
     FORKS.load(Ordering::Relaxed)
 }
 
 /// Starts counting forks; false if the system has no memory left to remember it.
 #[cfg(unix)]
-pub(super) fn watch() -> bool {
+pub(crate) fn watch() -> bool {
     static WATCHING: OnceLock<bool> = OnceLock::new();
     // SAFETY: the handler is a function of this library, which is never unloaded while its code may run (the C
     // library forgets handlers of an unloaded one), and does nothing but add to an atomic number, which is
@@ -26,7 +26,7 @@ pub(super) fn watch() -> bool {
 
 /// Systems without `fork`.
 #[cfg(not(unix))]
-pub(super) fn watch() -> bool {
+pub(crate) fn watch() -> bool {
     true
 }
 

@@ -5,7 +5,7 @@ mod affinity;
 mod cgroup;
 mod count;
 mod float_mode;
-mod fork;
+pub(crate) mod fork;
 mod gate;
 mod pool;
 #[cfg(any(target_os = "linux", target_os = "android"))]

@@ -1,8 +1,11 @@
 //! Tests across modules, through the crate's public interface.
 
+mod bit_identity;
 mod checkpoint;
 mod convert;
+mod engine;
 mod kernels;
+mod models;
 mod quantize;
 mod sampler;
 mod threads;
