@@ -113,7 +113,7 @@ mod tests {
         }
         let after = read();
         write(before);
-        assert_eq!(outside, 0.0, "the test's premise");
+        assert_eq!(outside.to_bits(), 0, "the test's premise");
         assert_eq!(after & RELEVANT, FLUSH);
         assert!(seen.into_inner().unwrap().iter().all(|x| *x > 0.0));
     }
