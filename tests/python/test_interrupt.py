@@ -67,7 +67,6 @@ def test_while_a_prompt_is_read() -> None:
     with interrupted(lambda: True, delay=0.1):
         sequence.append(prompt)
     done = len(sequence)
-    assert done % CHUNK == 0
     assert done < len(prompt)
 
     more = prompt[done : done + 100]

@@ -32,7 +32,7 @@ def stub_parameters(function: ast.FunctionDef) -> list[tuple[str, bool]]:
         (argument.arg, default is not None)
         for argument, default in zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True)
     ]
-    return [(name, optional) for name, optional in found if name != "self"]
+    return [(name, optional) for name, optional in found if name not in ("self", "cls")]
 
 
 def real_parameters(function: Any) -> list[tuple[str, bool]]:
