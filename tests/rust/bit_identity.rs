@@ -36,7 +36,7 @@ fn check_everything(model: Model, tokens: usize) {
 #[test]
 fn tiers_are_told() {
     let names: Vec<_> = Tier::available().into_iter().map(Tier::name).collect();
-    println!("tiers of this CPU: {}", names.join(", "));
+    eprintln!("tiers of this CPU: {}", names.join(", "));
     assert_eq!(names[0], "portable");
 }
 
