@@ -1,5 +1,7 @@
 //! Which vector instructions to use, decided once at start-up from what the CPU has.
 
+use std::env::VarError;
+
 use super::lanes::Op;
 use super::portable::Portable;
 #[cfg(target_arch = "x86_64")]
@@ -39,6 +41,7 @@ impl Tier {
     pub fn from_environment() -> Result<Self> {
         match std::env::var(ISA_VARIABLE) {
             Ok(name) if !name.is_empty() => Self::by_name(&name),
+            Err(VarError::NotUnicode(name)) => Self::by_name(&name.to_string_lossy()),
             _ => Ok(Self::available().pop().unwrap_or(Self::Portable(Portable))),
         }
     }
