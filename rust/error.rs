@@ -63,6 +63,12 @@ pub enum Error {
         /// The most likely cause.
         reason: String,
     },
+    /// The system has not so much memory.
+    #[error("{needed} bytes of memory are needed at once, and the system does not give them")]
+    Memory {
+        /// Bytes of the one array.
+        needed: usize,
+    },
     /// The caller asked to stop.
     #[error("interrupted")]
     Interrupted,
@@ -96,4 +102,13 @@ impl Error {
     pub fn argument(argument: &str, reason: impl Into<String>) -> Self {
         Self::Argument { argument: argument.to_owned(), reason: reason.into() }
     }
+}
+
+/// Zeros for an array `[rows, width]` whose size a caller chose.
+pub fn try_zeros(rows: usize, width: usize) -> Result<Vec<f32>> {
+    let needed = rows.saturating_mul(width);
+    let mut out = Vec::new();
+    out.try_reserve_exact(needed).map_err(|_| Error::Memory { needed: needed.saturating_mul(4) })?;
+    out.resize(needed, 0.0);
+    Ok(out)
 }

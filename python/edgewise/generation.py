@@ -14,6 +14,9 @@ from edgewise.results import FinishReason, Piece, Result, Timings, TokenLogprob,
 from edgewise.stops import StopStrings
 from edgewise.tokenizer import Tokenizer
 
+RESERVED_AHEAD = 1024
+"""Tokens of the answer that memory is taken for before it begins; a longer answer takes more as it grows."""
+
 
 @dataclass(frozen=True)
 class Request:
@@ -37,7 +40,7 @@ def stream(request: Request, sequence: _native.Sequence, sampler: _native.Sample
     """
     clock = _Clock(request.seconds_before)
     text = _TextStream(request)
-    sequence.reserve(len(request.prompt_ids) + request.max_new_tokens)
+    sequence.reserve(len(request.prompt_ids) + min(request.max_new_tokens, RESERVED_AHEAD))
     sampler.observe(request.prompt_ids)
     sequence.append(request.prompt_ids)
     clock.prompt_read()

@@ -6,6 +6,7 @@ pub use super::params::SamplingParams;
 use super::params::check_ids;
 use super::penalties::Penalties;
 use super::scan;
+use crate::threads::StandardFloat;
 use crate::{Error, Result};
 
 /// A chosen token.
@@ -69,6 +70,7 @@ impl Sampler {
     /// [`Error::Argument`] if `logits` has another length than the vocabulary; [`Error::NonFinite`] if one is
     /// NaN or +inf, or none that is not suppressed is above -inf. The sampler is then as before the call.
     pub fn sample(&mut self, logits: &[f32]) -> Result<Choice> {
+        let _standard = StandardFloat::enter();
         if logits.len() != self.vocab_size {
             let reason = format!("has {} values, the vocabulary has {}", logits.len(), self.vocab_size);
             return Err(Error::argument("logits", reason));

@@ -93,6 +93,8 @@ pub fn attention(
 ) {
     let tokens = out.len() / (config.heads * config.head_dim);
     assert!(config.head_dim <= MAX_HEAD_DIM && config.head_dim.is_multiple_of(LANES));
+    assert!(config.heads.is_multiple_of(config.kv_heads));
+    assert_eq!(out.len(), tokens * config.heads * config.head_dim);
     assert_eq!(queries.len(), tokens * config.query_width());
     assert!(
         tokens <= cache.len() && cache.head_dim() == config.head_dim && cache.kv_heads() == config.kv_heads
@@ -227,7 +229,7 @@ impl Op for QueryItem<'_> {
     type Output = ();
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let (call, group) = (self.call, self.call.group());
+        let group = self.call.group();
         let mut done = 0;
         while done < group {
             let tile = tile_size(group - done);
@@ -235,7 +237,6 @@ impl Op for QueryItem<'_> {
             self.tile(s, first, tile);
             done += tile;
         }
-        let _ = call;
     }
 }
 

@@ -52,6 +52,7 @@ pub fn gated_delta_rule_chunked(
         return Err(Error::argument("chunk_size", "must be at least 1"));
     }
     let DeltaShape { tokens, value_heads, key_dim, value_dim, .. } = arrays.shape;
+    let chunk_size = chunk_size.min(tokens.max(1));
     let (q, k) = arrays.query_key(cpu);
     let arrays = DeltaArrays { q: &q, k: &k, ..*arrays };
     let initial = arrays.initial_state();

@@ -40,13 +40,21 @@ impl KvType {
 }
 
 /// The cache of one layer.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct KvCache {
     kv_type: KvType,
     kv_heads: usize,
     head_dim: usize,
     len: usize,
     pages: Vec<Arc<Vec<u8>>>,
+}
+
+/// A clone shares the pages in use, not those only reserved.
+impl Clone for KvCache {
+    fn clone(&self) -> Self {
+        let pages = self.pages[..self.len.div_ceil(PAGE)].to_vec();
+        Self { pages, ..*self }
+    }
 }
 
 impl KvCache {

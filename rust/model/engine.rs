@@ -6,7 +6,7 @@ use std::time::Instant;
 use super::workspace::{Taken, Workspace};
 use super::{Model, Stage, State};
 use crate::config::TextConfig;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, try_zeros};
 use crate::kernels::Cpu;
 use crate::kernels::kv_cache::KvType;
 
@@ -17,7 +17,7 @@ const FIRST_CHUNK: usize = 32;
 /// The longest a pass should take, so that Ctrl-C is heard soon on a slow machine too.
 const CHUNK_SECONDS: f64 = 0.8;
 
-/// A loaded model ready to compute. One pass runs at a time; any number of sequences can be alive.
+/// A loaded model ready to compute. Passes of different sequences take turns; any number of sequences can be alive.
 #[derive(Debug)]
 pub struct Engine {
     /// Shapes and weights.
@@ -56,18 +56,22 @@ impl Engine {
         proceed: &mut dyn FnMut() -> Result<()>,
     ) -> Result<()> {
         self.check(state, ids)?;
-        let mut scratch = self.scratch();
         let mut rest = ids;
         while !rest.is_empty() {
             proceed()?;
-            let chunk = self.chunk.load(Relaxed).min(scratch.tokens()).min(rest.len());
-            let (ids, later) = rest.split_at(chunk);
+            let (ids, later) = self.next_pass(rest);
             let start = Instant::now();
-            self.model.forward(&self.cpu, &mut scratch, state, ids, None);
-            self.adapt_chunk(chunk, start.elapsed().as_secs_f64());
+            self.model.forward(&self.cpu, &mut self.scratch(), state, ids, None);
+            self.adapt_chunk(ids.len(), start.elapsed().as_secs_f64());
             rest = later;
         }
         Ok(())
+    }
+
+    /// The tokens of the next pass, and those after it.
+    fn next_pass<'a>(&self, ids: &'a [u32]) -> (&'a [u32], &'a [u32]) {
+        let largest = chunk(&self.model.config);
+        ids.split_at(self.chunk.load(Relaxed).min(largest).min(ids.len()))
     }
 
     /// Doubles the next pass if a full one was quick, halves it if it was slow.
@@ -89,6 +93,7 @@ impl Engine {
 
     /// Logits after the last token of `state`, into `out` `[vocab]`.
     pub fn logits(&self, state: &State, out: &mut [f32]) -> Result<()> {
+        check_whole(state)?;
         if state.is_empty() {
             return Err(Error::argument("sequence", "it is empty, so there are no logits"));
         }
@@ -116,27 +121,31 @@ impl Engine {
         let mut state = self.state();
         self.check(&state, ids)?;
         let config = &self.model.config;
-        let mut final_norm = vec![0.0; ids.len() * config.hidden_size];
-        let mut logits = vec![0.0; ids.len() * config.vocab_size];
-        let mut scratch = self.scratch();
-        let chunk = scratch.tokens();
-        let parts = final_norm.chunks_mut(chunk * config.hidden_size);
-        for ((ids, normed), logits) in
-            ids.chunks(chunk).zip(parts).zip(logits.chunks_mut(chunk * config.vocab_size))
-        {
+        let mut final_norm = try_zeros(ids.len(), config.hidden_size)?;
+        let mut logits = try_zeros(ids.len(), config.vocab_size)?;
+        let (mut rest, mut norms, mut scores) = (ids, &mut final_norm[..], &mut logits[..]);
+        while !rest.is_empty() {
             proceed()?;
+            let (ids, later) = self.next_pass(rest);
+            let (normed, later_norms) = norms.split_at_mut(ids.len() * config.hidden_size);
+            let (logits, later_scores) = scores.split_at_mut(ids.len() * config.vocab_size);
+            let start = Instant::now();
+            let mut scratch = self.scratch();
             self.model.forward(&self.cpu, &mut scratch, &mut state, ids, Some(watch));
             let hidden = std::mem::take(&mut scratch.hidden);
             self.model.head(&self.cpu, &mut scratch, &hidden[..normed.len()], normed, logits);
             scratch.hidden = hidden;
+            drop(scratch);
+            self.adapt_chunk(ids.len(), start.elapsed().as_secs_f64());
+            (rest, norms, scores) = (later, later_norms, later_scores);
         }
-        drop(scratch);
         self.model.check_finite(&logits)?;
         Ok(Trace { final_norm, logits, state })
     }
 
     /// Refuses unknown ids and texts beyond the context, before any work.
     fn check(&self, state: &State, ids: &[u32]) -> Result<()> {
+        check_whole(state)?;
         let config = &self.model.config;
         if let Some(id) = ids.iter().find(|id| **id as usize >= config.vocab_size) {
             let reason = format!("token id {id} is outside the vocabulary of {}", config.vocab_size);
@@ -152,6 +161,14 @@ impl Engine {
     fn scratch(&self) -> Taken<'_> {
         self.workspace.take(&self.model.config, chunk(&self.model.config))
     }
+}
+
+/// Refuses a state whose last pass panicked.
+fn check_whole(state: &State) -> Result<()> {
+    if state.broken {
+        return Err(Error::argument("sequence", "an internal error left it unusable; start a new one"));
+    }
+    Ok(())
 }
 
 /// Tokens of the largest pass.

@@ -23,6 +23,7 @@ use crate::error::{Error, Result};
 use crate::kernels::Cpu;
 use crate::kernels::linear::linear;
 use crate::kernels::norm::rms_norm;
+use crate::threads::StandardFloat;
 use crate::weights::model::Weights;
 
 /// A text model: its shapes and weights.
@@ -57,6 +58,8 @@ impl Model {
         tokens: &[u32],
         mut watch: Option<Watch<'_>>,
     ) {
+        let _standard = StandardFloat::enter();
+        state.broken = true;
         let hidden = tokens.len() * self.config.hidden_size;
         self.embed(tokens, &mut scratch.hidden[..hidden]);
         Self::place(scratch, state, tokens.len());
@@ -70,6 +73,7 @@ impl Model {
             layer::forward(cpu, &self.config, weights, state, scratch, tokens.len());
             show(Stage::Layer(i), &scratch.hidden[..hidden]);
         }
+        state.broken = false;
         state.len += tokens.len();
         state.last_hidden.clear();
         state.last_hidden.extend_from_slice(&scratch.hidden[hidden - self.config.hidden_size..hidden]);
@@ -92,6 +96,7 @@ impl Model {
 
     /// Final norm and vocabulary head of `hidden` `[tokens, hidden]`: `normed` `[tokens, hidden]`, `logits` `[tokens, vocab]`.
     fn head(&self, cpu: &Cpu, scratch: &mut Scratch, hidden: &[f32], normed: &mut [f32], logits: &mut [f32]) {
+        let _standard = StandardFloat::enter();
         rms_norm(cpu, hidden, &self.weights.final_norm, self.config.rms_norm_eps, normed);
         let head = &self.weights.head;
         let input = input::prepare(cpu, normed, self.config.hidden_size, &[head], &mut scratch.quantized);

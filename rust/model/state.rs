@@ -11,6 +11,8 @@ pub struct State {
     pub(super) len: usize,
     /// Rotary position of the next token on all axes; equals `len` for text.
     pub(super) next_position: u32,
+    /// Whether a pass began and did not end: then layers are at different tokens.
+    pub(super) broken: bool,
     /// One for each layer.
     pub(super) layers: Vec<LayerState>,
     /// The last token's hidden state before the final norm, `[hidden]`; empty before the first token.
@@ -39,7 +41,13 @@ impl State {
     /// The state before the first token.
     pub fn new(config: &TextConfig, kv_type: KvType) -> Self {
         let layers = config.layers.iter().map(|kind| LayerState::new(config, *kind, kv_type)).collect();
-        Self { len: 0, next_position: 0, layers, last_hidden: Vec::with_capacity(config.hidden_size) }
+        Self {
+            len: 0,
+            next_position: 0,
+            broken: false,
+            layers,
+            last_hidden: Vec::with_capacity(config.hidden_size),
+        }
     }
 
     /// Tokens so far.

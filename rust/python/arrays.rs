@@ -12,8 +12,12 @@ pub fn token_ids(ids: &Bound<'_, PyAny>) -> PyResult<Vec<u32>> {
     if let Ok(array) = ids.extract::<PyReadonlyArray1<'_, u32>>() {
         return Ok(array.as_array().iter().copied().collect());
     }
-    ids.extract::<Vec<u32>>()
-        .map_err(|error| Error::argument("ids", format!("they are not token ids: {error}")).into())
+    ids.extract::<Vec<u32>>().map_err(|error| {
+        if error.is_instance_of::<PyOverflowError>(ids.py()) {
+            return PyValueError::new_err("ids: expected whole numbers from 0 to 4294967295");
+        }
+        if error.is_instance_of::<PyTypeError>(ids.py()) { mistyped("ids", "token ids", ids) } else { error }
+    })
 }
 
 /// A whole number from 0, as an argument called `name`.

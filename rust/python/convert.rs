@@ -7,6 +7,7 @@ use pyo3::types::PyDict;
 
 use super::errors::released;
 use crate::checkpoint::Checkpoint;
+use crate::error::Error;
 use crate::threads::{Pool, available_threads};
 use crate::weights::convert::{Report, quantize_checkpoint};
 use crate::weights::random;
@@ -24,6 +25,9 @@ pub fn quantize<'py>(
     progress: Option<Py<PyAny>>,
 ) -> PyResult<Bound<'py, PyDict>> {
     let recipe = Recipe::by_name_or_file(recipe)?;
+    if threads == Some(0) {
+        return Err(Error::argument("threads", "at least one is needed").into());
+    }
     let pool = Pool::new(threads.unwrap_or_else(available_threads));
     let report = released(py, |callbacks| {
         let checkpoint = Checkpoint::open(Path::new(source))?;

@@ -11,7 +11,7 @@ use super::errors::released;
 use super::sequence::PySequence;
 use crate::checkpoint::Checkpoint;
 use crate::config::ModelConfig;
-use crate::error::Error;
+use crate::error::{Error, try_zeros};
 use crate::kernels::conv::TAIL;
 use crate::kernels::lanes::LANES;
 use crate::kernels::{Cpu, Tier};
@@ -125,7 +125,12 @@ impl PyEngine {
     fn trace<'py>(&self, py: Python<'py>, ids: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyDict>> {
         let ids = token_ids(ids)?;
         let mut stages: Vec<Vec<f32>> = vec![Vec::new(); 1 + self.config.text.layers.len()];
+        let width = self.config.text.hidden_size;
         let trace = released(py, |callbacks| {
+            for rows in &mut stages {
+                *rows = try_zeros(ids.len(), width)?;
+                rows.clear();
+            }
             let mut watch = |stage, rows: &[f32]| {
                 let index = match stage {
                     Stage::Embedding => 0,

@@ -6,7 +6,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use pyo3::create_exception;
 use pyo3::exceptions::{
-    PyArithmeticError, PyFileNotFoundError, PyKeyboardInterrupt, PyOSError, PyPermissionError,
+    PyArithmeticError, PyFileNotFoundError, PyKeyboardInterrupt, PyMemoryError, PyOSError, PyPermissionError,
     PyRuntimeError, PyValueError,
 };
 use pyo3::marker::Ungil;
@@ -32,6 +32,7 @@ impl From<Error> for PyErr {
             }
             Error::Argument { .. } => PyValueError::new_err(text),
             Error::Context { .. } => ContextError::new_err(text),
+            Error::Memory { .. } => PyMemoryError::new_err(text),
             Error::NonFinite { .. } => NonFiniteError::new_err(text),
             Error::Interrupted => PyKeyboardInterrupt::new_err(text),
         }

@@ -1,7 +1,7 @@
 //! The extension module `edgewise._native`: classes and functions over the engine. No arithmetic happens here.
 //!
-//! Long work runs with the interpreter released and asks for signals between pieces. A panic would be a defect of ours;
-//! PyO3 turns it into an exception, so that it never ends the process.
+//! Long work runs with the interpreter released and asks for signals between pieces. A panic would be a defect of ours:
+//! it becomes a `RuntimeError` and never ends the process.
 
 mod arrays;
 mod convert;

@@ -7,7 +7,7 @@ use pyo3::prelude::*;
 
 use super::arrays::{FloatArray, byte_array, bytes, float_array, pair, real, size};
 use super::errors::released;
-use crate::error::Error;
+use crate::error::{Error, try_zeros};
 use crate::kernels::activations::QuantizedRows;
 use crate::kernels::conv::{self, TAIL, TAPS};
 use crate::kernels::delta_rule_arrays::{DeltaArrays, DeltaShape, gated_delta_rule_recurrent};
@@ -104,7 +104,7 @@ fn matmul<'py>(
     let out = released(py, |_| {
         let mut quantized = QuantizedRows::default();
         quantized.fill(&cpu, &x.data, cols);
-        let mut out = vec![0.0; tokens * rows];
+        let mut out = try_zeros(tokens, rows)?;
         let input = Input { dense: &x.data, quantized: Some(&quantized), tokens };
         linear(&cpu, input, [Product { weights: &weights, out: &mut out, store: Store::Set }]);
         Ok(out)
@@ -338,7 +338,10 @@ pub fn rms_norm<'py>(
     }
     let cpu = single_cpu()?;
     let mut out = vec![0.0; x.data.len()];
-    py.detach(|| norm::rms_norm(&cpu, &x.data, &weight.data, eps, &mut out));
+    released(py, |_| {
+        norm::rms_norm(&cpu, &x.data, &weight.data, eps, &mut out);
+        Ok(())
+    })?;
     float_array(py, out, &x.shape)
 }
 
@@ -394,7 +397,10 @@ pub fn short_conv<'py>(
         (0..TAPS * channels).map(|i| weight.data[i % channels * TAPS + i / channels]).collect();
     let cpu = single_cpu()?;
     let mut out = vec![0.0; x.data.len()];
-    py.detach(|| conv::short_conv(&cpu, &x.data, &taps, &mut tail_data, &mut out));
+    released(py, |_| {
+        conv::short_conv(&cpu, &x.data, &taps, &mut tail_data, &mut out);
+        Ok(())
+    })?;
     Ok((float_array(py, out, &x.shape)?, float_array(py, tail_data, &[TAIL, channels])?))
 }
 

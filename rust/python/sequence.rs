@@ -6,7 +6,7 @@ use pyo3::prelude::*;
 
 use super::arrays::{float_array, token_ids};
 use super::errors::released;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::model::{Engine, State};
 
 /// The state of one text: everything the model keeps of the tokens appended so far.
@@ -17,27 +17,17 @@ pub struct PySequence {
     /// `[vocab]`, valid if `scored` is the state's length.
     logits: Vec<f32>,
     scored: usize,
-    /// Whether a panic left the layers at different tokens.
-    broken: bool,
 }
 
 impl PySequence {
     /// The empty text.
     pub fn new(engine: Arc<Engine>) -> Self {
         let state = engine.state();
-        Self { engine, state, logits: Vec::new(), scored: 0, broken: false }
-    }
-
-    fn check(&self) -> Result<()> {
-        if self.broken {
-            return Err(Error::argument("sequence", "an internal error left it unusable; start a new one"));
-        }
-        Ok(())
+        Self { engine, state, logits: Vec::new(), scored: 0 }
     }
 
     /// Logits after the last token, `[vocab]`, computed once for each length.
     pub fn scores(&mut self) -> Result<&[f32]> {
-        self.check()?;
         if self.scored != self.state.len() || self.state.is_empty() {
             self.logits.resize(self.engine.model.config.vocab_size, 0.0);
             self.engine.logits(&self.state, &mut self.logits)?;
@@ -54,8 +44,11 @@ impl PySequence {
         released(py, |callbacks| self.engine.append(&mut self.state, &ids, &mut || callbacks.check_signals()))
     }
 
-    fn reserve(&mut self, py: Python<'_>, tokens: usize) {
-        py.detach(|| self.engine.reserve(&mut self.state, tokens));
+    fn reserve(&mut self, py: Python<'_>, tokens: usize) -> PyResult<()> {
+        released(py, |_| {
+            self.engine.reserve(&mut self.state, tokens);
+            Ok(())
+        })
     }
 
     fn logits<'py>(&mut self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
@@ -79,7 +72,6 @@ impl PySequence {
             state: self.state.clone(),
             logits: self.logits.clone(),
             scored: self.scored,
-            broken: self.broken,
         }
     }
 }

@@ -12,4 +12,5 @@ mod pool;
 mod topology;
 
 pub use count::{ThreadReport, available_threads, thread_report};
+pub use float_mode::StandardFloat;
 pub use pool::Pool;

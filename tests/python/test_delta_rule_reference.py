@@ -92,3 +92,11 @@ def test_recurrent_form_in_two_pieces_gives_the_same_bits(cut: int) -> None:
     )
     np.testing.assert_array_equal(np.concatenate([head, tail]), out)
     np.testing.assert_array_equal(last, state)
+
+
+def test_a_chunk_may_be_longer_than_the_text() -> None:
+    whole = inputs("len63")
+    once = edgewise.ops.gated_delta_rule(**whole, form="chunked", use_qk_l2norm=True, chunk_size=63)
+    longer = edgewise.ops.gated_delta_rule(**whole, form="chunked", use_qk_l2norm=True, chunk_size=2**63)
+    for a, b in zip(once, longer, strict=True):
+        np.testing.assert_array_equal(a, b)

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from edgewise import _native, ops
+from edgewise import Model, _native, ops
 
 STUB = ast.parse(Path(_native.__file__).with_name("_native.pyi").read_text(encoding="utf-8"))
 FUNCTIONS = {node.name: node for node in STUB.body if isinstance(node, ast.FunctionDef)}
@@ -105,3 +105,22 @@ def test_build_info() -> None:
     assert info["thread_report"]["chosen"] == _native.available_threads() >= 1
     assert _native.active_tier() in _native.tiers()
     assert _native.tiers()[0] == "portable"
+
+
+@pytest.mark.parametrize("ids", ["ab", None, [1.5], [None]])
+def test_what_is_not_token_ids_is_a_type_error(ids: Any) -> None:
+    sequence = Model.from_pretrained("demo").sequence()
+    with pytest.raises(TypeError, match=r"^ids: expected token ids"):
+        sequence.append(ids)
+
+
+@pytest.mark.parametrize("ids", [[-1], [2**32]])
+def test_token_ids_out_of_range(ids: list[int]) -> None:
+    sequence = Model.from_pretrained("demo").sequence()
+    with pytest.raises(ValueError, match=r"^ids: expected whole numbers"):
+        sequence.append(ids)
+
+
+def test_converting_needs_a_thread(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"^threads: at least one"):
+        _native.quantize(str(tmp_path), str(tmp_path / "out"), threads=0)

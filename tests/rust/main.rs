@@ -4,6 +4,7 @@ mod bit_identity;
 mod checkpoint;
 mod convert;
 mod engine;
+mod float_mode;
 mod kernels;
 mod models;
 mod quantize;
