@@ -12,6 +12,11 @@ pub const TAPS: usize = 4;
 /// Inputs of earlier calls that the state keeps.
 pub const TAIL: usize = TAPS - 1;
 
+/// Weights `[channels, 4]` of a checkpoint as `[4, channels]`.
+pub fn taps_first(weight: &[f32], channels: usize) -> Vec<f32> {
+    (0..TAPS * channels).map(|i| weight[i % channels * TAPS + i / channels]).collect()
+}
+
 /// Convolves `x` `[tokens, channels]` with `weight` `[4, channels]` into `out` and moves `tail` `[3, channels]` on.
 pub fn short_conv(cpu: &Cpu, x: &[f32], weight: &[f32], tail: &mut [f32], out: &mut [f32]) {
     let channels = weight.len() / TAPS;

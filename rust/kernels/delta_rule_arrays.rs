@@ -202,8 +202,8 @@ fn pack_state(arrays: &DeltaArrays<'_>, config: &DeltaConfig) -> Vec<f32> {
     tiles
 }
 
-/// Tiles -> `[value_heads, k_dim, v_dim]`
-fn unpack_state(tiles: &[f32], shape: DeltaShape, config: &DeltaConfig) -> Vec<f32> {
+/// The tiles of a state as `[value_heads, k_dim, v_dim]`; `config` has the sizes the tiles are padded to.
+pub fn unpack_state(tiles: &[f32], shape: DeltaShape, config: &DeltaConfig) -> Vec<f32> {
     let DeltaShape { value_heads, key_dim, value_dim, .. } = shape;
     let mut state = Vec::with_capacity(value_heads * key_dim * value_dim);
     for row in 0..value_heads * key_dim {

@@ -10,10 +10,10 @@ use super::arrays::{float_array, token_ids};
 use super::errors::released;
 use super::sequence::PySequence;
 use crate::checkpoint::Checkpoint;
-use crate::config::ModelConfig;
+use crate::config::{DeltaConfig, ModelConfig};
 use crate::error::{Error, try_zeros};
 use crate::kernels::conv::TAIL;
-use crate::kernels::lanes::LANES;
+use crate::kernels::delta_rule_arrays::{DeltaShape, unpack_state};
 use crate::kernels::{Cpu, Tier};
 use crate::model::open::{Options, open};
 use crate::model::{Engine, LayerState, Stage};
@@ -200,7 +200,7 @@ impl PyEngine {
         match layer {
             LayerState::GatedDelta(state) => {
                 let delta = &config.delta;
-                let memory = row_major(&state.memory, delta.value_heads, delta.key_dim, delta.value_dim);
+                let memory = unpack_state(&state.memory, delta_shape(delta), delta);
                 let shape = [delta.value_heads, delta.key_dim, delta.value_dim];
                 out.set_item(format!("layer{index}.recurrent_state"), float_array(py, memory, &shape)?)?;
                 let channels = delta.conv_dim();
@@ -218,18 +218,10 @@ impl PyEngine {
     }
 }
 
-/// Tiles `[heads, v_dim / 16, k_dim, 16]` as `[heads, k_dim, v_dim]`.
-fn row_major(tiles: &[f32], heads: usize, key_dim: usize, value_dim: usize) -> Vec<f32> {
-    let mut out = Vec::with_capacity(tiles.len());
-    for head in 0..heads {
-        for k in 0..key_dim {
-            for v in 0..value_dim {
-                let tile = head * value_dim / LANES + v / LANES;
-                out.push(tiles[(tile * key_dim + k) * LANES + v % LANES]);
-            }
-        }
-    }
-    out
+/// The sizes of a model's delta rule, without tokens.
+fn delta_shape(delta: &DeltaConfig) -> DeltaShape {
+    let DeltaConfig { key_heads, value_heads, key_dim, value_dim, .. } = *delta;
+    DeltaShape { tokens: 0, key_heads, value_heads, key_dim, value_dim }
 }
 
 fn kv_bytes_per_token(layer: &LayerState) -> usize {

@@ -18,7 +18,6 @@ use crate::tensor::Bytes;
 use crate::threads::available_threads;
 use crate::weights::matrix::{BLOCK_COLS, BLOCK_ROWS, Format, Matrix};
 use crate::weights::quantize::quantize_rows;
-use crate::weights::{int4, int8};
 
 type Argument<'a, 'py> = &'a Bound<'py, PyAny>;
 
@@ -48,12 +47,7 @@ fn quantize<'py>(py: Python<'py>, format: Format, weights: Argument<'_, 'py>) ->
         Ok(blocks)
     })?;
     let [panels, per_panel] = [rows.div_ceil(BLOCK_ROWS), cols.div_ceil(BLOCK_COLS)];
-    byte_array(py, blocks, &[panels, per_panel, block_bytes(format)])
-}
-
-/// Bytes of one block.
-fn block_bytes(format: Format) -> usize {
-    if format == Format::Int4 { int4::BLOCK_BYTES } else { int8::BLOCK_BYTES }
+    byte_array(py, blocks, &[panels, per_panel, format.block_bytes()])
 }
 
 fn matrix(format: Format, blocks: Vec<u8>, rows: usize, cols: usize) -> PyResult<Matrix> {
@@ -97,7 +91,7 @@ fn matmul<'py>(
     let blocks = bytes("blocks", blocks)?;
     let rows = match rows {
         Some(rows) => size("rows", rows)?,
-        None => blocks.len() / (cols.div_ceil(BLOCK_COLS) * block_bytes(format)) * BLOCK_ROWS,
+        None => blocks.len() / (cols.div_ceil(BLOCK_COLS) * format.block_bytes()) * BLOCK_ROWS,
     };
     let weights = matrix(format, blocks, rows, cols)?;
     let cpu = cpu(threads)?;
@@ -393,8 +387,7 @@ pub fn short_conv<'py>(
         tail.expect("tail", &[TAIL, channels])?;
         tail_data = tail.data;
     }
-    let taps: Vec<f32> =
-        (0..TAPS * channels).map(|i| weight.data[i % channels * TAPS + i / channels]).collect();
+    let taps = conv::taps_first(&weight.data, channels);
     let cpu = single_cpu()?;
     let mut out = vec![0.0; x.data.len()];
     released(py, |_| {

@@ -22,7 +22,7 @@
 //! 2 x 127 x 127 does (32,258), 2 x 128 x 128 would not. It also makes the range symmetric.
 
 use super::int4::{read_scale, write_scales};
-use super::matrix::{BLOCK_COLS, BLOCK_ROWS};
+use super::matrix::{BLOCK_COLS, BLOCK_ROWS, read_block_row};
 use super::quantize::Tile;
 
 /// Bytes of the levels, which stand before the scales.
@@ -50,13 +50,7 @@ pub(super) fn write_block(levels: &Tile, scales: &[f32; BLOCK_ROWS], block: &mut
 /// # Panics
 /// If `blocks` does not hold that row or `out` is not `[cols]`.
 pub fn read_row(blocks: &[u8], cols: usize, row: usize, out: &mut [f32]) {
-    assert_eq!(out.len(), cols);
-    let panel_bytes = cols.div_ceil(BLOCK_COLS) * BLOCK_BYTES;
-    let (panel, r) = (row / BLOCK_ROWS, row % BLOCK_ROWS);
-    let panel = &blocks[panel * panel_bytes..(panel + 1) * panel_bytes];
-    for (block, out) in panel.chunks_exact(BLOCK_BYTES).zip(out.chunks_mut(BLOCK_COLS)) {
-        out.copy_from_slice(&read_group(block, r)[..out.len()]);
-    }
+    read_block_row(blocks, BLOCK_BYTES, cols, row, out, read_group);
 }
 
 /// The 32 weights of row `r` of one block.

@@ -54,11 +54,20 @@ impl Format {
         }
     }
 
+    /// Bytes of 16 rows x 32 columns: a block of a quantised format.
+    pub const fn block_bytes(self) -> usize {
+        match self {
+            Self::Int4 => int4::BLOCK_BYTES,
+            Self::Int8 => int8::BLOCK_BYTES,
+            Self::F32 => 4 * BLOCK_ROWS * BLOCK_COLS,
+            Self::F16 | Self::BF16 => 2 * BLOCK_ROWS * BLOCK_COLS,
+        }
+    }
+
     /// Bytes of a `[rows, cols]` matrix; `None` if that overflows.
     pub fn bytes(self, rows: usize, cols: usize) -> Option<usize> {
         match self {
-            Self::Int4 => blocks(rows, cols)?.checked_mul(int4::BLOCK_BYTES),
-            Self::Int8 => blocks(rows, cols)?.checked_mul(int8::BLOCK_BYTES),
+            Self::Int4 | Self::Int8 => blocks(rows, cols)?.checked_mul(self.block_bytes()),
             Self::F32 => rows.checked_mul(cols)?.checked_mul(4),
             Self::F16 | Self::BF16 => rows.checked_mul(cols)?.checked_mul(2),
         }
@@ -74,6 +83,37 @@ fn blocks(rows: usize, cols: usize) -> Option<usize> {
 pub const BLOCK_ROWS: usize = 16;
 /// Columns of a quantised block: one scale each row.
 pub const BLOCK_COLS: usize = 32;
+
+/// Row `row` of stored `data` with `cols` columns as f32, `[cols]`.
+pub(super) fn read_row(format: Format, data: &[u8], cols: usize, row: usize, out: &mut [f32]) {
+    match format {
+        Format::Int4 => int4::read_row(data, cols, row, out),
+        Format::Int8 => int8::read_row(data, cols, row, out),
+        Format::F32 | Format::F16 | Format::BF16 => {
+            let dtype = format.dtype().unwrap_or(DType::F32);
+            widen(dtype, data, row * cols, out);
+        }
+    }
+}
+
+/// As [`read_row`], for blocks of `bytes` bytes; `read_group` gives the 32 weights of a row of a block.
+#[inline]
+pub(super) fn read_block_row(
+    blocks: &[u8],
+    bytes: usize,
+    cols: usize,
+    row: usize,
+    out: &mut [f32],
+    read_group: impl Fn(&[u8], usize) -> [f32; BLOCK_COLS],
+) {
+    assert_eq!(out.len(), cols);
+    let panel_bytes = cols.div_ceil(BLOCK_COLS) * bytes;
+    let (panel, r) = (row / BLOCK_ROWS, row % BLOCK_ROWS);
+    let panel = &blocks[panel * panel_bytes..(panel + 1) * panel_bytes];
+    for (block, out) in panel.chunks_exact(bytes).zip(out.chunks_mut(BLOCK_COLS)) {
+        out.copy_from_slice(&read_group(block, r)[..out.len()]);
+    }
+}
 
 /// Weights `[rows, cols]`: `rows` output channels, `cols` input channels.
 #[derive(Clone, Debug)]
@@ -122,14 +162,7 @@ impl Matrix {
     /// If `row` is not below [`Self::rows`] or `out` is not `[cols]`.
     pub fn read_row(&self, row: usize, out: &mut [f32]) {
         assert!(row < self.rows && out.len() == self.cols);
-        match self.format {
-            Format::Int4 => int4::read_row(&self.data, self.cols, row, out),
-            Format::Int8 => int8::read_row(&self.data, self.cols, row, out),
-            Format::F32 | Format::F16 | Format::BF16 => {
-                let dtype = self.format.dtype().unwrap_or(DType::F32);
-                widen(dtype, &self.data, row * self.cols, out);
-            }
-        }
+        read_row(self.format, &self.data, self.cols, row, out);
     }
 
     /// Whether every number, or every scale of a block format, is finite.
@@ -140,11 +173,10 @@ impl Matrix {
             Format::F16 => self.data.as_chunks::<2>().0.iter().all(finite(0x7c00)),
             Format::BF16 => self.data.as_chunks::<2>().0.iter().all(finite(0x7f80)),
             Format::Int4 | Format::Int8 => {
-                let block = if self.format == Format::Int4 { int4::BLOCK_BYTES } else { int8::BLOCK_BYTES };
                 let scales = |block: &[u8]| {
                     block[block.len() - 2 * BLOCK_ROWS..].as_chunks::<2>().0.iter().all(finite(0x7c00))
                 };
-                self.data.chunks_exact(block).all(scales)
+                self.data.chunks_exact(self.format.block_bytes()).all(scales)
             }
         }
     }

@@ -8,7 +8,7 @@ use super::matrix::Matrix;
 use super::model::{AttentionWeights, DeltaWeights, FeedForwardWeights, LayerWeights, MixerWeights, Weights};
 use crate::config::{LayerKind, TextConfig};
 use crate::error::Result;
-use crate::kernels::conv::TAPS;
+use crate::kernels::conv::{TAPS, taps_first};
 
 /// Where tensors come from: a checkpoint, or random numbers of the right shapes.
 pub trait Source {
@@ -112,9 +112,4 @@ impl Layer<'_> {
 /// 1 + weight
 fn zero_centred(weight: Vec<f32>) -> Vec<f32> {
     weight.into_iter().map(|w| 1.0 + w).collect()
-}
-
-/// `[channels, taps]` to `[taps, channels]`
-fn taps_first(weight: &[f32], channels: usize) -> Vec<f32> {
-    (0..TAPS * channels).map(|i| weight[i % channels * TAPS + i / channels]).collect()
 }

@@ -11,9 +11,9 @@ use half::{bf16, f16};
 use self::search::{INT4, INT8, Levels, choose_levels};
 pub(super) use self::search::{Lanes, Tile};
 use super::matrix::{BLOCK_COLS, BLOCK_ROWS, Format};
-use super::{int4, int8};
+use super::{int4, int8, matrix};
 use crate::error::Error;
-use crate::tensor::{DType, TensorView, widen};
+use crate::tensor::TensorView;
 use crate::threads::Pool;
 
 /// A weight the format cannot hold: not a number, infinite or too large.
@@ -187,22 +187,10 @@ fn quantize_item(format: Format, part: Rows<'_>, out: &mut [u8]) -> Result<Squar
     let mut total = SquaredError::default();
     let mut stored = vec![0.0; cols];
     for (row, weights) in weights.chunks_exact(cols).enumerate() {
-        read_row(format, out, cols, row, &mut stored);
+        matrix::read_row(format, out, cols, row, &mut stored);
         total += compare(weights, &stored);
     }
     Ok(total)
-}
-
-/// Row `row` of a matrix in any format.
-fn read_row(format: Format, data: &[u8], cols: usize, row: usize, out: &mut [f32]) {
-    match format {
-        Format::Int4 => int4::read_row(data, cols, row, out),
-        Format::Int8 => int8::read_row(data, cols, row, out),
-        Format::F32 | Format::F16 | Format::BF16 => {
-            let dtype = format.dtype().unwrap_or(DType::F32);
-            widen(dtype, data, row * cols, out);
-        }
-    }
 }
 
 /// What `stored` loses of `weights`. Eight sums side by side, so that it vectorises.

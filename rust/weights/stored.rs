@@ -16,7 +16,6 @@ use serde::{Deserialize, Serialize};
 
 use super::matrix::{BLOCK_COLS, BLOCK_ROWS, Format, Matrix};
 use super::quantize::matrices;
-use super::{int4, int8};
 use crate::checkpoint::Checkpoint;
 use crate::checkpoint::json::{self, UniqueMap};
 use crate::error::{Error, Result};
@@ -155,14 +154,12 @@ impl Stored {
 
 /// The U8 shape in which a block format stores a tensor of `shape`; `None` if it overflows or is no block format.
 pub(super) fn block_shape(format: Format, shape: &[usize]) -> Option<Vec<usize>> {
-    let block = match format {
-        Format::Int4 => int4::BLOCK_BYTES,
-        Format::Int8 => int8::BLOCK_BYTES,
-        Format::F32 | Format::F16 | Format::BF16 => return None,
-    };
+    if !format.is_quantized() {
+        return None;
+    }
     let [count, rows, cols] = matrices(shape)?;
     count.checked_mul(format.bytes(rows, cols)?)?;
-    let blocks = [rows.div_ceil(BLOCK_ROWS), cols.div_ceil(BLOCK_COLS), block];
+    let blocks = [rows.div_ceil(BLOCK_ROWS), cols.div_ceil(BLOCK_COLS), format.block_bytes()];
     let stack = (shape.len() == 3).then_some(count);
     Some(stack.into_iter().chain(blocks).collect())
 }
