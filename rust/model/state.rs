@@ -84,7 +84,7 @@ impl LayerState {
     fn new(config: &TextConfig, kind: LayerKind, kv_type: KvType) -> Self {
         match kind {
             LayerKind::GatedDelta => {
-                let delta = &config.delta;
+                let delta = config.delta_shapes();
                 Self::GatedDelta(DeltaState {
                     conv_tail: vec![0.0; TAIL * delta.conv_dim()],
                     memory: vec![0.0; delta.value_heads * delta.value_dim * delta.key_dim],

@@ -199,7 +199,7 @@ impl PyEngine {
         let (py, config) = (out.py(), &self.config.text);
         match layer {
             LayerState::GatedDelta(state) => {
-                let delta = &config.delta;
+                let delta = config.delta_shapes();
                 let memory = unpack_state(&state.memory, delta_shape(delta), delta);
                 let shape = [delta.value_heads, delta.key_dim, delta.value_dim];
                 out.set_item(format!("layer{index}.recurrent_state"), float_array(py, memory, &shape)?)?;
