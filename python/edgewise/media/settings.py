@@ -67,11 +67,8 @@ class PixelSettings:
             ValueError: if one is outside 1..`PIXEL_LIMIT`.
             MediaError: if the lower one is above the upper one.
         """
-        limits = Range(int, 1, self.PIXEL_LIMIT)
-        low = self.min_pixels if min_pixels is None else int(limits.check(f"{where}: min_pixels", min_pixels))
-        high = (
-            self.max_pixels if max_pixels is None else int(limits.check(f"{where}: max_pixels", max_pixels))
-        )
+        low = self._limit(f"{where}: min_pixels", min_pixels, self.min_pixels)
+        high = self._limit(f"{where}: max_pixels", max_pixels, self.max_pixels)
         if min_pixels is None:
             low = min(low, high)
         elif max_pixels is None:
@@ -79,6 +76,9 @@ class PixelSettings:
         elif low > high:
             raise MediaError(f"{where}: min_pixels {low} is above max_pixels {high}")
         return replace(self, min_pixels=low, max_pixels=high)
+
+    def _limit(self, name: str, given: int | None, default: int) -> int:
+        return default if given is None else int(Range(int, 1, self.PIXEL_LIMIT).check(name, given))
 
 
 @dataclass(frozen=True)
