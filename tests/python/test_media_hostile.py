@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image, features
+from PIL import Image
 
 from edgewise.media.errors import MediaError
 from edgewise.media.image import MAX_SOURCE_PIXELS, load_image
@@ -235,7 +235,3 @@ def test_limits_out_of_range_are_refused() -> None:
             prepare_image(array, ImageSettings(), max_pixels=limit)
     with pytest.raises(MediaError, match=r"^image: min_pixels 9 is above max_pixels 8$"):
         prepare_image(array, ImageSettings(), min_pixels=9, max_pixels=8)
-
-
-def test_this_build_of_pillow_reads_webp() -> None:
-    assert features.check("webp")
