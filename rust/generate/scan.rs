@@ -26,7 +26,7 @@ pub(super) fn highest(logits: &[f32]) -> Result<f32> {
     }
     if highest == f32::NEG_INFINITY {
         return Err(Error::NonFinite {
- what: "logits",
+            what: "logits",
             reason: "no token is left: every logit is -inf or suppressed".into(),
         });
     }

@@ -4,7 +4,7 @@ use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::Instant;
 
-use super::media::Prompt;
+use super::media::{Prompt, Span};
 use super::vision::{Features, Grid, VisionTower, VisionWatch};
 use super::workspace::{Taken, Workspace};
 use super::{Model, Stage, State};
@@ -111,7 +111,11 @@ impl Engine {
     }
 
     /// Logits after every token of `prompt` from an empty state: `[tokens, vocab]`.
-    pub fn all_logits(&self, prompt: Prompt<'_>, proceed: &mut dyn FnMut() -> Result<()>) -> Result<Vec<f32>> {
+    pub fn all_logits(
+        &self,
+        prompt: Prompt<'_>,
+        proceed: &mut dyn FnMut() -> Result<()>,
+    ) -> Result<Vec<f32>> {
         Ok(self.trace(prompt, proceed, &mut |_, _| {})?.logits)
     }
 
@@ -147,6 +151,13 @@ impl Engine {
         }
         self.model.check_finite(&logits)?;
         Ok(Trace { final_norm, logits, state })
+    }
+
+    /// A prompt in which `spans` stand in place of placeholders.
+    pub fn prompt<'a>(&self, ids: &'a [u32], spans: &'a [Span]) -> Result<Prompt<'a>> {
+        let tokens = self.model.vision.as_ref().map(|vision| &vision.tokens);
+        let placeholders = tokens.map(|tokens| [tokens.image, tokens.video]);
+        Prompt::new(ids, spans, placeholders.as_ref().map_or(&[], |ids| ids))
     }
 
     /// The vision tower, which a model of text alone does not have.

@@ -9,7 +9,7 @@ use crate::kernels::kv_cache::{KvCache, KvType};
 pub struct State {
     /// Tokens so far.
     pub(super) len: usize,
-    /// Rotary position of the next token on all axes; equals `len` for text.
+    /// Rotary position of the next token on all axes; equals `len` as long as there is only text.
     pub(super) next_position: u32,
     /// Whether a pass began and did not end: then layers are at different tokens.
     pub(super) broken: bool,
@@ -58,6 +58,11 @@ impl State {
     /// Whether no token has been appended.
     pub fn is_empty(&self) -> bool {
         self.len == 0
+    }
+
+    /// Rotary position of the next token, on all axes if it is text.
+    pub fn next_position(&self) -> u32 {
+        self.next_position
     }
 
     /// The layers' states, in order.

@@ -26,7 +26,7 @@ pub use grid::Grid;
 
 use self::buffers::Buffers;
 use super::input::{add_projection, prepare, set};
-use crate::config::VisionConfig;
+use crate::config::{MediaTokens, VisionConfig};
 use crate::error::Result;
 use crate::kernels::Cpu;
 use crate::kernels::activation::add_bias;
@@ -43,6 +43,8 @@ const NORM_EPS: f32 = 1e-6;
 pub struct VisionTower {
     /// Shapes and constants.
     pub config: VisionConfig,
+    /// Ids that stand for images and video in a text.
+    pub tokens: MediaTokens,
     /// The weights.
     pub weights: VisionWeights,
 }
@@ -133,9 +135,7 @@ impl VisionTower {
     fn embed_patches(&self, cpu: &Cpu, pixels: &[f32], buffers: &mut Buffers) {
         let (values, width) = (self.config.patch_values(), self.config.hidden_size);
         let (x, quantized) = (&mut buffers.x, &mut buffers.quantized);
-        for (pixels, x) in
-            pixels.chunks(buffers::ROWS * values).zip(x.chunks_mut(buffers::ROWS * width))
-        {
+        for (pixels, x) in pixels.chunks(buffers::ROWS * values).zip(x.chunks_mut(buffers::ROWS * width)) {
             affine(cpu, &self.weights.patch_embed, pixels, quantized, x);
         }
     }

@@ -125,12 +125,7 @@ impl Tensors<'_> {
         })
     }
 
-    fn merger(
-        &mut self,
-        name: &str,
-        norm: usize,
-        [out, merged]: [usize; 2],
-    ) -> Result<MergerWeights> {
+    fn merger(&mut self, name: &str, norm: usize, [out, merged]: [usize; 2]) -> Result<MergerWeights> {
         Ok(MergerWeights {
             norm: self.norm(&format!("{name}.norm"), norm)?,
             fc1: self.affine(&format!("{name}.linear_fc1"), [merged, merged])?,
