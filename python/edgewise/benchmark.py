@@ -18,11 +18,10 @@ from edgewise import _native, checks
 from edgewise.media import (
     ImageSettings,
     PreparedImage,
-    PreparedVideo,
     VideoSettings,
     prepare_image,
-    prepare_video,
 )
+from edgewise.media.prepared_video import PreparedVideo, prepare_video
 
 SHAPES = ("0.8B", "2B", "4B", "9B")
 """Sizes of the family whose true shapes come with the package."""
@@ -57,7 +56,8 @@ class MediaShape:
         found = re.fullmatch(r"(\d+)x(\d+)", text, re.ASCII)
         if found is None:
             raise ValueError(f"image: expected WIDTHxHEIGHT such as 640x480, got {text!r}")
-        return cls(*(checks.positive("image", int(number)) for number in found.groups()))
+        width, height = (checks.positive("image", int(number)) for number in found.groups())
+        return cls(width, height)
 
     @classmethod
     def video(cls, text: str) -> MediaShape:
@@ -70,7 +70,8 @@ class MediaShape:
         if found is None:
             raise ValueError(f"video: expected WIDTHxHEIGHTxSECONDS such as 448x448x10, got {text!r}")
         width, height = (checks.positive("video", int(number)) for number in found.groups()[:2])
-        return cls(width, height, checks.Range(float, 0, MAX_SECONDS, above=True).check("video", float(found[3])))
+        seconds = checks.Range(float, 0, MAX_SECONDS, above=True).check("video", float(found[3]))
+        return cls(width, height, seconds)
 
     def __str__(self) -> str:
         size = f"{self.width}x{self.height}"
@@ -250,8 +251,11 @@ def _measure_media(path: str, plan: Plan, shape: MediaShape) -> MeasuredMedia:
     """Measure with one image or video. Nothing of a round is kept for the next."""
     forget_peak_memory()
     engine = _native.Engine.open(path, plan.dtype, threads=plan.threads)
+    vision = engine.vision
+    if vision is None:
+        raise ValueError(f"{shape}: the model has no vision tower, it reads text only")
     picture = _noise(shape)
-    rounds = [_see(engine, shape, picture) for _ in range(plan.rounds)]
+    rounds = [_see(engine, vision, shape, picture) for _ in range(plan.rounds)]
     return MeasuredMedia(
         tokens=rounds[0].tokens,
         prompt_tokens=rounds[0].prompt_tokens,
@@ -268,9 +272,11 @@ def _noise(shape: MediaShape) -> Image.Image:
     return Image.fromarray(pixels)
 
 
-def _see(engine: _native.Engine, shape: MediaShape, picture: Image.Image) -> _Round:
+def _see(
+    engine: _native.Engine, vision: Mapping[str, int], shape: MediaShape, picture: Image.Image
+) -> _Round:
     """Read an image or video up to the first token."""
-    prepare = vision = 0.0
+    preparing = encoding = 0.0
     features = []
     start = time.perf_counter()
     groups = _prepared(engine, shape, picture).groups()
@@ -278,16 +284,16 @@ def _see(engine: _native.Engine, shape: MediaShape, picture: Image.Image) -> _Ro
         pixel_values = group.pixel_values()
         prepared = time.perf_counter()
         features.append(engine.encode(pixel_values, group.grid_hw))
-        prepare += prepared - start
+        preparing += prepared - start
         start = time.perf_counter()
-        vision += start - prepared
-    ids, media = _prompt(engine, shape, features)
+        encoding += start - prepared
+    ids, media = _prompt(engine, vision, shape, features)
     start = time.perf_counter()
     sequence = engine.sequence()
     sequence.append(ids, media)
     _native.Sampler(engine.vocab_size, temperature=0.0).sample(sequence)
-    prefill = time.perf_counter() - start
-    return _Round(sum(part.tokens for part in features), len(ids), prepare, vision, prefill)
+    reading = time.perf_counter() - start
+    return _Round(sum(part.tokens for part in features), len(ids), preparing, encoding, reading)
 
 
 def _prepared(
@@ -301,17 +307,19 @@ def _prepared(
 
 
 def _prompt(
-    engine: _native.Engine, shape: MediaShape, features: Sequence[_native.VisualFeatures]
+    engine: _native.Engine,
+    vision: Mapping[str, int],
+    shape: MediaShape,
+    features: Sequence[_native.VisualFeatures],
 ) -> tuple[list[int], list[tuple[int, _native.VisualFeatures]]]:
     """Return token ids, and the features with where they stand among them."""
-    tokens, is_image = engine.vision, shape.seconds is None
-    assert tokens is not None, "an engine that has encoded has a tower"
-    placeholder = tokens["image_token_id" if is_image else "video_token_id"]
+    is_image = shape.seconds is None
+    placeholder = vision["image_token_id" if is_image else "video_token_id"]
     ids, media = _text(engine, TEXT_BEFORE), []
     for part in features:
         ids += _text(engine, 0 if is_image else TIMESTAMP)
-        ids.append(tokens["vision_start_token_id"])
+        ids.append(vision["vision_start_token_id"])
         media.append((len(ids), part))
         ids += [placeholder] * part.tokens
-        ids.append(tokens["vision_end_token_id"])
+        ids.append(vision["vision_end_token_id"])
     return ids + _text(engine, TEXT_AFTER), media

@@ -21,7 +21,7 @@ def add_to(commands: Commands) -> argparse.ArgumentParser:
     parser = commands.add_parser(
         "bench",
         help="measure speed and memory",
-        description="Measures opening, reading a prompt, seeing, writing, and memory; medians of several rounds.",
+        description="Measures opening, reading, seeing, writing, and memory; medians of several rounds.",
     )
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("model", metavar="MODEL", nargs="?", help="folder, file, hub id or demo")
@@ -85,8 +85,8 @@ def run(arguments: argparse.Namespace) -> int:
 def _text(measured: Measured) -> str:
     rows = [
         ["weights", terminal.size(measured.weight_bytes)],
-        ["open", f"{1000 * measured.open_seconds:.0f} ms"],
-        ["open to first token", f"{1000 * measured.first_token_seconds:.0f} ms"],
+        ["open", _milliseconds(measured.open_seconds)],
+        ["open to first token", _milliseconds(measured.first_token_seconds)],
     ]
     for length, rate in measured.prefill_tokens_per_second.items():
         rows.append([f"read {length} tokens", f"{rate:.1f} tokens/s"])
@@ -107,9 +107,13 @@ def _media_rows(size: str, seen: MeasuredMedia) -> list[list[str]]:
     }
     text = seen.prompt_tokens - seen.tokens
     rows = [[f"see {size}", f"{seen.tokens} + {text} tokens"]]
-    rows += [[f"  {step}", f"{1000 * seconds:.0f} ms"] for step, seconds in steps.items()]
+    rows += [[f"  {step}", _milliseconds(seconds)] for step, seconds in steps.items()]
     return rows + [[f"  {name}", size] for name, size in _memory(seen.peak_memory_bytes)]
 
 
 def _memory(peak: int | None) -> list[list[str]]:
     return [] if peak is None else [["peak memory", terminal.size(peak)]]
+
+
+def _milliseconds(seconds: float) -> str:
+    return f"{1000 * seconds:.{0 if seconds >= 0.01 else 1}f} ms"
