@@ -18,10 +18,11 @@ from edgewise import _native, checks
 from edgewise.media import (
     ImageSettings,
     PreparedImage,
+    PreparedVideo,
     VideoSettings,
     prepare_image,
+    prepare_video,
 )
-from edgewise.media.prepared_video import PreparedVideo, prepare_video
 
 SHAPES = ("0.8B", "2B", "4B", "9B")
 """Sizes of the family whose true shapes come with the package."""
