@@ -189,9 +189,13 @@ def _decoded(value: Any, where: str) -> bytes:
     if not isinstance(value, str | bytes):
         raise TypeError(f"{where}: expected a string in base64, got {type(value).__name__}")
     try:
-        return base64.b64decode(value, validate=True)
+        return base64.b64decode(b"".join(_ascii(value).split()), validate=True)
     except (binascii.Error, ValueError) as error:
         raise ValueError(f"{where}: not valid base64: {error}") from None
+
+
+def _ascii(value: str | bytes) -> bytes:
+    return value if isinstance(value, bytes) else value.encode("ascii")
 
 
 def _options(kind: MediaKind, given: Mapping[str, Any], where: str) -> dict[str, Any]:

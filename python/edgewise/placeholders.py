@@ -14,6 +14,7 @@ from typing import Literal
 
 from edgewise._native import CheckpointError
 from edgewise.media_options import MediaKind
+from edgewise.messages import MediaPart
 from edgewise.tokenizer import FILE, Tokenizer
 
 VideoPrompt = Literal["flat", "nested"]
@@ -50,6 +51,15 @@ class MediaTokens:
         """Return what a template writes for an image or a video."""
         return f"{self.vision_start}{self.pads[kind]}{self.vision_end}"
 
+    @property
+    def pattern(self) -> re.Pattern[str]:
+        """What finds any pad token in a text."""
+        return re.compile("|".join(map(re.escape, self.pads.values())))
+
+    def kind(self, pad: str) -> MediaKind:
+        """Return what a pad token stands for."""
+        return "image" if pad == self.pads["image"] else "video"
+
 
 @dataclass(frozen=True)
 class Shape:
@@ -67,32 +77,37 @@ class Shape:
         return len(self.times) if self.kind == "video" else 1
 
 
-def expand_text(text: str, shapes: Sequence[Shape], tokens: MediaTokens, video_prompt: VideoPrompt) -> str:
-    """Replace each place in `text` by one pad token a frame group, with its time for a video.
-
-    Raises:
-        ValueError: if there are not as many places as images and videos.
-    """
+def check_counts(text: str, kinds: Sequence[MediaKind], tokens: MediaTokens) -> None:
+    """Raise ValueError if a text has not one place for each image and video, no more and no fewer."""
     for kind, pad in tokens.pads.items():
-        _check_count(kind, pad, text.count(pad), sum(shape.kind == kind for shape in shapes))
-    following = {kind: iter([s for s in shapes if s.kind == kind]) for kind in tokens.pads}
-    triple = re.escape(tokens.place("video"))
-    image, video = re.escape(tokens.pads["image"]), re.escape(tokens.pads["video"])
-    pattern = f"{image}|{video}" if video_prompt == "nested" else f"{image}|{triple}|{video}"
-
-    def place(match: re.Match[str]) -> str:
-        kind: MediaKind = "image" if match[0] == tokens.pads["image"] else "video"
-        times = next(following[kind]).times
-        return "".join(time + tokens.place("video") for time in times) if kind == "video" else match[0]
-
-    return re.sub(pattern, place, text)
+        places, given = text.count(pad), kinds.count(kind)
+        if places != given:
+            raise ValueError(
+                f"prompt: '{pad}' occurs {places} times for {given} {kind}s; there must be one for each, and "
+                "none in other text"
+            )
 
 
-def in_order(text: str, tokens: MediaTokens) -> list[MediaKind]:
-    """Return what the places in a text stand for, first to last."""
-    kinds: dict[str, MediaKind] = {pad: kind for kind, pad in tokens.pads.items()}
-    pattern = "|".join(re.escape(pad) for pad in kinds)
-    return [kinds[match[0]] for match in re.finditer(pattern, text)]
+def in_order(text: str, parts: Sequence[MediaPart], tokens: MediaTokens) -> list[MediaPart]:
+    """Return images and videos in the order of their places in a text that `check_counts` accepts."""
+    following = {kind: iter([part for part in parts if part.kind == kind]) for kind in tokens.pads}
+    return [next(following[tokens.kind(match[0])]) for match in tokens.pattern.finditer(text)]
+
+
+def expand_text(text: str, shapes: Sequence[Shape], tokens: MediaTokens, video_prompt: VideoPrompt) -> str:
+    """Write a group for each pair of frames in place of a video; an image's place is left as it is.
+
+    Args:
+        text: as the template writes it, with one place for each of `shapes`.
+        shapes: of all images and videos, in the order of the text.
+        tokens: of the checkpoint.
+        video_prompt: `nested` replaces the pad token only, `flat` also the two around it where they are
+            there.
+    """
+    videos = iter([shape for shape in shapes if shape.kind == "video"])
+    place, pad = tokens.place("video"), tokens.pads["video"]
+    pattern = re.escape(pad) if video_prompt == "nested" else f"{re.escape(place)}|{re.escape(pad)}"
+    return re.sub(pattern, lambda _: "".join(time + place for time in next(videos).times), text)
 
 
 def expand_ids(
@@ -134,14 +149,6 @@ def _groups(shapes: Sequence[Shape]) -> Iterator[int]:
     """Yield for each frame group the number of the image or video that it belongs to."""
     for index, shape in enumerate(shapes):
         yield from [index] * shape.groups
-
-
-def _check_count(kind: MediaKind, pad: str, places: int, given: int) -> None:
-    if places != given:
-        raise ValueError(
-            f"prompt: '{pad}' occurs {places} times, but there are {given} {kind}s; a text must not "
-            f"contain it except where a {kind} belongs"
-        )
 
 
 def _spelling(tokenizer: Tokenizer, token_id: int) -> str:
