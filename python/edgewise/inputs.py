@@ -9,17 +9,15 @@ from pathlib import PurePath
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
 from edgewise.media import ImageSource
+from edgewise.media.video import VideoSource
 from edgewise.prompt import Prompt
 
 Kind = Literal["text", "messages", "ids", "prompt"]
 ImageInput: TypeAlias = ImageSource | Sequence[ImageSource]
 """One image, or a list of them."""
-VideoSource: TypeAlias = str | os.PathLike[str] | bytes | NDArray[Any] | Sequence[ImageSource]
-"""A path, the bytes of a file, an array [frames, height, width, 3], or a list of frames."""
 VideoInput: TypeAlias = VideoSource | Sequence[VideoSource]
 """One video, or a list of them."""
 
@@ -69,7 +67,7 @@ def video_list(videos: Any) -> list[Any]:
 
     A list of frames is one video: of Pillow images, of arrays [height, width, 3], of paths that end in
     `.png`, `.jpg` and the like. A list of anything else holds one video in each element: a list of frames, an
-    array [frames, height, width, 3], the path of a file or folder, or bytes.
+    array [frames, height, width, 3], a path, a data URI, or bytes.
 
     Raises:
         TypeError: if it is no video and no list of videos, or a list of both frames and videos.

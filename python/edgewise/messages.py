@@ -67,13 +67,14 @@ def fill(parts: Sequence[MediaPart], images: Sequence[Any], videos: Sequence[Any
         ValueError: if there are more or fewer sources than places for them.
     """
     sources: dict[str, Iterator[MediaPart]] = {}
-    for kind, given in (("image", images), ("video", videos)):
+    kinds: list[tuple[MediaKind, Sequence[Any]]] = [("image", images), ("video", videos)]
+    for kind, given in kinds:
         empty = [part.where for part in parts if part.kind == kind and part.source is None]
         if empty and not given:
             raise ValueError(f"{empty[0]}: this {kind} has no source, and {kind}s= gives none")
         if len(empty) != len(given):
             raise ValueError(
-                f"{kind}s: {len(given)} given, but {len(empty)} {kind} parts of the messages are without a source"
+                f"{kind}s: {len(given)} given, but {len(empty)} {kind} parts of messages have no source"
             )
         sources[kind] = iter(arguments(kind, given))
     return [_filled(part, sources) for part in parts]

@@ -79,9 +79,7 @@ class Model:
         self._defaults = checkpoint_defaults(self.generation_config)
         self.chat_template = ChatTemplate.read(engine.side_file)
         """`None` for a checkpoint without one."""
-        self._encoder = Encoder(
-            engine, int(Range(int, 0).check("media_cache_bytes", media_cache_bytes))
-        )
+        self._encoder = Encoder(engine, int(Range(int, 0).check("media_cache_bytes", media_cache_bytes)))
         self._preparer = Preparer(engine, name, self.chat_template, lambda: self.tokenizer)
 
     @classmethod
@@ -271,10 +269,10 @@ class Model:
 
                 images: an image or a list of images: paths, data URIs, bytes, Pillow images, or arrays
                     [height, width, 3] of uint8 or of floats from 0 to 1.
-                videos: a video or a list of videos: paths of files or folders of frames, bytes, arrays
-                    [frames, height, width, 3], or lists of frames. A list of frames is one video: of Pillow
-                    images, of arrays [height, width, 3], of paths that end in .png, .jpg and the like. Several
-                    such videos are a list of lists.
+                videos: a video or a list of videos: paths, data URIs, bytes, arrays [frames, height,
+                    width, 3], or lists of frames. A list of frames is one video: of Pillow images, of arrays
+                    [height, width, 3], of paths that end in .png, .jpg and the like. Several such videos are
+                    a list of lists.
                 min_pixels: enlarge images and videos to so many pixels, over all sampled frames of a video
                     (the checkpoint's).
                 max_pixels: reduce them to so many (the checkpoint's, but 1,048,576 for an image and 8,388,608

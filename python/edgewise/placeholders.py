@@ -1,4 +1,4 @@
-"""Places of images and videos in a prompt: one special token as a template writes it, as many as needed after.
+"""Places of images and videos in a prompt: one special token from the template, as many as needed after.
 
 The text is expanded to one pad token for each frame group (an image, or two frames of a video) before it is
 encoded, since the timestamps between the groups of a video are ordinary text. Each pad token is then repeated
@@ -154,5 +154,7 @@ def _groups(shapes: Sequence[Shape]) -> Iterator[int]:
 def _spelling(tokenizer: Tokenizer, token_id: int) -> str:
     token = tokenizer.token(token_id)
     if token is None:
-        raise CheckpointError(f"{FILE}: there is no token {token_id}, which config.json names for images or video")
+        raise CheckpointError(
+            f"{FILE}: there is no token {token_id}, which config.json names for images or video"
+        )
     return token

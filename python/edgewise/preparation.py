@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
-from edgewise import inputs, media, messages, placeholders
+from edgewise import inputs, messages, placeholders
 from edgewise._native import CheckpointError, Engine
 from edgewise.chat import ChatTemplate, Message
-from edgewise.media import ImageSettings, PreparedImage, PreparedVideo, VideoSettings
+from edgewise.media import ImageSettings, PreparedImage, VideoSettings, prepare_image
+from edgewise.media.prepared_video import PreparedVideo, prepare_video
+from edgewise.media.sampling import timestamp_text
 from edgewise.media_options import MediaOptions
 from edgewise.messages import MediaPart
 from edgewise.options import PromptOptions
 from edgewise.placeholders import MediaTokens, Shape
 from edgewise.prompt import PlacedMedia, Prompt
 from edgewise.tokenizer import Tokenizer
+
+_Settings = TypeVar("_Settings", ImageSettings, VideoSettings)
 
 
 @dataclass(frozen=True)
@@ -58,6 +62,7 @@ class Preparer:
             return self._conversation(prompt, options)
         if options.raw or self._chat_template is None:
             return self._raw(prompt, options)
+        self._refuse_media_tokens([(prompt, "prompt")])
         return self._conversation(messages.question(prompt, options.images, options.videos), options)
 
     def render(self, conversation: Sequence[Message], **variables: Any) -> str:
@@ -79,7 +84,7 @@ class Preparer:
             raise ValueError("raw: only a string can be continued as it stands, not messages")
         plain, parts = messages.separate(conversation)
         parts = messages.fill(parts, options.images, options.videos)
-        self._refuse_media_tokens(plain)
+        self._refuse_media_tokens(messages.texts(plain))
         return self._placed(self._rendered(plain, options.template_variables()), parts, options)
 
     def _finished(self, prompt: Any, options: PromptOptions) -> Prompt:
@@ -103,11 +108,15 @@ class Preparer:
         parts = messages.arguments("image", options.images) + messages.arguments("video", options.videos)
         return self._placed(text, parts, options)
 
-    def _refuse_media_tokens(self, plain: Sequence[Message]) -> None:
-        """Raise ValueError if a text in messages would stand for an image or a video when encoded."""
+    def _refuse_media_tokens(self, texts: Iterable[tuple[str, str]]) -> None:
+        """Raise ValueError if a text would stand for an image or a video when encoded.
+
+        Args:
+            texts: each with the name of its place.
+        """
         if not self._engine.vision:
             return
-        for text, where in messages.texts(plain):
+        for text, where in texts:
             for kind, pad in self._tokens.pads.items():
                 if pad in text:
                     raise ValueError(f"{where}: the text contains '{pad}', which stands for {_A[kind]}")
@@ -136,8 +145,8 @@ class Preparer:
     def _prepared(self, part: MediaPart, options: MediaOptions) -> PreparedImage | PreparedVideo:
         arguments = options.updated(part.options).of(part.kind)
         if part.kind == "image":
-            return media.prepare_image(part.source, self._image_settings, where=part.where, **arguments)
-        return media.prepare_video(part.source, self._video_settings, where=part.where, **arguments)
+            return prepare_image(part.source, self._image_settings, where=part.where, **arguments)
+        return prepare_video(part.source, self._video_settings, where=part.where, **arguments)
 
     @cached_property
     def _tokens(self) -> MediaTokens:
@@ -151,7 +160,7 @@ class Preparer:
     def _video_settings(self) -> VideoSettings:
         return self._fitting(VideoSettings.read(self._engine.side_file))
 
-    def _fitting(self, settings: Any) -> Any:
+    def _fitting(self, settings: _Settings) -> _Settings:
         """Return settings of a processor, if its patches are those of the vision tower.
 
         Raises:
@@ -175,8 +184,8 @@ def _refuse_template_options(options: PromptOptions) -> None:
 
 
 def _shape(part: MediaPart, prepared: PreparedImage | PreparedVideo) -> Shape:
-    groups, rows, columns = prepared.grid_thw
+    _, rows, columns = prepared.grid_thw
     tokens = rows * columns // prepared.settings.merge_size**2
     if isinstance(prepared, PreparedImage):
         return Shape(part.kind, tokens)
-    return Shape(part.kind, tokens, [media.timestamp_text(seconds) for seconds in prepared.timestamps])
+    return Shape(part.kind, tokens, [timestamp_text(seconds) for seconds in prepared.timestamps])

@@ -214,7 +214,10 @@ class FakeModel(Model):
     """A model on a fake engine, with the fake sampler."""
 
     def __init__(
-        self, answer: str | Sequence[int] = "Hello.", media_cache_bytes: int = MEDIA_CACHE_BYTES, **engine: Any
+        self,
+        answer: str | Sequence[int] = "Hello.",
+        media_cache_bytes: int = MEDIA_CACHE_BYTES,
+        **engine: Any,
     ) -> None:
         self.engine = FakeEngine(answer, **engine)
         self.samplers: list[FakeSampler] = []

@@ -211,16 +211,12 @@ def test_time_is_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
     monkeypatch.setattr("time.perf_counter", lambda: now[0])
 
-    class SlowModel(FakeModel):
-        def slow_append(self, _: Any) -> None:
-            now[0] += 10.0
-
     def tick(seconds: float) -> None:
         now[0] += seconds
 
-    model = SlowModel("")
+    model = FakeModel("")
     model.engine.before_encode = lambda: tick(100.0)
-    model.engine.before_append = model.slow_append  # type: ignore[method-assign]
+    monkeypatch.setattr(model.engine, "before_append", lambda _: tick(10.0))
     timings = model.generate(prompt(model, 1)).timings
     assert (timings.vision_seconds, timings.prefill_seconds) == (100, 10)
     assert timings.time_to_first_token == 110

@@ -60,9 +60,7 @@ class TestRecordings:
         model, arrays = open_model(case), golden.arrays(case)
         entry = golden.read_json(f"{case}/case.json")["images"][index]
         file = golden.FOLDER / case / entry["file"]
-        prompt = model.prepare(
-            entry["messages"], images=file, enable_thinking=entry.get("enable_thinking")
-        )
+        prompt = model.prepare(entry["messages"], images=file, enable_thinking=entry.get("enable_thinking"))
         assert text_of(model, prompt) == entry["expanded_prompt"]
         assert_recorded(prompt, arrays, f"img{index}")
         assert prompt.grid_thw.tolist() == [entry["grid_thw"]]
@@ -186,7 +184,7 @@ class TestPrompt:
         for _ in range(2):
             result = model.generate(prompt)
             assert result.prompt_token_ids == direct.prompt_token_ids == prompt.token_ids
-        assert [piece.text for piece in model.stream(prompt)][0] == "H"
+        assert next(model.stream(prompt)).text == "H"
         start = prompt.media[0].starts[0]
         assert model.logits(prompt)[start, 0] == model.trace(prompt)["logits"][start, 0] != 0
 
@@ -232,7 +230,7 @@ class TestHostile:
         talk = user({"type": "text", "text": f"a{token}b"}, *([{"type": "image", "image": RED}] * with_image))
         with pytest.raises(ValueError, match=r"^messages\[0\]\.content\[0\]\.text: the text contains '<\|"):
             FakeModel().prepare(talk)
-        with pytest.raises(ValueError, match=r"^messages\[0\]\.content.*: the text contains"):
+        with pytest.raises(ValueError, match=r"^prompt: the text contains"):
             FakeModel().prepare(f"a{token}b", images=[RED] * with_image)
 
     def test_a_pad_spelled_over_two_parts(self) -> None:
@@ -265,7 +263,7 @@ class TestHostile:
             FakeModel().prepare(text, images=[RED] * images, videos=[CLIP] * videos, raw=True)
 
     def test_look_alikes_are_text(self) -> None:
-        text = "<|image_pad| > ＜|image_pad|＞ <|IMAGE_PAD|>"
+        text = "<|image_pad| > \uff1c|image_pad|\uff1e <|IMAGE_PAD|>"
         model = FakeModel()
         prompt = model.prepare(text, images=RED, **SMALL)
         assert prompt.token_ids.count(fakes.IMAGE_PAD) == 4
@@ -321,7 +319,10 @@ class TestHostile:
             ({"video_prompt": "round"}, "video_prompt: expected 'flat' or 'nested', got 'round'"),
             ({"images": 5}, "images: expected an image or a list of images, got int"),
             ({"videos": [CLIP[0], "a.mp4"]}, r"videos\[1\]: a list holds either"),
-            ({"videos": CLIP, "fps": 1, "num_frames": 2}, r"videos\[0\]: fps and num_frames exclude each other"),
+            (
+                {"videos": CLIP, "fps": 1, "num_frames": 2},
+                r"videos\[0\]: fps and num_frames exclude each other",
+            ),
         ],
     )
     def test_options_out_of_range(self, options: dict[str, Any], reason: str) -> None:
