@@ -54,7 +54,7 @@ class Prompt:
     >>> model = Model.from_pretrained("demo")
     >>> prompt = model.prepare("Describe the image.", images=Image.new("RGB", (96, 96), "white"))
     >>> prompt
-    Prompt(tokens=29, images=1, videos=0)
+    Prompt(tokens=25, images=1, videos=0)
     >>> prompt.grid_thw.tolist(), prompt.pixel_values.shape
     ([[1, 6, 6]], (36, 1536))
     """
