@@ -99,6 +99,16 @@ IMAGE_CASE_KEYS = [
     "tolerances",
     "versions",
 ]
+VIDEO_CASE_KEYS = [
+    "case",
+    "description",
+    "videos",
+    "special_ids",
+    "min_greedy_margin",
+    "observed_hf_noise",
+    "tolerances",
+    "versions",
+]
 # Of the one image at the real size limits every eighth row is kept.
 REAL_LIMIT_ROWS = 8
 
@@ -244,6 +254,31 @@ def copy_smart_resize(source: Path, out: Path) -> None:
     )
 
 
+def copy_video_case(source: Path, out: Path) -> None:
+    """Copy the checkpoint that sees, the frames of four videos and the arrays that tests read."""
+    folder = out / "video"
+    folder.mkdir(parents=True, exist_ok=True)
+    for file in sorted((source / "video").iterdir()):
+        if file.name in CHECKPOINT_FILES or file.suffix == ".png":
+            shutil.copyfile(file, folder / file.name)
+    arrays = load_file(source / "video" / "case.safetensors")
+    kept = trim_image({name: array for name, array in arrays.items() if "resized_u8" not in name})
+    write_arrays(kept, folder / "case.safetensors")
+    record = json.loads((source / "video" / "case.json").read_text(encoding="utf-8"))
+    write_json({key: record[key] for key in VIDEO_CASE_KEYS}, folder / "case.json")
+
+
+def copy_frame_sampling(source: Path, out: Path) -> None:
+    """Copy the table of sampled frames, one row a line."""
+    record = json.loads((source / "frame_sampling" / "case.json").read_text(encoding="utf-8"))
+    (out / "frame_sampling").mkdir(parents=True, exist_ok=True)
+    head = [f'"{key}": {json.dumps(record[key])}' for key in ["description", "versions"]]
+    rows = '"rows": [\n' + ",\n".join(json.dumps(row) for row in record["rows"]) + "\n]"
+    (out / "frame_sampling" / "case.json").write_text(
+        "{\n" + ",\n".join([*head, rows]) + "\n}\n", encoding="utf-8"
+    )
+
+
 def report(out: Path) -> None:
     files = [path for path in out.rglob("*") if path.is_file()]
     print(f"{len(files)} files, {sum(path.stat().st_size for path in files) / 1e6:.1f} MB in {out}")
@@ -265,6 +300,8 @@ def main() -> None:
             for case in IMAGE_CASES
         ),
         lambda: copy_smart_resize(options.source / "reference", options.out),
+        lambda: copy_video_case(options.source / "reference", options.out),
+        lambda: copy_frame_sampling(options.source / "reference", options.out),
         lambda: copy_delta_rule(options.source / "reference", options.out),
         lambda: copy_tokenizer(options.source, options.out),
         lambda: copy_demo_samples(options.source / "demo", options.out),
