@@ -11,8 +11,7 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 from PIL import Image
 
-from edgewise.media import ImageSource
-from edgewise.media.video import VideoSource
+from edgewise.media import ImageSource, VideoSource
 from edgewise.prompt import Prompt
 
 Kind = Literal["text", "messages", "ids", "prompt"]

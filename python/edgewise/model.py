@@ -293,6 +293,7 @@ class Model:
             ValueError: for an empty or malformed prompt, a value out of range, a count of images or videos
                 other than that of their places, or any of them for a model without a vision tower.
             MediaError: a ValueError: for an image or a video that cannot be used.
+            ContextError: if images and videos alone take more tokens than the context holds.
 
         >>> from PIL import Image
         >>> from edgewise import Model

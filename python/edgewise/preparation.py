@@ -9,10 +9,16 @@ from functools import cached_property
 from typing import Any, TypeVar
 
 from edgewise import inputs, messages, placeholders
-from edgewise._native import CheckpointError, Engine
+from edgewise._native import CheckpointError, ContextError, Engine
 from edgewise.chat import ChatTemplate, Message
-from edgewise.media import ImageSettings, PreparedImage, VideoSettings, prepare_image
-from edgewise.media.prepared_video import PreparedVideo, prepare_video
+from edgewise.media import (
+    ImageSettings,
+    PreparedImage,
+    PreparedVideo,
+    VideoSettings,
+    prepare_image,
+    prepare_video,
+)
 from edgewise.media.sampling import timestamp_text
 from edgewise.media_options import MediaOptions
 from edgewise.messages import MediaPart
@@ -130,17 +136,31 @@ class Preparer:
         placeholders.check_counts(text, [part.kind for part in parts], self._tokens)
         parts = placeholders.in_order(text, parts, self._tokens)
         start = time.perf_counter()
-        prepared = [self._prepared(part, options.media) for part in parts]
-        seconds = time.perf_counter() - start
+        prepared = self._all_prepared(parts, options.media)
+        seconds = time.perf_counter() - start if parts else 0.0
         shapes = [_shape(part, medium) for part, medium in zip(parts, prepared, strict=True)]
         text = placeholders.expand_text(text, shapes, self._tokens, options.video_prompt)
-        ids = self._tokenizer().encode(text)
-        ids, starts = placeholders.expand_ids(ids, shapes, self._tokens)
+        ids, starts = placeholders.expand_ids(self._tokenizer().encode(text), shapes, self._tokens)
         placed = [
             PlacedMedia(part.kind, medium, tuple(first), part.where)
             for part, medium, first in zip(parts, prepared, starts, strict=True)
         ]
-        return Preparation(Prompt(ids, tuple(placed)), seconds if parts else 0.0)
+        return Preparation(Prompt(ids, tuple(placed)), seconds)
+
+    def _all_prepared(
+        self, parts: Sequence[MediaPart], options: MediaOptions
+    ) -> list[PreparedImage | PreparedVideo]:
+        """Read images and open videos, but no more of them than the context could hold."""
+        prepared, tokens, limit = [], 0, self._engine.context_length
+        for part in parts:
+            prepared.append(self._prepared(part, options))
+            tokens += prepared[-1].tokens
+            if tokens > limit:
+                raise ContextError(
+                    f"context is full: images and videos up to {part.where} take {tokens} tokens, "
+                    f"the limit is {limit}"
+                )
+        return prepared
 
     def _prepared(self, part: MediaPart, options: MediaOptions) -> PreparedImage | PreparedVideo:
         arguments = options.updated(part.options).of(part.kind)

@@ -10,8 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgewise import _native
-from edgewise.media import FrameGroup, PreparedImage
-from edgewise.media.prepared_video import PreparedVideo
+from edgewise.media import FrameGroup, PreparedImage, PreparedVideo
 from edgewise.media_options import MediaKind
 
 

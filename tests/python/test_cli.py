@@ -191,6 +191,14 @@ class TestGenerate:
         captured = capsys.readouterr()
         assert captured.out == "Hello.\n"
         assert "wrote 7 at" in captured.err
+        assert "looked" not in captured.err
+
+    def test_stats_tell_the_time_of_looking(
+        self, opened: list[FakeModel], files: dict[str, str], capsys: Captured
+    ) -> None:
+        use(opened)
+        assert main(["generate", "m", "Hi", "--stats", "--image", files["red"]]) == 0
+        assert "looked for 0." in capsys.readouterr().err
 
     @pytest.mark.parametrize("system", [[], ["--system", "Be kind."]])
     def test_images_and_videos(
@@ -399,6 +407,14 @@ class TestChat:
         assert captured.err.count("\n") == 1
         assert (captured.out, model.engine.sequences[0].media) == ("Hello.\n", [])
 
+    def test_a_picture_that_is_none_at_the_start(
+        self, opened: list[FakeModel], monkeypatch: pytest.MonkeyPatch, capsys: Captured
+    ) -> None:
+        use(opened)
+        assert self.talk(monkeypatch, "Hi\n", "--video", "/nothing/here.gif") == 1
+        captured = capsys.readouterr()
+        assert (captured.out, captured.err.count("\n")) == ("", 1)
+
     def test_a_picture_too_large_for_the_context_is_forgotten(
         self,
         opened: list[FakeModel],
@@ -406,11 +422,13 @@ class TestChat:
         capsys: Captured,
         files: dict[str, str],
     ) -> None:
-        use(opened, context_length=60)
-        assert self.talk(monkeypatch, f"/image {files['red']}\nOne?\nTwo?\n") == 1
+        model = use(opened, context_length=100)
+        question = "x" * 50
+        assert self.talk(monkeypatch, f"/image {files['red']}\n{question}\n{question}\n") == 1
         captured = capsys.readouterr()
         assert captured.err.startswith("edgewise: context is full: ")
-        assert captured.out == "Hello.\n"
+        assert (captured.out, captured.err.count("\n")) == ("Hello.\n", 1)
+        assert model.engine.sequences[-1].media == []
 
     def test_an_interrupt_while_a_picture_is_encoded(
         self, opened: list[FakeModel], files: dict[str, str]

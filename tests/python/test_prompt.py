@@ -13,7 +13,7 @@ from PIL import Image
 
 import fakes
 import golden
-from edgewise import CheckpointError, MediaError, Model, Prompt
+from edgewise import CheckpointError, ContextError, MediaError, Model, Prompt
 from fakes import FakeModel, side_files
 
 RED, BLUE = (Image.new("RGB", (64, 64), colour) for colour in ("red", "blue"))
@@ -66,6 +66,23 @@ class TestRecordings:
         assert prompt.grid_thw.tolist() == [entry["grid_thw"]]
         if entry["pillow_pass_order"] != "VH":
             np.testing.assert_array_equal(levels(prompt.pixel_values), arrays[f"img{index}.pixel_levels"])
+
+    @pytest.mark.parametrize("style", ["flat", "nested"])
+    @pytest.mark.parametrize("index", range(len(golden.read_json("video/case.json")["videos"])))
+    def test_videos(self, index: int, style: Any) -> None:
+        model = open_model("video")
+        entry = golden.read_json("video/case.json")["videos"][index]
+        frames = [golden.FOLDER / "video" / file for file in entry["frames"]]
+        prompt = model.prepare(
+            entry["messages"],
+            videos=frames,
+            source_fps=entry["metadata"]["fps"],
+            video_prompt=style,
+            **entry["sampling_kwargs"],
+        )
+        assert text_of(model, prompt) == entry[f"expanded_prompt_{style}"]
+        assert_recorded(prompt, golden.arrays("video"), f"vid{index}.{style}")
+        assert prompt.video_grid_thw.tolist() == [entry["grid_thw"]]
 
     @pytest.mark.parametrize("style", ["flat", "nested"])
     @pytest.mark.parametrize("index", [0, 1])
@@ -219,6 +236,12 @@ class TestPrompt:
         with pytest.raises(ValueError, match="context is full"):
             model.generate("What?", images=RED)
         assert model.engine.encoded == []
+
+    def test_no_more_pictures_are_read_than_the_context_could_hold(self) -> None:
+        """What comes after is not even opened: many large pictures would fill the memory."""
+        missing = ["none.png"] * 100
+        with pytest.raises(ContextError, match=r"images and videos up to images\[2\] take 12 tokens, .* 10$"):
+            FakeModel(context_length=10).prepare("?", images=[RED, BLUE, RED, *missing], **SMALL)
 
 
 class TestHostile:
