@@ -8,8 +8,8 @@ template) and `demo/` (the trained demo checkpoint with `samples/samples.json`).
 same bytes.
 
 Left out: `greedy_logits`, the states of one single-token prompt, rows before the last eight of hidden states
-longer than 60 tokens, all hidden states of the text model in the cases with images, and in the delta rule some
-cases, some value channels and the chunked form's results. Pixel values are kept as 8-bit levels.
+longer than 60 tokens, all hidden states of the text model in the cases with images, and in the delta rule
+some cases, some value channels and the chunked form's results. Pixel values are kept as 8-bit levels.
 """
 
 import argparse

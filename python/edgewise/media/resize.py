@@ -14,6 +14,9 @@ def resize(image: Image.Image, height: int, width: int) -> NDArray[np.uint8]:
     matters by several levels in a quarter of the pixels. Pillow 13 chooses it by the sizes; older ones
     and torchvision, which prepares the videos of the original code, always begin with the width.
 
+    torchvision's weights are coarser than Pillow's: over 400 random sizes 0.6 % of the values differed by one
+    level and ten in a million by two.
+
     Args:
         image: a picture of mode RGB.
         height: new height in pixels.

@@ -22,6 +22,11 @@ FRAMES_PER_GROUP = 2
 _SAME_FOR_ALL = {"do_resize": True, "do_rescale": True, "do_normalize": True, "resample": 3}
 """Entries that have one supported value; resample 3 is bicubic."""
 
+_MANY = 2**40
+"""No number of pixels or frames comes near."""
+_LARGEST = 1e6
+"""No rate, mean or deviation comes near."""
+
 Self = TypeVar("Self", bound="PixelSettings")
 
 
@@ -160,11 +165,11 @@ class _Config:
             "merge_size": self.integer("merge_size", family.merge_size, high=16),
             "min_pixels": low,
             "max_pixels": high,
-            "mean": self._colour("image_mean", family.mean, -math.inf),
+            "mean": self._colour("image_mean", family.mean, -_LARGEST),
             "std": self._colour("image_std", family.std, 0),
         }
 
-    def integer(self, name: str, default: int, high: int = 2**40) -> int:
+    def integer(self, name: str, default: int, high: int = _MANY) -> int:
         """Return a whole number in 1..`high`."""
         return self._checked_integer(name, self._value(name, default), high)
 
@@ -180,22 +185,26 @@ class _Config:
         size = self._value("size", {})
         if not isinstance(size, Mapping):
             raise self._error("size", "an object is expected", size)
-        low = self._limit("min_pixels", size, "shortest_edge", family.min_pixels)
-        high = self._limit("max_pixels", size, "longest_edge", max(low, family.max_pixels))
+        low = self._limit("min_pixels", size, "shortest_edge")
+        high = self._limit("max_pixels", size, "longest_edge")
+        if low is None:
+            low = family.min_pixels if high is None else min(family.min_pixels, high)
+        if high is None:
+            high = max(low, family.max_pixels)
         if low > high:
             raise CheckpointError(
-                f"{self._file}: the smallest size, {low} pixels, is above the largest, {high}"
+                f"{self._file}: the smallest size of {low} pixels is above the largest of {high}"
             )
         if low > family.PIXEL_LIMIT:
             raise CheckpointError(f"{self._file}: a smallest size of {low} pixels is not supported")
         return low, max(low, min(high, family.max_pixels))
 
-    def _limit(self, name: str, size: Mapping[str, Any], edge: str, default: int) -> int:
-        """Return a limit in pixels. The edges of `size` are areas too, in spite of their names."""
+    def _limit(self, name: str, size: Mapping[str, Any], edge: str) -> int | None:
+        """Return a limit in pixels, if there is one; the edges of `size` are areas too."""
         if self._values.get(name) is not None:
-            return self._checked_integer(name, self._values[name], 2**40)
+            return self._checked_integer(name, self._values[name], _MANY)
         value = size.get(edge)
-        return default if value is None else self._checked_integer(edge, value, 2**40)
+        return None if value is None else self._checked_integer(edge, value, _MANY)
 
     def _checked_integer(self, name: str, value: Any, high: int) -> int:
         if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= high:
@@ -204,9 +213,8 @@ class _Config:
 
     def _number(self, name: str, value: Any, above: float) -> float:
         is_number = isinstance(value, int | float) and not isinstance(value, bool)
-        if not is_number or not above < value < math.inf:
-            expected = "a finite number" if above == -math.inf else f"a finite number above {above}"
-            raise self._error(name, f"{expected} is expected", value)
+        if not is_number or not above < value < _LARGEST:
+            raise self._error(name, f"a number above {above:g} and below {_LARGEST:g} is expected", value)
         return float(value)
 
     def _colour(

@@ -90,7 +90,7 @@ def _fit(
 
 def _check_sides(height: int, width: int, where: str) -> None:
     if height <= 0 or width <= 0:
-        raise MediaError(f"{where}: a picture of {width} x {height} pixels has nothing to see")
+        raise MediaError(f"{where}: {width} x {height} pixels: there is nothing to see")
     if max(height, width) > MAX_ASPECT_RATIO * min(height, width):
         raise MediaError(
             f"{where}: {width} x {height} pixels: one side may be at most {MAX_ASPECT_RATIO} times the other"
