@@ -100,6 +100,9 @@ class TestEveryFormat:
         monkeypatch.setattr("edgewise.media.video_pillow.MAX_DURATION", 100)
         with pytest.raises(MediaError, match=r"lasts 150 seconds, the limit is 100"):
             open_video(animation(kind, 30_000))
+        monkeypatch.setattr("edgewise.media.video_pillow.MAX_ANIMATION_PIXELS", 5 * 12 * 8 - 1)
+        with pytest.raises(MediaError, match=r"has 5 frames of 12 x 8 pixels, the limit is 479 together"):
+            open_video(animation(kind))
         monkeypatch.setattr("edgewise.media.video_pillow.MAX_SOURCE_FRAMES", 4)
         with pytest.raises(MediaError, match=r"has 5 frames, there must be from 1 to 4"):
             open_video(animation(kind))

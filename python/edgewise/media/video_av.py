@@ -30,6 +30,7 @@ from edgewise.media.video_file import MAX_DURATION, MAX_SOURCE_FRAMES, VideoFile
 
 if TYPE_CHECKING:
     from av import Packet, VideoFrame
+    from av.container import InputContainer
     from av.video.stream import VideoStream
 
 CONTAINERS = "mov,matroska,avi,mpegts,mpeg,flv,asf,ogg,ivf,mpegvideo,m4v,h264,hevc,obu"
@@ -210,9 +211,19 @@ def _opened(file: VideoFile) -> Iterator[tuple[VideoStream, Iterator[Packet[Vide
             options = {"format_whitelist": CONTAINERS}
             with av.open(source, "r", container_options=options, metadata_errors="replace") as container:
                 stream = _video_stream(file, container.streams.video)
-                yield stream, container.demux(stream)
+                yield stream, _packets(file, container, stream)
         except (av.FFmpegError, OSError) as error:
             raise file.error(f"is no video, is damaged or cut short: {error.strerror}") from error
+
+
+def _packets(
+    file: VideoFile, container: InputContainer, stream: VideoStream
+) -> Iterator[Packet[VideoStream]]:
+    try:
+        yield from container.demux(stream)
+    except IndexError:
+        # PyAV counts streams when it opens a file, and meets another one here.
+        raise file.error("is damaged, or has streams that begin in its middle") from None
 
 
 def _video_stream(file: VideoFile, streams: Sequence[VideoStream]) -> VideoStream:
@@ -251,7 +262,7 @@ def _timeline(file: VideoFile, stream: VideoStream, packets: Iterator[Packet[Vid
             if packet.is_keyframe:
                 keyframes.append(packet.pts)
     if count == 0:
-        raise file.error("has no frames")
+        raise file.error("has no frames, or is cut short")
     if ends_damaged or _is_short(stream, count, end):
         raise file.error("is cut short: frames are missing at its end")
     ordered = np.sort(np.array(times, np.int64))
@@ -264,24 +275,25 @@ def _timeline(file: VideoFile, stream: VideoStream, packets: Iterator[Packet[Vid
 def _is_short(stream: VideoStream, count: int, end: int) -> bool:
     """Whether a file has clearly fewer frames, or ends clearly earlier, than it says."""
     if stream.container.format.name == DECODE_ORDER_TIMES:
-        missing: int = stream.frames - count
-        return missing > MISSING_SECONDS * float(stream.average_rate or DEFAULT_SOURCE_FPS)
-    said = stream.duration * stream.time_base if stream.duration and stream.time_base else None
-    if said is None:
-        said = _seconds(stream.metadata.get("DURATION", ""))
-    if said is None or not stream.time_base:
+        missing_frames: int = stream.frames - count
+        return missing_frames > MISSING_SECONDS * float(stream.average_rate or DEFAULT_SOURCE_FPS)
+    if not stream.time_base:
         return False
-    found = (end - (stream.start_time or 0)) * stream.time_base
-    return bool(said - found > MISSING_SECONDS)
+    if stream.duration:
+        said, found = stream.duration * stream.time_base, (end - (stream.start_time or 0)) * stream.time_base
+    else:
+        said, found = _seconds(stream.metadata.get("DURATION", "")), end * stream.time_base
+    missing: Fraction = said - found
+    return missing > MISSING_SECONDS
 
 
-def _seconds(clock: str) -> Fraction | None:
-    """Return a duration such as 00:01:02.500000000, which MKV files carry as a text, in seconds."""
+def _seconds(clock: str) -> Fraction:
+    """Return 00:01:02.500000000, as MKV files give the time of their end, in seconds; 0 if it is no time."""
     try:
         hours, minutes, seconds = clock.split(":")
         return int(hours) * 3600 + int(minutes) * 60 + Fraction(seconds)
-    except ValueError:
-        return None
+    except (ValueError, ZeroDivisionError):
+        return Fraction(0)
 
 
 def _fps(stream: VideoStream, timeline: _Timeline) -> float:

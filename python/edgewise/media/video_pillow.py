@@ -19,6 +19,9 @@ from edgewise.media.image import MAX_SOURCE_PIXELS, load_image
 from edgewise.media.sampling import DEFAULT_SOURCE_FPS
 from edgewise.media.video_file import MAX_DURATION, MAX_SOURCE_FRAMES, VideoFile
 
+MAX_ANIMATION_PIXELS = 10_000_000_000
+"""Most pixels of all frames together, since all are decoded: about 20 minutes of full HD at 4 frames a second."""
+
 Reader = Callable[[BinaryIO], ImageFile]
 
 
@@ -93,6 +96,11 @@ class Animation:
             raise self._file.error(f"cannot be read: {error}") from error
         if not 1 <= count <= MAX_SOURCE_FRAMES:
             raise self._file.error(f"has {count} frames, there must be from 1 to {MAX_SOURCE_FRAMES}")
+        if count * image.width * image.height > MAX_ANIMATION_PIXELS:
+            raise self._file.error(
+                f"has {count} frames of {image.width} x {image.height} pixels, the limit is "
+                f"{MAX_ANIMATION_PIXELS} together"
+            )
         return count
 
     def _seconds(self, image: ImageFile) -> float:
