@@ -62,6 +62,10 @@ pub struct Product<'a> {
 
 /// Bytes of weights in one work item of decode: large enough to amortise claiming it, small enough to balance.
 const ITEM_BYTES: usize = 48 * 1024;
+/// The same in prefill, where more panels share each read of the activations.
+const PREFILL_ITEM_BYTES: usize = 128 * 1024;
+/// Tokens from which a call counts as prefill.
+const PREFILL_TOKENS: usize = 32;
 /// The most panels an item holds.
 const MAX_ITEM_PANELS: usize = 16;
 /// Rows of dense weights that share their activations' loads.
@@ -107,7 +111,8 @@ impl<'a> Job<'a> {
         }
         let panels = weights.rows().div_ceil(BLOCK_ROWS);
         let panel_bytes = (weights.bytes().len() / panels.max(1)).max(1);
-        let panels_per_item = (ITEM_BYTES / panel_bytes).clamp(1, MAX_ITEM_PANELS);
+        let item_bytes = if input.tokens < PREFILL_TOKENS { ITEM_BYTES } else { PREFILL_ITEM_BYTES };
+        let panels_per_item = (item_bytes / panel_bytes).clamp(1, MAX_ITEM_PANELS);
         let items = panels.div_ceil(panels_per_item);
         Self { input, weights, out: Disjoint::new(product.out), store: product.store, panels_per_item, items }
     }

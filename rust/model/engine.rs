@@ -17,6 +17,8 @@ use crate::kernels::kv_cache::KvType;
 const CHUNK: usize = 256;
 /// Tokens of the very first pass.
 const FIRST_CHUNK: usize = 32;
+/// Passes grow to multiples of this, whole tiles of the kernels.
+const CHUNK_STEP: usize = 32;
 /// The longest a pass should take, so that Ctrl-C is heard soon on a slow machine too.
 const CHUNK_SECONDS: f64 = 0.8;
 
@@ -78,11 +80,12 @@ impl Engine {
         done..(done + tokens).min(prompt.ids().len())
     }
 
-    /// Doubles the next pass if a full one was quick, halves it if it was slow.
+    /// Sizes the next pass by how long this one took, so that a few steps reach the largest that is quick enough.
     fn adapt_chunk(&self, tokens: usize, seconds: f64) {
+        let quick = (tokens as f64 * CHUNK_SECONDS / 2.0 / seconds.max(1e-9)) as usize;
         let chunk = self.chunk.load(Relaxed);
         if tokens == chunk && seconds < CHUNK_SECONDS / 2.0 {
-            self.chunk.store((2 * chunk).min(CHUNK), Relaxed);
+            self.chunk.store(quick.clamp(chunk, CHUNK) / CHUNK_STEP * CHUNK_STEP, Relaxed);
         } else if tokens > 1 && seconds > CHUNK_SECONDS {
             self.chunk.store(tokens / 2, Relaxed);
         }
