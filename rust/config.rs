@@ -1,16 +1,22 @@
 //! The model's configuration, read from a checkpoint's `config.json` and checked.
 //!
-//! Two forms are read: the full model (`model_type` `qwen3_5`, with the text model's entries under
-//! `text_config`) and the text model alone (`qwen3_5_text`, all entries at the top). Shapes must be given;
-//! only switches that older files leave out have defaults. An entry that is `null` counts as absent.
+//! Two families of models are read, each in two forms: the full model (`model_type` `qwen3_5` or `qwen3_vl`,
+//! with the text model's entries under `text_config`) and the text model alone (`qwen3_5_text` or
+//! `qwen3_vl_text`, all entries at the top). Shapes must be given; only switches that older files leave out
+//! have defaults. An entry that is `null` counts as absent.
 
+mod family;
 mod fields;
+mod rope;
+mod vision;
 
 use std::path::Path;
 
 use serde_json::Value;
 
+use self::family::{Family, Form};
 use self::fields::{Fields, MAX_SIZE, describe};
+pub use self::vision::{MediaTokens, Vision, VisionConfig};
 use crate::checkpoint::json::{self, quote};
 use crate::error::{Error, Result};
 
@@ -22,9 +28,6 @@ const MAX_LAYERS: usize = 1024;
 const MAX_HEAD_DIM: usize = 1 << 12;
 /// Most numbers in the delta-rule state of one layer.
 const MAX_STATE: usize = 1 << 28;
-/// The two forms of configuration that are read.
-const FULL_MODEL: &str = "qwen3_5";
-const TEXT_MODEL: &str = "qwen3_5_text";
 
 /// What mixes a layer's tokens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -104,8 +107,10 @@ pub struct TextConfig {
     pub layers: Vec<LayerKind>,
     /// Added to the mean square in every RMS norm.
     pub rms_norm_eps: f32,
-    /// Shapes of the gated delta rule.
-    pub delta: DeltaConfig,
+    /// Whether the norms on the residual stream, queries and keys are stored as weight - 1.
+    pub zero_centred_norms: bool,
+    /// Shapes of the gated delta rule; there exactly if a layer uses it.
+    pub delta: Option<DeltaConfig>,
     /// Shapes of the attention.
     pub attention: AttentionConfig,
     /// Rotary positions.
@@ -114,15 +119,22 @@ pub struct TextConfig {
     pub tie_word_embeddings: bool,
 }
 
+impl TextConfig {
+    /// Shapes of the gated delta rule, for code that runs in such a layer only.
+    pub(crate) fn delta_shapes(&self) -> &DeltaConfig {
+        self.delta.as_ref().expect("a model with gated delta layers has their shapes")
+    }
+}
+
 /// A whole model.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ModelConfig {
-    /// `qwen3_5` or `qwen3_5_text`.
+    /// `qwen3_5`, `qwen3_vl`, or either with `_text` behind it.
     pub model_type: String,
     /// The text model.
     pub text: TextConfig,
-    /// Whether the configuration describes a vision tower too.
-    pub has_vision: bool,
+    /// The vision tower and its tokens, if there is one.
+    pub vision: Option<Vision>,
     /// Tokens that end a text: those of the outer configuration if it names any, else those of `text_config`.
     pub eos_token_ids: Vec<u32>,
 }
@@ -138,16 +150,12 @@ impl ModelConfig {
         let root = json::parse(json).map_err(|reason| Error::file(path, reason))?;
         let outer = Fields::new(path, &root)?;
         let model_type = outer.require("model_type", outer.text("model_type")?)?;
-        let text = match model_type {
-            FULL_MODEL => Some(nested_text(&outer)?),
-            TEXT_MODEL => None,
-            other => {
-                let reason =
-                    format!("'{}' is not supported; known: {FULL_MODEL}, {TEXT_MODEL}", quote(other));
-                return Err(outer.error("model_type", reason));
-            }
+        let (family, form) = Family::of(&outer, model_type)?;
+        let nested = match form {
+            Form::Full => Some(nested_text(&outer, family)?),
+            Form::Text => None,
         };
-        let fields = text.as_ref().unwrap_or(&outer);
+        let fields = nested.as_ref().unwrap_or(&outer);
         for fields in [&outer, fields] {
             refuse_quantized(fields)?;
         }
@@ -155,19 +163,22 @@ impl ModelConfig {
             ids if ids.is_empty() => token_ids(fields, "eos_token_id")?,
             ids => ids,
         };
-        Ok(Self {
-            model_type: model_type.to_owned(),
-            text: text_config(fields, tied(&outer, fields)?)?,
-            has_vision: text.is_some() && outer.object("vision_config")?.is_some(),
-            eos_token_ids,
-        })
+        let text = text_config(fields, family, tied(&outer, fields)?)?;
+        let vision = match nested {
+            Some(_) => Vision::parse(&outer, &text)?,
+            None => None,
+        };
+        if vision.is_some() {
+            rope::require_sections(fields)?;
+        }
+        Ok(Self { model_type: model_type.to_owned(), text, vision, eos_token_ids })
     }
 }
 
 /// The text model's entries in a full model's configuration.
-fn nested_text<'a>(outer: &Fields<'a>) -> Result<Fields<'a>> {
+fn nested_text<'a>(outer: &Fields<'a>, family: &Family) -> Result<Fields<'a>> {
     let text = outer.require("text_config", outer.object("text_config")?)?;
-    expect_text(&text, "model_type", TEXT_MODEL)?;
+    expect_text(&text, "model_type", family.text)?;
     Ok(text)
 }
 
@@ -179,6 +190,15 @@ fn expect_text(fields: &Fields, key: &str, value: &str) -> Result<()> {
         }
         _ => Ok(()),
     }
+}
+
+/// A size that has only one value in known models.
+fn known_size(fields: &Fields, key: &str, known: usize) -> Result<usize> {
+    let size = fields.size(key, MAX_SIZE)?;
+    if size != known {
+        return Err(fields.error(key, format!("{size} is not supported; known: {known}")));
+    }
+    Ok(size)
 }
 
 /// Weights that another program has quantised are stored under other names and types.
@@ -206,21 +226,23 @@ fn tied(outer: &Fields, text: &Fields) -> Result<bool> {
     Ok(outer.flag(key)?.or(inner).unwrap_or(false))
 }
 
-fn text_config(fields: &Fields, tie_word_embeddings: bool) -> Result<TextConfig> {
+fn text_config(fields: &Fields, family: &Family, tie_word_embeddings: bool) -> Result<TextConfig> {
     expect_text(fields, "hidden_act", "silu")?;
     if fields.flag("attention_bias")? == Some(true) {
         return Err(fields.error("attention_bias", "true is not supported"));
     }
-    let attention = attention(fields)?;
+    let attention = attention(fields, family)?;
+    let layers = layers(fields, family)?;
     Ok(TextConfig {
         vocab_size: fields.size("vocab_size", MAX_SIZE)?,
         hidden_size: fields.size("hidden_size", MAX_SIZE)?,
         intermediate_size: fields.size("intermediate_size", MAX_SIZE)?,
         max_position_embeddings: fields.size("max_position_embeddings", MAX_SIZE)?,
-        layers: layers(fields)?,
         rms_norm_eps: rms_norm_eps(fields)?,
-        delta: delta(fields)?,
-        rope: rope(fields, attention.head_dim)?,
+        zero_centred_norms: family.zero_centred_norms,
+        delta: if layers.contains(&LayerKind::GatedDelta) { Some(delta(fields)?) } else { None },
+        rope: rope::parse(fields, attention.head_dim, family.rotary_factor)?,
+        layers,
         attention,
         tie_word_embeddings,
     })
@@ -235,25 +257,26 @@ fn rms_norm_eps(fields: &Fields) -> Result<f32> {
     }
 }
 
-/// The kind of each layer: as listed, or every `full_attention_interval`-th one attention.
-fn layers(fields: &Fields) -> Result<Vec<LayerKind>> {
+/// The kind of each layer: as listed, or every `full_attention_interval`-th one attention, or all of them in a
+/// family that has nothing else.
+fn layers(fields: &Fields, family: &Family) -> Result<Vec<LayerKind>> {
     let count = fields.size("num_hidden_layers", MAX_LAYERS)?;
     let interval = fields.optional_size("full_attention_interval", MAX_SIZE)?.unwrap_or(4);
     let key = "layer_types";
     let Some(listed) = fields.list(key)? else {
-        let kind = |i: usize| {
-            if (i + 1).is_multiple_of(interval) { LayerKind::Attention } else { LayerKind::GatedDelta }
-        };
+        let attends = |i: usize| !family.hybrid || (i + 1).is_multiple_of(interval);
+        let kind = |i| if attends(i) { LayerKind::Attention } else { LayerKind::GatedDelta };
         return Ok((0..count).map(kind).collect());
     };
     if listed.len() != count {
         return Err(fields.error(key, format!("has {} entries for {count} layers", listed.len())));
     }
     let kinds = listed.iter().enumerate().map(|(i, value)| match value.as_str() {
-        Some("linear_attention") => Ok(LayerKind::GatedDelta),
+        Some("linear_attention") if family.hybrid => Ok(LayerKind::GatedDelta),
         Some("full_attention") => Ok(LayerKind::Attention),
         _ => {
-            let reason = format!("must be linear_attention or full_attention, not {}", describe(value));
+            let known = if family.hybrid { "linear_attention or full_attention" } else { "full_attention" };
+            let reason = format!("must be {known}, not {}", describe(value));
             Err(fields.error(&format!("{key}[{i}]"), reason))
         }
     });
@@ -261,17 +284,13 @@ fn layers(fields: &Fields) -> Result<Vec<LayerKind>> {
 }
 
 fn delta(fields: &Fields) -> Result<DeltaConfig> {
-    let kernel_key = "linear_conv_kernel_dim";
     let delta = DeltaConfig {
         key_heads: fields.size("linear_num_key_heads", MAX_SIZE)?,
         value_heads: fields.size("linear_num_value_heads", MAX_SIZE)?,
         key_dim: head_dim(fields, "linear_key_head_dim")?,
         value_dim: head_dim(fields, "linear_value_head_dim")?,
-        conv_kernel: fields.size(kernel_key, MAX_SIZE)?,
+        conv_kernel: known_size(fields, "linear_conv_kernel_dim", 4)?,
     };
-    if delta.conv_kernel != 4 {
-        return Err(fields.error(kernel_key, format!("{} is not supported; known: 4", delta.conv_kernel)));
-    }
     divides(fields, "linear_num_value_heads", delta.value_heads, "linear_num_key_heads", delta.key_heads)?;
     let keys = width(fields, "linear_num_key_heads", &[2, delta.key_heads, delta.key_dim], MAX_SIZE)?;
     let values = width(fields, "linear_num_value_heads", &[delta.value_heads, delta.value_dim], MAX_SIZE)?;
@@ -285,12 +304,17 @@ fn delta(fields: &Fields) -> Result<DeltaConfig> {
     Ok(delta)
 }
 
-fn attention(fields: &Fields) -> Result<AttentionConfig> {
+fn attention(fields: &Fields, family: &Family) -> Result<AttentionConfig> {
+    let gate_key = "attn_output_gate";
+    let output_gate = fields.flag(gate_key)?.unwrap_or(family.hybrid);
+    if output_gate && !family.hybrid {
+        return Err(fields.error(gate_key, format!("true is not supported in {}", family.text)));
+    }
     let attention = AttentionConfig {
         heads: fields.size("num_attention_heads", MAX_SIZE)?,
         kv_heads: fields.size("num_key_value_heads", MAX_SIZE)?,
         head_dim: attention_head_dim(fields)?,
-        output_gate: fields.flag("attn_output_gate")?.unwrap_or(true),
+        output_gate,
     };
     divides(fields, "num_attention_heads", attention.heads, "num_key_value_heads", attention.kv_heads)?;
     width(fields, "num_attention_heads", &[2, attention.heads, attention.head_dim], MAX_SIZE)?;
@@ -330,70 +354,6 @@ fn width(fields: &Fields, key: &str, factors: &[usize], max: usize) -> Result<us
         let factors: Vec<_> = factors.iter().map(usize::to_string).collect();
         fields.error(key, format!("{} is more than {max}", factors.join(" x ")))
     })
-}
-
-/// Rotary settings from `rope_parameters`, or from the older `rope_scaling` with `rope_theta` beside it.
-fn rope(fields: &Fields, head_dim: usize) -> Result<RopeConfig> {
-    let settings = match (fields.object("rope_parameters")?, fields.object("rope_scaling")?) {
-        (Some(_), Some(_)) => {
-            return Err(fields.error("rope_scaling", "stands beside rope_parameters; only one of them may"));
-        }
-        (parameters, scaling) => parameters.or(scaling),
-    };
-    let inner = settings.as_ref().unwrap_or(fields);
-    if settings.is_some() {
-        for key in ["rope_type", "type"] {
-            expect_text(inner, key, "default")?;
-        }
-    }
-    let theta = match inner.positive("rope_theta")? {
-        Some(theta) => theta,
-        None => inner.require("rope_theta", fields.positive("rope_theta")?)?,
-    };
-    let rotary_dim = rotary_dim(inner, fields, head_dim)?;
-    Ok(RopeConfig { theta, rotary_dim, sections: sections(inner, rotary_dim)? })
-}
-
-/// `partial_rotary_factor` x `head_dim`, rounded down; the family's factor is 0.25 where none stands.
-fn rotary_dim(inner: &Fields, outer: &Fields, head_dim: usize) -> Result<usize> {
-    let key = "partial_rotary_factor";
-    let (place, factor) = match inner.positive(key)? {
-        Some(factor) => (inner, factor),
-        None => (outer, outer.positive(key)?.unwrap_or(0.25)),
-    };
-    if factor > 1.0 {
-        return Err(place.error(key, format!("must be at most 1, not {factor}")));
-    }
-    let dim = (head_dim as f64 * factor) as usize;
-    if dim == 0 || !dim.is_multiple_of(2) {
-        return Err(place.error(
-            key,
-            format!("{factor} of head_dim {head_dim} gives {dim} channels, not an even number"),
-        ));
-    }
-    Ok(dim)
-}
-
-/// Frequencies on each axis; all on the time axis where none are given.
-fn sections(rope: &Fields, rotary_dim: usize) -> Result<[usize; 3]> {
-    let key = "mrope_section";
-    let half = rotary_dim / 2;
-    let interleaved = rope.flag("mrope_interleaved")?.unwrap_or(true);
-    let Some(listed) = rope.list(key)? else {
-        return Ok([half, 0, 0]);
-    };
-    if !interleaved {
-        return Err(rope.error("mrope_interleaved", "false is not supported"));
-    }
-    let wrong = || {
-        rope.error(key, format!("must be three whole numbers with the sum {half}, half the rotary channels"))
-    };
-    let sizes: Option<Vec<u64>> =
-        listed.iter().map(|value| value.as_u64().filter(|&x| x <= half as u64)).collect();
-    match sizes.as_deref() {
-        Some(&[t, h, w]) if t + h + w == half as u64 => Ok([t as usize, h as usize, w as usize]),
-        _ => Err(wrong()),
-    }
 }
 
 /// Token ids given as one number, a list, or not at all.

@@ -58,8 +58,10 @@ pub enum Error {
         limit: usize,
     },
     /// The arithmetic left the finite numbers.
-    #[error("logits are not finite: {reason}")]
+    #[error("{what} are not finite: {reason}")]
     NonFinite {
+        /// The numbers.
+        what: &'static str,
         /// The most likely cause.
         reason: String,
     },

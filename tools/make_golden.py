@@ -8,7 +8,8 @@ template) and `demo/` (the trained demo checkpoint with `samples/samples.json`).
 same bytes.
 
 Left out: `greedy_logits`, the states of one single-token prompt, rows before the last eight of hidden states
-longer than 60 tokens, and in the delta rule some cases, some value channels and the chunked form's results.
+longer than 60 tokens, all hidden states of the text model in the cases with images, and in the delta rule
+some cases, some value channels and the chunked form's results. Pixel values are kept as 8-bit levels.
 """
 
 import argparse
@@ -61,6 +62,56 @@ CASE_KEYS = [
     "tolerances",
     "versions",
 ]
+
+IMAGE_CASES = ["image", "image_pos64", "multi_image_multi_video", "deepstack_qwen3_vl"]
+CHECKPOINT_FILES = {
+    "config.json",
+    "generation_config.json",
+    "model.safetensors",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "chat_template.jinja",
+    "preprocessor_config.json",
+    "video_preprocessor_config.json",
+}
+IMAGE_KINDS = {
+    "greedy",
+    "greedy_margin",
+    "image_grid_thw",
+    "input_ids",
+    "logits",
+    "position_ids",
+    "resized_u8_pil_hv",
+    "resized_u8_torchvision",
+    "rope_delta",
+    "torchvision_greedy",
+    "video_grid_thw",
+}
+IMAGE_CASE_KEYS = [
+    "case",
+    "description",
+    "images",
+    "real_limit_images",
+    "prompts",
+    "special_ids",
+    "min_greedy_margin",
+    "observed_hf_noise",
+    "tolerances",
+    "versions",
+]
+VIDEO_CASE_KEYS = [
+    "case",
+    "description",
+    "videos",
+    "special_ids",
+    "min_greedy_margin",
+    "observed_hf_noise",
+    "tolerances",
+    "versions",
+]
+# Of the one image at the real size limits every eighth row is kept.
+REAL_LIMIT_ROWS = 8
+
 QWEN_FILES = ["chat_template.jinja", "tokenizer_config.json", "generation_config.json"]
 
 
@@ -155,6 +206,79 @@ def copy_demo_samples(source: Path, out: Path) -> None:
     (out / "demo_samples.json").write_text(f"[\n{lines}\n]\n", encoding="utf-8")
 
 
+def copy_image_case(source: Path, case: str, out: Path) -> None:
+    """Copy a whole checkpoint that sees, its pictures and the arrays that tests read."""
+    folder = out / case
+    folder.mkdir(parents=True, exist_ok=True)
+    for file in sorted((source / case).iterdir()):
+        if file.name in CHECKPOINT_FILES or file.suffix == ".png":
+            shutil.copyfile(file, folder / file.name)
+    write_arrays(trim_image(load_file(source / case / "case.safetensors")), folder / "case.safetensors")
+    record = json.loads((source / case / "case.json").read_text(encoding="utf-8"))
+    write_json({key: record[key] for key in IMAGE_CASE_KEYS if key in record}, folder / "case.json")
+
+
+def trim_image(arrays: Arrays) -> Arrays:
+    """Drop what no test reads, and keep pixel values as the 8-bit levels they were made from."""
+    kept: Arrays = {}
+    for name, array in arrays.items():
+        kind = name.rpartition(".")[2]
+        if kind.startswith("pixel_values"):
+            kept[name.replace("pixel_values", "pixel_levels")] = pixel_levels(name, array)
+        elif name == "reallimits0.resized_u8_pil":
+            kept[f"{name}_rows"] = array[::REAL_LIMIT_ROWS]
+        elif kind.removesuffix("_tail") in IMAGE_KINDS or ".vis." in name:
+            kept[name] = array
+    return kept
+
+
+def pixel_levels(name: str, values: NDArray[Any]) -> NDArray[np.uint8]:
+    """Return what was normalised with mean and deviation 0.5; they must give the values back."""
+    levels = np.rint(values.astype(np.float64) * 127.5 + 127.5)
+    if levels.min() < 0 or levels.max() > 255 or np.abs(levels / 127.5 - 1 - values).max() > 1e-6:
+        raise SystemExit(f"{name}: these are not normalised 8-bit levels")
+    return levels.astype(np.uint8)
+
+
+def copy_smart_resize(source: Path, out: Path) -> None:
+    """Copy the table of sizes, one row a line."""
+    record = json.loads((source / "smart_resize" / "case.json").read_text(encoding="utf-8"))
+    (out / "smart_resize").mkdir(parents=True, exist_ok=True)
+    tables = [
+        f'"{table}": [\n' + ",\n".join(json.dumps(row) for row in record[table]) + "\n]"
+        for table in ["rows", "video_rows"]
+    ]
+    head = [f'"{key}": {json.dumps(record[key])}' for key in ["description", "versions"]]
+    (out / "smart_resize" / "case.json").write_text(
+        "{\n" + ",\n".join(head + tables) + "\n}\n", encoding="utf-8"
+    )
+
+
+def copy_video_case(source: Path, out: Path) -> None:
+    """Copy the checkpoint that sees, the frames of four videos and the arrays that tests read."""
+    folder = out / "video"
+    folder.mkdir(parents=True, exist_ok=True)
+    for file in sorted((source / "video").iterdir()):
+        if file.name in CHECKPOINT_FILES or file.suffix == ".png":
+            shutil.copyfile(file, folder / file.name)
+    arrays = load_file(source / "video" / "case.safetensors")
+    kept = trim_image({name: array for name, array in arrays.items() if "resized_u8" not in name})
+    write_arrays(kept, folder / "case.safetensors")
+    record = json.loads((source / "video" / "case.json").read_text(encoding="utf-8"))
+    write_json({key: record[key] for key in VIDEO_CASE_KEYS}, folder / "case.json")
+
+
+def copy_frame_sampling(source: Path, out: Path) -> None:
+    """Copy the table of sampled frames, one row a line."""
+    record = json.loads((source / "frame_sampling" / "case.json").read_text(encoding="utf-8"))
+    (out / "frame_sampling").mkdir(parents=True, exist_ok=True)
+    head = [f'"{key}": {json.dumps(record[key])}' for key in ["description", "versions"]]
+    rows = '"rows": [\n' + ",\n".join(json.dumps(row) for row in record["rows"]) + "\n]"
+    (out / "frame_sampling" / "case.json").write_text(
+        "{\n" + ",\n".join([*head, rows]) + "\n}\n", encoding="utf-8"
+    )
+
+
 def report(out: Path) -> None:
     files = [path for path in out.rglob("*") if path.is_file()]
     print(f"{len(files)} files, {sum(path.stat().st_size for path in files) / 1e6:.1f} MB in {out}")
@@ -171,6 +295,13 @@ def main() -> None:
             lambda case=case: copy_text_case(options.source / "reference", case, options.out)
             for case in TEXT_CASES
         ),
+        *(
+            lambda case=case: copy_image_case(options.source / "reference", case, options.out)
+            for case in IMAGE_CASES
+        ),
+        lambda: copy_smart_resize(options.source / "reference", options.out),
+        lambda: copy_video_case(options.source / "reference", options.out),
+        lambda: copy_frame_sampling(options.source / "reference", options.out),
         lambda: copy_delta_rule(options.source / "reference", options.out),
         lambda: copy_tokenizer(options.source, options.out),
         lambda: copy_demo_samples(options.source / "demo", options.out),

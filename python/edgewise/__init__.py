@@ -5,7 +5,9 @@ from importlib.metadata import version
 from edgewise import ops
 from edgewise._native import CheckpointError, ContextError, NonFiniteError, tiers
 from edgewise.chat import ChatTemplate
+from edgewise.media import MediaError
 from edgewise.model import Model
+from edgewise.prompt import Prompt
 from edgewise.results import Piece, Result, Timings, TokenLogprob, Usage
 from edgewise.tokenizer import Tokenizer
 
@@ -15,9 +17,11 @@ __all__ = [
     "ChatTemplate",
     "CheckpointError",
     "ContextError",
+    "MediaError",
     "Model",
     "NonFiniteError",
     "Piece",
+    "Prompt",
     "Result",
     "Timings",
     "TokenLogprob",

@@ -10,6 +10,9 @@ from numpy.typing import NDArray
 _Progress = Callable[[int, int, str], None]
 _Blocks = NDArray[np.uint8]
 _Floats = NDArray[np.float32]
+_Ids = NDArray[np.uint32] | _Seq[int]
+_Media = _Seq[tuple[int, "VisualFeatures"]]
+"""(index of the first placeholder, what stands there) of each image or pair of frames."""
 
 class CheckpointError(ValueError):
     """A file of a checkpoint is unusable; the message names file, tensor or entry, and the reason."""
@@ -296,6 +299,33 @@ def gated_delta_rule(
     array([1.5, 1.5, 1.5, 1.5], dtype=float32)
     """
 
+def position_ids(
+    tokens: int, spans: _Seq[tuple[int, int, int]], first: int = 0
+) -> tuple[NDArray[np.uint32], int]:
+    """Rotary positions of a prompt with images.
+
+    A text token advances time, row and column by one. The tokens of an image, or of a pair of video frames, share the time
+    at which it begins and count rows and columns from there; text goes on one behind the largest of them.
+
+    Args:
+        tokens: tokens of the prompt.
+        spans: (index of the first token, rows, columns) of each image, in tokens, in order and apart.
+        first: position of the first token.
+
+    Returns:
+        Positions [3, tokens] on the axes time, row and column, and the position of the token after the prompt.
+
+    Raises:
+        ValueError: if the spans overlap or do not fit into the prompt.
+
+    >>> from edgewise import _native
+    >>> positions, next_position = _native.position_ids(5, [(1, 1, 3)])
+    >>> positions.tolist(), next_position
+    ([[0, 1, 1, 1, 4], [0, 1, 1, 1, 4], [0, 1, 2, 3, 4]], 5)
+
+    Source: Qwen2-VL (Wang et al. 2024, arXiv 2409.12191).
+    """
+
 @final
 class Engine:
     @staticmethod
@@ -317,18 +347,43 @@ class Engine:
     def config(self) -> str: ...
     def side_file(self, name: str) -> bytes | None: ...
     def info(self) -> dict[str, Any]: ...
-    def logits(self, ids: NDArray[np.uint32] | _Seq[int]) -> NDArray[np.float32]: ...
-    def trace(self, ids: NDArray[np.uint32] | _Seq[int]) -> dict[str, NDArray[np.float32]]: ...
+    @property
+    def vision(self) -> dict[str, int] | None: ...
+    def encode(
+        self, pixel_values: _Floats, grid_hw: tuple[int, int], progress: _Progress | None = None
+    ) -> VisualFeatures: ...
+    def trace_vision(
+        self, pixel_values: _Floats, grid_hw: tuple[int, int]
+    ) -> dict[str, NDArray[np.float32]]: ...
+    def logits(self, ids: _Ids, media: _Media | None = None) -> NDArray[np.float32]: ...
+    def trace(self, ids: _Ids, media: _Media | None = None) -> dict[str, NDArray[np.float32]]: ...
     def sequence(self) -> Sequence: ...
+
+@final
+class VisualFeatures:
+    """What an engine has seen of one image or pair of frames: embeddings that stand in place of tokens."""
+
+    @property
+    def grid_hw(self) -> tuple[int, int]: ...
+    @property
+    def tokens(self) -> int: ...
+    @property
+    def nbytes(self) -> int: ...
+    @property
+    def embeddings(self) -> NDArray[np.float32]: ...
+    @property
+    def deepstack(self) -> list[NDArray[np.float32]]: ...
 
 @final
 class Sequence:
     """The state of one text: everything the model keeps of the tokens appended so far."""
 
-    def append(self, ids: NDArray[np.uint32] | _Seq[int]) -> None: ...
+    def append(self, ids: _Ids, media: _Media | None = None) -> None: ...
     def reserve(self, tokens: int) -> None: ...
     def logits(self) -> NDArray[np.float32]: ...
     def __len__(self) -> int: ...
+    @property
+    def next_position(self) -> int: ...
     @property
     def nbytes(self) -> int: ...
     def fork(self) -> Sequence: ...

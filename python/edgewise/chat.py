@@ -19,7 +19,6 @@ ReadFile = Callable[[str], bytes | None]
 """The bytes of a file that belongs to the checkpoint, `None` if there is no such file."""
 
 THINK, END_THINK = "<think>", "</think>"
-_MEDIA = ("image", "image_url", "video", "video_url")
 
 
 class ChatTemplate:
@@ -86,7 +85,7 @@ class ChatTemplate:
         """
         if enable_thinking is not None:
             variables["enable_thinking"] = enable_thinking
-        variables["messages"] = _checked_messages(messages)
+        variables["messages"] = checked_messages(messages)
         variables["tools"] = _checked_tools(tools)
         variables["add_generation_prompt"] = add_generation_prompt
         name = "tool_use" if tools and "tool_use" in self._templates else "default"
@@ -131,15 +130,6 @@ def read_json(read_file: ReadFile, file: str) -> dict[str, Any]:
     return value
 
 
-def refuse_media(messages: Iterable[Message]) -> None:
-    """Raise ValueError if a message holds an image or a video."""
-    for index, message in enumerate(messages):
-        content = message.get("content")
-        for part in content if isinstance(content, list | tuple) else ():
-            if any(kind in part or part.get("type") == kind for kind in _MEDIA):
-                raise ValueError(f"messages[{index}]: images and video are not supported yet, only text")
-
-
 def starts_thinking(prompt: str) -> bool:
     """Whether an answer to `prompt` begins inside a thought that the prompt itself has opened."""
     return prompt.rstrip().endswith(THINK)
@@ -160,7 +150,13 @@ def split_reasoning(text: str, thinking: bool) -> tuple[str, str]:
     return before.strip(), after.strip()
 
 
-def _checked_messages(messages: Sequence[Message]) -> list[dict[str, Any]]:
+def checked_messages(messages: Sequence[Message]) -> list[dict[str, Any]]:
+    """Return messages as dictionaries of their own, with parts and tool arguments as templates want them.
+
+    Raises:
+        TypeError: if `messages` is not a list of dictionaries.
+        ValueError: if there are none, or one is malformed.
+    """
     if isinstance(messages, str | bytes | Mapping) or not isinstance(messages, Iterable):
         raise TypeError(f"messages: expected a list of messages, got {type(messages).__name__}")
     checked = [_checked_message(index, message) for index, message in enumerate(messages)]

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from edgewise import _native
 from edgewise.detokenizer import Detokenizer
+from edgewise.encoder import Encoded
 from edgewise.options import GenerationOptions
 from edgewise.results import FinishReason, Piece, Result, Timings, TokenLogprob, Usage
 from edgewise.stops import StopStrings
@@ -29,8 +30,12 @@ class Request:
     options: GenerationOptions
     tokenizer: Tokenizer | None
     """`None` for a checkpoint without one: the text is then empty."""
+    encode: Callable[[], Encoded] | None = None
+    """Gives the features of the prompt's images and videos; `None` if it has none."""
     seconds_before: float = 0.0
-    """Spent on template and tokenizer."""
+    """Spent on template and tokenizer, and on reading images."""
+    media_seconds_before: float = 0.0
+    """What of that was spent on reading images."""
 
 
 def stream(request: Request, sequence: _native.Sequence, sampler: _native.Sampler) -> Generator[Piece]:
@@ -38,12 +43,11 @@ def stream(request: Request, sequence: _native.Sequence, sampler: _native.Sample
 
     The sequence always holds whole tokens, also when the loop is left early or interrupted.
     """
-    clock = _Clock(request.seconds_before)
+    clock = _Clock(request.seconds_before, request.media_seconds_before)
     text = _TextStream(request)
     sequence.reserve(len(request.prompt_ids) + min(request.max_new_tokens, RESERVED_AHEAD))
     sampler.observe(request.prompt_ids)
-    sequence.append(request.prompt_ids)
-    clock.prompt_read()
+    _read_prompt(request, sequence, clock)
     for left in reversed(range(request.max_new_tokens)):
         token_id, logprob, top = sampler.sample(sequence)
         clock.token_sampled()
@@ -77,6 +81,14 @@ def collect(request: Request, pieces: Iterator[Piece]) -> Result:
         prompt_token_ids=list(request.prompt_ids),
         **ending,
     )
+
+
+def _read_prompt(request: Request, sequence: _native.Sequence, clock: _Clock) -> None:
+    """Encode images and videos, and append the prompt; the features are not kept for longer than that."""
+    features = request.encode() if request.encode else []
+    clock.media_encoded(bool(features))
+    sequence.append(request.prompt_ids, features)
+    clock.prompt_read()
 
 
 class _TextStream:
@@ -113,18 +125,22 @@ class _TextStream:
 class _Clock:
     """Measures prompt and tokens, without the time in which the consumer of a stream has the word."""
 
-    def __init__(self, seconds_before: float) -> None:
+    def __init__(self, seconds_before: float, media_seconds_before: float) -> None:
         self._before = seconds_before
+        self._media_before = media_seconds_before
         self._start = time.perf_counter()
         self._paused = 0.0
-        self._prefill = self._first = self._last = 0.0
+        self._encoding = self._prefill = self._first = self._last = 0.0
         self._tokens = 0
 
     def _elapsed(self) -> float:
         return time.perf_counter() - self._start - self._paused
 
+    def media_encoded(self, any_media: bool) -> None:
+        self._encoding = self._elapsed() if any_media else 0.0
+
     def prompt_read(self) -> None:
-        self._prefill = self._elapsed()
+        self._prefill = self._elapsed() - self._encoding
 
     def token_sampled(self) -> None:
         self._last = self._elapsed()
@@ -145,6 +161,7 @@ class _Clock:
             prefill_tokens_per_second=_rate(prompt_tokens, self._prefill),
             decode_tokens_per_second=_rate(self._tokens - 1, decode),
             time_to_first_token=self._before + self._first,
+            vision_seconds=self._media_before + self._encoding,
         )
         return Usage(prompt_tokens, self._tokens, prompt_tokens + self._tokens), timings
 

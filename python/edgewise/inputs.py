@@ -1,21 +1,38 @@
-"""What may be given as a prompt: a text, messages or token ids."""
+"""What may be given as a prompt: a text, messages or token ids, and images and videos beside a text."""
 
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable, Mapping
-from typing import Any, Literal
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import PurePath
+from typing import Any, Literal, TypeAlias
 
-Kind = Literal["text", "messages", "ids"]
+import numpy as np
+from PIL import Image
+
+from edgewise.media import ImageSource, VideoSource
+from edgewise.prompt import Prompt
+
+Kind = Literal["text", "messages", "ids", "prompt"]
+ImageInput: TypeAlias = ImageSource | Sequence[ImageSource]
+"""One image, or a list of them."""
+VideoInput: TypeAlias = VideoSource | Sequence[VideoSource]
+"""One video, or a list of them."""
+
+_STILL_PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".ppm", ".pgm")
+"""File names that end so hold a single frame."""
 
 
 def kind(prompt: Any) -> Kind:
     """Return what `prompt` is, judged by its type and its first element.
 
     Raises:
-        TypeError: if it is nothing of the three.
+        TypeError: if it is nothing of these.
         ValueError: if it is empty.
     """
+    if isinstance(prompt, Prompt):
+        return "prompt"
     if isinstance(prompt, bytes | Mapping) or not isinstance(prompt, Iterable):
         raise TypeError(f"prompt: expected a string, messages or token ids, got {type(prompt).__name__}")
     first = next(iter(prompt), None)
@@ -24,6 +41,55 @@ def kind(prompt: Any) -> Kind:
     if isinstance(prompt, str):
         return "text"
     return "messages" if isinstance(first, Mapping) else "ids"
+
+
+def are_messages(prompt: Any) -> bool:
+    """Tell whether `prompt` is a list of messages, judged by its first element."""
+    return isinstance(prompt, Iterable) and isinstance(next(iter(prompt), None), Mapping)
+
+
+def image_list(images: Any) -> list[Any]:
+    """Return what was given as `images=` as a list.
+
+    Raises:
+        TypeError: if it is neither an image nor a list of them.
+    """
+    if isinstance(images, list | tuple):
+        return list(images)
+    if isinstance(images, str | os.PathLike | bytes | np.ndarray | Image.Image):
+        return [images]
+    raise TypeError(f"images: expected an image or a list of images, got {type(images).__name__}")
+
+
+def video_list(videos: Any) -> list[Any]:
+    """Return what was given as `videos=` as a list of videos.
+
+    A list of frames is one video: of Pillow images, of arrays [height, width, 3], of paths that end in
+    `.png`, `.jpg` and the like. A list of anything else holds one video in each element: a list of frames, an
+    array [frames, height, width, 3], a path, a data URI, or bytes.
+
+    Raises:
+        TypeError: if it is no video and no list of videos, or a list of both frames and videos.
+    """
+    if isinstance(videos, str | os.PathLike | bytes | np.ndarray):
+        return [videos]
+    if not isinstance(videos, list | tuple):
+        raise TypeError(f"videos: expected a video or a list of videos, got {type(videos).__name__}")
+    frames = [_is_frame(element) for element in videos]
+    if any(frames) and not all(frames):
+        index = frames.index(not frames[0])
+        raise TypeError(f"videos[{index}]: a list holds either the frames of one video, or videos")
+    return [list(videos)] if any(frames) else list(videos)
+
+
+def _is_frame(element: Any) -> bool:
+    if isinstance(element, np.ndarray):
+        return element.ndim < 4
+    if isinstance(element, str) and element[:5].lower() == "data:":
+        return element[5:11].lower() == "image/"
+    if isinstance(element, str | os.PathLike):
+        return PurePath(element).suffix.lower() in _STILL_PICTURES
+    return isinstance(element, Image.Image)
 
 
 def token_ids(ids: Any, vocab_size: int) -> list[int]:

@@ -8,8 +8,8 @@ import threading
 import time
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import asdict
-from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal, SupportsIndex
+from functools import cached_property, partial
+from typing import TYPE_CHECKING, Any, Literal, SupportsIndex, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,15 +19,20 @@ from edgewise import chat, checks, eos, generation, hub, inputs
 from edgewise._native import CheckpointError, ContextError, Engine, Sampler
 from edgewise._native import Sequence as NativeSequence
 from edgewise.chat import ChatTemplate, Message
+from edgewise.checks import Range
+from edgewise.encoder import Encoded, Encoder
 from edgewise.options import (
     GENERATION_CONFIG,
     GenerationArguments,
     GenerationOptions,
+    PromptArguments,
     PromptOptions,
     SamplingOptions,
     checkpoint_defaults,
 )
-from edgewise.progress import Progress, shown
+from edgewise.preparation import Preparer
+from edgewise.progress import Progress, count, shown
+from edgewise.prompt import Prompt
 from edgewise.results import Piece, Result
 from edgewise.tokenizer import FILE as TOKENIZER_FILE
 from edgewise.tokenizer import Tokenizer
@@ -36,7 +41,13 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 DType = Literal["auto", "f32", "bf16", "int8", "int4"]
-Prompt = str | Sequence[Message] | Sequence[SupportsIndex] | NDArray[np.integer[Any]]
+TokenIds: TypeAlias = Sequence[SupportsIndex] | NDArray[np.integer[Any]]
+PromptInput: TypeAlias = str | Sequence[Message] | TokenIds | Prompt
+
+MEDIA_CACHE_BYTES = 64 * 2**20
+"""Default of `media_cache_bytes`: 16 images of 1024 tokens at the 0.8B's hidden size of 1024."""
+QUICK_SECONDS = 0.5
+"""Encoding that takes no longer than this shows no bar."""
 
 
 class Model:
@@ -51,11 +62,12 @@ class Model:
     computes for one of them at a time.
     """
 
-    def __init__(self, engine: Engine, name: str) -> None:
+    def __init__(self, engine: Engine, name: str, media_cache_bytes: int = MEDIA_CACHE_BYTES) -> None:
         """Wrap an open engine; `Model.from_pretrained` is the usual way.
 
         Raises:
             CheckpointError: if a side file such as `generation_config.json` or the chat template is unusable.
+            TypeError, ValueError: if `media_cache_bytes` is not a whole number of at least 0.
         """
         self._engine = engine
         self._lock = threading.Lock()
@@ -67,6 +79,8 @@ class Model:
         self._defaults = checkpoint_defaults(self.generation_config)
         self.chat_template = ChatTemplate.read(engine.side_file)
         """`None` for a checkpoint without one."""
+        self._encoder = Encoder(engine, int(Range(int, 0).check("media_cache_bytes", media_cache_bytes)))
+        self._preparer = Preparer(engine, name, self.chat_template, lambda: self.tokenizer)
 
     @classmethod
     def from_pretrained(
@@ -79,6 +93,7 @@ class Model:
         recipe: str | None = None,
         progress: Progress | bool | None = None,
         cache: bool = False,
+        media_cache_bytes: int = MEDIA_CACHE_BYTES,
     ) -> Model:
         """Open a checkpoint.
 
@@ -94,6 +109,8 @@ class Model:
             progress: `True` draws a bar on stderr; a function is called with (bytes done, bytes in all,
                 name).
             cache: keep the converted weights in the user's cache folder, and open that file the next time.
+            media_cache_bytes: how much memory may hold what the vision tower made of the images and frames
+                used last, so that a picture seen before is not encoded again; 0 keeps nothing.
 
         Raises:
             OSError: if there is no such checkpoint, here or on the hub, or a file cannot be read.
@@ -107,7 +124,8 @@ class Model:
             if cache:
                 path = quantised_cache.converted(path, dtype, recipe, threads, report)
                 dtype, recipe = "auto", None
-            return cls(Engine.open(path, dtype, kv_dtype, recipe, threads, report), name)
+            engine = Engine.open(path, dtype, kv_dtype, recipe, threads, report)
+        return cls(engine, name, media_cache_bytes)
 
     def __repr__(self) -> str:
         return f"Model({self.name!r}, threads={self.threads})"
@@ -156,12 +174,13 @@ class Model:
         """Parameters, formats, memory and threads, as `edgewise info` shows them."""
         return self._engine.info()
 
-    def generate(self, prompt: Prompt, **options: Unpack[GenerationArguments]) -> Result:
+    def generate(self, prompt: PromptInput, **options: Unpack[GenerationArguments]) -> Result:
         """Write an answer or a continuation.
 
         A string is asked as a question: it becomes one message of the user, if the checkpoint has a chat
         template. A list of messages is a conversation. With `raw=True` a string, and always a list of token
-        ids, is continued as it stands.
+        ids or a `Prompt`, is continued as it stands. Images and videos are given in messages or with
+        `images` and `videos`, see `prepare`.
 
         An argument left out takes the value of the checkpoint's `generation_config.json`, else the one named
         here. Without `do_sample`, giving `temperature`, `top_k`, `top_p` or `min_p` asks for random sampling;
@@ -169,8 +188,8 @@ class Model:
         sampling.
 
         Args:
-            prompt: the question, conversation or token ids.
-            **options: any of these.
+            prompt: the question, conversation, token ids or what `prepare` returned.
+            **options: those of `prepare`, and any of these.
 
                 max_new_tokens: the most tokens to generate (512, or what the context has room for).
                 do_sample: `False` takes the likeliest token each time, whatever the temperature.
@@ -188,14 +207,13 @@ class Model:
                 ignore_eos: go on after the checkpoint's own end tokens (False).
                 skip_special_tokens: leave tokens such as `<|im_end|>` out of the text (True).
                 logprobs: return log-probabilities: of each token, and of the so many likeliest in its place.
-                raw: continue a string as it stands (False).
-                tools: functions the model may call, as JSON schemas in OpenAI's shape.
-                enable_thinking: whether to think before answering; left out, the chat template decides.
-                chat_template_kwargs: further variables for the chat template.
+                progress: shows how far images and videos are encoded: `True` draws a bar on stderr if that
+                    takes long; a function is called with (tokens done, tokens in all, name), and may raise.
 
         Raises:
             TypeError: for an argument that does not exist or has the wrong type.
             ValueError: for an empty or malformed prompt, or a value out of range.
+            MediaError: a ValueError: for an image or a video that cannot be used.
             ContextError: if the prompt and an explicit `max_new_tokens` do not fit into the context.
 
         >>> from edgewise import Model
@@ -204,11 +222,17 @@ class Model:
         >>> result = model.generate(messages, enable_thinking=False)
         >>> result.text, result.finish_reason
         ('coins apples', 'stop')
+
+        >>> from PIL import Image, ImageDraw
+        >>> picture = Image.new("RGB", (96, 96), "white")
+        >>> ImageDraw.Draw(picture).ellipse((24, 24, 72, 72), fill="red")
+        >>> model.generate("Which shape do you see?", images=picture, enable_thinking=False).text
+        'A circle.'
         """
         request = self._request(prompt, options)
         return generation.collect(request, self._pieces(request))
 
-    def stream(self, prompt: Prompt, **options: Unpack[GenerationArguments]) -> Generator[Piece]:
+    def stream(self, prompt: PromptInput, **options: Unpack[GenerationArguments]) -> Generator[Piece]:
         """Like `generate`, but gives each token's text as soon as it is certain.
 
         The pieces' texts, put together, are the text that `generate` returns. The last piece has
@@ -224,6 +248,63 @@ class Model:
         coins apples
         """
         return self._pieces(self._request(prompt, options))
+
+    def prepare(self, prompt: PromptInput, **options: Unpack[PromptArguments]) -> Prompt:
+        """Return the tokens, positions and pixels that a prompt becomes, without computing anything on them.
+
+        Images and videos stand in messages as parts of the content: `{"type": "image", "image": source}`, or
+        with `path`, `base64`, or `url` in place of `image`, or as in OpenAI's interface `{"type":
+        "image_url", "image_url": {"url": "data:image/png;base64,..."}}`; likewise with `video`. What is named
+        as a url must be a data URI: nothing is downloaded, nor is a file read. A part may have options of its
+        own, such as `{"type": "video", "path": "a.mp4", "fps": 1}`. Parts without a source are filled from
+        `images` and `videos`, in order.
+
+        Beside a text, images and then videos come before it in the user's message; with `raw=True` the text
+        holds their places itself, each written `<|vision_start|><|image_pad|><|vision_end|>` (or
+        `<|video_pad|>`). Elsewhere a text must not contain these pads.
+
+        Args:
+            prompt: as for `generate`.
+            **options: any of these.
+
+                images: an image or a list of images: paths, data URIs, bytes, Pillow images, or arrays
+                    [height, width, 3] of uint8 or of floats from 0 to 1.
+                videos: a video or a list of videos: paths, data URIs, bytes, arrays [frames, height,
+                    width, 3], or lists of frames. A list of frames is one video: of Pillow images, of arrays
+                    [height, width, 3], of paths that end in .png, .jpg and the like. Several such videos are
+                    a list of lists.
+                min_pixels: enlarge images and videos to so many pixels, over all sampled frames of a video
+                    (the checkpoint's).
+                max_pixels: reduce them to so many (the checkpoint's, but 1,048,576 for an image and 8,388,608
+                    for a video at most). A token is 1024 pixels of an image, 2048 of a video.
+                fps: frames taken of each second of a video (2).
+                num_frames: frames taken in all, in place of `fps`.
+                max_frames: the most frames taken (768).
+                source_fps: frames a second of a video that does not tell, such as a list of frames.
+                video_prompt: `flat` writes each pair of frames after its time; `nested` puts start and end
+                    tokens around all of that once more, as transformers 5 does.
+                raw: continue a string as it stands (False).
+                tools: functions the model may call, as JSON schemas in OpenAI's shape.
+                enable_thinking: whether to think before answering; left out, the chat template decides.
+                chat_template_kwargs: further variables for the chat template.
+
+        Raises:
+            TypeError: for an argument that does not exist or has the wrong type.
+            ValueError: for an empty or malformed prompt, a value out of range, a count of images or videos
+                other than that of their places, or any of them for a model without a vision tower.
+            MediaError: a ValueError: for an image or a video that cannot be used.
+            ContextError: if images and videos alone take more tokens than the context holds.
+
+        >>> from PIL import Image
+        >>> from edgewise import Model
+        >>> model = Model.from_pretrained("demo")
+        >>> part = {"type": "image", "image": Image.new("RGB", (96, 96), "white")}
+        >>> messages = [{"role": "user", "content": [part, {"type": "text", "text": "Hello!"}]}]
+        >>> prompt = model.prepare(messages, enable_thinking=False)
+        >>> len(prompt), prompt.rope_delta
+        (25, -6)
+        """
+        return self._preparer.prepare(prompt, PromptOptions.resolve(options)).prompt
 
     def render(
         self,
@@ -244,32 +325,39 @@ class Model:
         >>> model.render([{"role": "user", "content": "Hello!"}], enable_thinking=False)
         '<|im_start|>user\nHello!<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n'
         """
-        if self.chat_template is None:
-            raise CheckpointError(f"{self.name}: there is no chat template; pass a string or token ids")
-        return self.chat_template.render(messages, tools, enable_thinking, add_generation_prompt, **variables)
+        return self._preparer.render(
+            messages,
+            tools=tools,
+            enable_thinking=enable_thinking,
+            add_generation_prompt=add_generation_prompt,
+            **variables,
+        )
 
-    def logits(self, ids: Sequence[SupportsIndex] | NDArray[np.integer[Any]]) -> NDArray[np.float32]:
+    def logits(self, prompt: TokenIds | Sequence[Message] | Prompt) -> NDArray[np.float32]:
         """Return the scores of every possible next token after each token of a text.
 
+        Args:
+            prompt: token ids, or what `prepare` returns, or messages, which are prepared without options.
+
         Returns:
-            Logits [tokens, vocab]; row i scores the token that follows `ids[i]`.
+            Logits [tokens, vocab]; row i scores the token that follows token i.
 
         Raises:
-            ValueError: if `ids` is empty or has an id outside the vocabulary.
-            ContextError: if there are more ids than the context holds.
+            ValueError: if there are no tokens, or one is outside the vocabulary.
+            ContextError: if there are more tokens than the context holds.
 
         >>> from edgewise import Model
         >>> model = Model.from_pretrained("demo")
         >>> model.logits(model.tokenizer.encode("Hello!")).shape[1] == model.vocab_size
         True
         """
-        return self._engine.logits(inputs.token_ids(ids, self.vocab_size))
+        ids, media = self._encoded(prompt)
+        return self._engine.logits(ids, media)
 
-    def trace(
-        self, ids: Sequence[SupportsIndex] | NDArray[np.integer[Any]]
-    ) -> dict[str, NDArray[np.float32]]:
-        """Return the arrays between the layers while a text is read, by name."""
-        return self._engine.trace(inputs.token_ids(ids, self.vocab_size))
+    def trace(self, prompt: TokenIds | Sequence[Message] | Prompt) -> dict[str, NDArray[np.float32]]:
+        """Return the arrays between the layers while a text is read, by name; see `logits`."""
+        ids, media = self._encoded(prompt)
+        return self._engine.trace(ids, media)
 
     def sequence(self) -> NativeSequence:
         """Return an empty text to append tokens to; `fork` copies it, `logits` scores what may follow."""
@@ -283,10 +371,19 @@ class Model:
                     self._loaded_tokenizer = Tokenizer(data, self.vocab_size)
             return self._loaded_tokenizer
 
-    def _request(self, prompt: Prompt, arguments: Mapping[str, Any]) -> generation.Request:
+    def _encoded(self, prompt: TokenIds | Sequence[Message] | Prompt) -> tuple[list[int], Encoded]:
+        """Return a prompt's token ids, and the features of its images and videos."""
+        if not isinstance(prompt, Prompt):
+            are_messages = inputs.are_messages(prompt)
+            prompt = self.prepare(prompt) if are_messages else self._preparer.of_ids(prompt)
+        return inputs.token_ids(prompt.token_ids, self.vocab_size), self._encoder.encode(prompt)
+
+    def _request(self, prompt: PromptInput, arguments: Mapping[str, Any]) -> generation.Request:
         start = time.perf_counter()
         options = GenerationOptions.resolve(arguments, self._defaults)
-        prompt_ids = self._prompt_ids(prompt, options.prompt)
+        preparation = self._preparer.prepare(prompt, options.prompt)
+        prepared = preparation.prompt
+        prompt_ids = inputs.token_ids(prepared.token_ids, self.vocab_size)
         tokenizer = self._tokenizer_for(options)
         return generation.Request(
             prompt_ids=prompt_ids,
@@ -294,8 +391,14 @@ class Model:
             stop_ids=self._stop_ids(options, tokenizer),
             options=options,
             tokenizer=tokenizer,
+            encode=partial(self._encode, prepared, options.progress) if prepared.media else None,
             seconds_before=time.perf_counter() - start,
+            media_seconds_before=preparation.media_seconds,
         )
+
+    def _encode(self, prompt: Prompt, progress: Progress | bool | None) -> Encoded:
+        with shown(progress, "looking", count("tokens"), QUICK_SECONDS) as report:
+            return self._encoder.encode(prompt, report)
 
     def _pieces(self, request: generation.Request) -> Generator[Piece]:
         checks.within_vocabulary("suppress_tokens", request.options.sampling.suppress, self.vocab_size)
@@ -304,26 +407,6 @@ class Model:
 
     def _sampler(self, options: SamplingOptions) -> Sampler:
         return Sampler(self.vocab_size, **asdict(options))
-
-    def _prompt_ids(self, prompt: Prompt, options: PromptOptions) -> list[int]:
-        kind = inputs.kind(prompt)
-        messages = prompt
-        if kind == "text" and not options.raw and self.chat_template is not None:
-            kind, messages = "messages", [{"role": "user", "content": prompt}]
-        if kind == "messages":
-            return self._conversation_ids(messages, options)  # type: ignore[arg-type]
-        for name in options.used_by_template():
-            raise ValueError(f"{name}: only messages go through a chat template, not text or token ids")
-        if kind == "text":
-            return self.tokenizer.encode(prompt)  # type: ignore[arg-type]
-        return inputs.token_ids(prompt, self.vocab_size)
-
-    def _conversation_ids(self, messages: Sequence[Message], options: PromptOptions) -> list[int]:
-        if options.raw:
-            raise ValueError("raw: only a string can be continued as it stands, not messages")
-        text = self.render(messages, options.tools, options.enable_thinking, **options.chat_template_kwargs)
-        chat.refuse_media(messages)
-        return self.tokenizer.encode(text)
 
     def _room(self, prompt_tokens: int, options: GenerationOptions) -> int:
         """How many tokens to generate at most."""

@@ -4,19 +4,41 @@ from __future__ import annotations
 
 import difflib
 import secrets
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
 from typing import Any, TypedDict
 
-from edgewise import checks
+from edgewise import checks, inputs, media_options
 from edgewise._native import CheckpointError
 from edgewise.checks import Range
+from edgewise.inputs import ImageInput, VideoInput
+from edgewise.media_options import MediaOptions
+from edgewise.placeholders import VideoPrompt
+from edgewise.progress import Progress
 
 DEFAULT_NEW_TOKENS = 512
 GENERATION_CONFIG = "generation_config.json"
 
 
-class GenerationArguments(TypedDict, total=False):
+class PromptArguments(TypedDict, total=False):
+    """Keyword arguments of `Model.prepare`; `None` is the same as leaving one out."""
+
+    raw: bool | None
+    tools: Sequence[Mapping[str, Any]] | None
+    enable_thinking: bool | None
+    chat_template_kwargs: Mapping[str, Any] | None
+    images: ImageInput | None
+    videos: VideoInput | None
+    min_pixels: int | None
+    max_pixels: int | None
+    fps: float | None
+    num_frames: int | None
+    max_frames: int | None
+    source_fps: float | None
+    video_prompt: VideoPrompt | None
+
+
+class GenerationArguments(PromptArguments, total=False):
     """Keyword arguments of `Model.generate` and `Model.stream`; `None` is the same as leaving one out."""
 
     max_new_tokens: int | None
@@ -35,10 +57,7 @@ class GenerationArguments(TypedDict, total=False):
     ignore_eos: bool | None
     skip_special_tokens: bool | None
     logprobs: int | None
-    raw: bool | None
-    tools: Sequence[Mapping[str, Any]] | None
-    enable_thinking: bool | None
-    chat_template_kwargs: Mapping[str, Any] | None
+    progress: Progress | bool | None
 
 
 @dataclass(frozen=True)
@@ -65,6 +84,30 @@ class PromptOptions:
     tools: Sequence[Mapping[str, Any]] | None
     enable_thinking: bool | None
     chat_template_kwargs: Mapping[str, Any]
+    images: list[Any]
+    videos: list[Any]
+    video_prompt: VideoPrompt
+    media: MediaOptions
+
+    @classmethod
+    def resolve(cls, arguments: Mapping[str, Any]) -> PromptOptions:
+        """Check `arguments` and complete them with built-in values.
+
+        Args:
+            arguments: as in `PromptArguments`.
+
+        Raises:
+            TypeError: for an argument that does not exist or has the wrong type.
+            ValueError: for a value out of range.
+        """
+        return cls.of({**_BUILT_IN, **_checked(arguments, PromptArguments.__annotations__)})
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> PromptOptions:
+        """Return those among checked values that are about the prompt."""
+        names = [field.name for field in fields(cls) if field.name != "media"]
+        media = MediaOptions(**{name: values[name] for name in media_options.RANGES})
+        return cls(**{name: values[name] for name in names}, media=media)
 
     def used_by_template(self) -> list[str]:
         """Return the names of those arguments given that only a chat template can obey."""
@@ -74,6 +117,19 @@ class PromptOptions:
             "chat_template_kwargs": bool(self.chat_template_kwargs),
         }
         return [name for name, is_given in given.items() if is_given]
+
+    def used_by_media(self) -> list[str]:
+        """Return the names of those arguments given that bring images and videos or say how to read them."""
+        given = [name for name in ("images", "videos") if getattr(self, name)]
+        return given + [name for name, value in asdict(self.media).items() if value is not None]
+
+    def template_variables(self) -> dict[str, Any]:
+        """Return what the chat template is to be told beside the messages."""
+        return {
+            "tools": self.tools,
+            "enable_thinking": self.enable_thinking,
+            **self.chat_template_kwargs,
+        }
 
 
 @dataclass(frozen=True)
@@ -89,6 +145,7 @@ class GenerationOptions:
     stop_token_ids: tuple[int, ...]
     ignore_eos: bool
     skip_special_tokens: bool
+    progress: Progress | bool | None
 
     @classmethod
     def resolve(cls, arguments: Mapping[str, Any], defaults: Mapping[str, Any]) -> GenerationOptions:
@@ -102,24 +159,20 @@ class GenerationOptions:
             TypeError: for an argument that does not exist or has the wrong type.
             ValueError: for a value out of range.
         """
-        given = _checked(arguments)
+        given = _checked(arguments, GenerationArguments.__annotations__)
         values = {**_BUILT_IN, **defaults, **given}
         if _is_greedy(given, defaults, values):
             values |= {"temperature": 0.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0}
         return cls(
             sampling=_sampling(values),
-            prompt=PromptOptions(
-                raw=values["raw"],
-                tools=values["tools"],
-                enable_thinking=values["enable_thinking"],
-                chat_template_kwargs=values["chat_template_kwargs"],
-            ),
+            prompt=PromptOptions.of(values),
             max_new_tokens=values["max_new_tokens"],
             clip_to_context="max_new_tokens" not in given,
             stop=values["stop"],
             stop_token_ids=values["stop_token_ids"],
             ignore_eos=values["ignore_eos"],
             skip_special_tokens=values["skip_special_tokens"],
+            progress=values["progress"],
         )
 
 
@@ -131,7 +184,7 @@ def checkpoint_defaults(generation_config: Mapping[str, Any]) -> dict[str, Any]:
     """
     found = {name: value for name, value in generation_config.items() if name in _FROM_CHECKPOINT}
     try:
-        return _checked(found)
+        return _checked(found, GenerationArguments.__annotations__)
     except (TypeError, ValueError) as error:
         raise CheckpointError(f"{GENERATION_CONFIG}: {error}") from None
 
@@ -147,6 +200,7 @@ _RANGES = {
     "frequency_penalty": Range(float),
     "seed": Range(int, 0, 2**64 - 1),
     "logprobs": Range(int, 0),
+    **media_options.RANGES,
 }
 _FLAGS = ("do_sample", "ignore_eos", "skip_special_tokens", "raw", "enable_thinking")
 _TOKEN_IDS = ("stop_token_ids", "suppress_tokens")
@@ -175,29 +229,33 @@ _BUILT_IN: dict[str, Any] = {
     "tools": None,
     "enable_thinking": None,
     "chat_template_kwargs": {},
+    "images": [],
+    "videos": [],
+    "video_prompt": "flat",
+    "progress": None,
+    **dict.fromkeys(media_options.RANGES),
 }
 
 
-def _checked(arguments: Mapping[str, Any]) -> dict[str, Any]:
+def _checked(arguments: Mapping[str, Any], known: Collection[str]) -> dict[str, Any]:
     """Return the arguments that are not `None`, each of the right type and within its limits."""
+    for name in arguments:
+        if name not in known:
+            raise TypeError(f"unexpected keyword argument '{name}'{_suggestion(name, known)}")
     return {name: _check(name, value) for name, value in arguments.items() if value is not None}
 
 
 def _check(name: str, value: Any) -> Any:
     if name in _RANGES:
         return _RANGES[name].check(name, value)
-    if name in _FLAGS:
-        if not isinstance(value, bool):
-            raise TypeError(f"{name}: expected True or False, got {value!r}")
-        return value
+    if name in _FLAGS and not isinstance(value, bool):
+        raise TypeError(f"{name}: expected True or False, got {value!r}")
     if name in _TOKEN_IDS:
         return _token_ids(name, value)
-    if name == "stop":
-        return _stop_strings(value)
+    if name in _OTHERS:
+        return _OTHERS[name](value)
     if name == "chat_template_kwargs" and not isinstance(value, Mapping):
         raise TypeError(f"{name}: expected a dictionary, got {type(value).__name__}")
-    if name not in GenerationArguments.__annotations__:
-        raise TypeError(f"unexpected keyword argument '{name}'{_suggestion(name)}")
     return value
 
 
@@ -254,6 +312,27 @@ def _stop_strings(value: Any) -> tuple[str, ...]:
     return stops
 
 
-def _suggestion(name: str) -> str:
-    close = difflib.get_close_matches(name, GenerationArguments.__annotations__, n=1)
+def _video_prompt(value: Any) -> Any:
+    if value not in ("flat", "nested"):
+        raise ValueError(f"video_prompt: expected 'flat' or 'nested', got {value!r}")
+    return value
+
+
+def _progress(value: Any) -> Any:
+    if not isinstance(value, bool) and not callable(value):
+        raise TypeError(f"progress: expected True, False or a function, got {value!r}")
+    return value
+
+
+_OTHERS: dict[str, Callable[[Any], Any]] = {
+    "stop": _stop_strings,
+    "images": inputs.image_list,
+    "videos": inputs.video_list,
+    "video_prompt": _video_prompt,
+    "progress": _progress,
+}
+
+
+def _suggestion(name: str, known: Collection[str]) -> str:
+    close = difflib.get_close_matches(name, known, n=1)
     return f"; did you mean '{close[0]}'?" if close else ""

@@ -9,25 +9,41 @@ from contextlib import contextmanager
 from typing import TextIO
 
 Progress = Callable[[int, int, str], None]
-"""Called with (bytes done, bytes in all, name of what is being done). May raise to stop the work."""
+"""Called with (done, in all, name of what is being done), in bytes or tokens. May raise to stop the work."""
+
+Amount = Callable[[int, int], str]
+"""Writes how much is done, of how much."""
 
 WIDTH = 24
 REDRAW_SECONDS = 0.1
 LOG_SECONDS = 10.0
 
 
-class ProgressBar:
-    """Called with (bytes done, bytes in all, name of what is being done), as the native side does.
+def megabytes(done: int, total: int) -> str:
+    """Write a number of bytes."""
+    return f"{done / 1e6:.0f}/{total / 1e6:.0f} MB"
 
-    On a terminal one line is redrawn. Elsewhere a line is written every ten seconds.
+
+def count(things: str) -> Amount:
+    """Return what writes a number of `things`."""
+    return lambda done, total: f"{done}/{total} {things}"
+
+
+class ProgressBar:
+    """Called with (done, in all, name of what is being done), as the native side does.
+
+    On a terminal one line is redrawn, from `delay` seconds on. Elsewhere a line is written every ten seconds.
     """
 
-    def __init__(self, title: str, stream: TextIO | None = None) -> None:
+    def __init__(
+        self, title: str, stream: TextIO | None = None, amount: Amount = megabytes, delay: float = 0.0
+    ) -> None:
         self._title = title
+        self._amount = amount
         self._stream = stream if stream is not None else sys.stderr
         self._tty = self._stream.isatty()
         self._start = time.monotonic()
-        self._next = self._start if self._tty else self._start + LOG_SECONDS
+        self._next = self._start + (delay if self._tty else LOG_SECONDS)
         self._drawn = 0
 
     def __call__(self, done: int, total: int, name: str) -> None:
@@ -56,17 +72,19 @@ class ProgressBar:
         part = min(done / total, 1.0) if total > 0 else 1.0
         filled = round(part * WIDTH)
         bar = "#" * filled + "." * (WIDTH - filled)
-        amount = f"{done / 1e6:.0f}/{total / 1e6:.0f} MB"
+        amount = self._amount(done, total)
         return f"{self._title} [{bar}] {part:4.0%} {amount} {_left(part, seconds)} {name}"
 
 
 @contextmanager
-def shown(progress: Progress | bool | None, title: str) -> Iterator[Progress | None]:
+def shown(
+    progress: Progress | bool | None, title: str, amount: Amount = megabytes, delay: float = 0.0
+) -> Iterator[Progress | None]:
     """Give what to report progress to: a new bar for `True`, else `progress` itself."""
     if not isinstance(progress, bool):
         yield progress
         return
-    bar = ProgressBar(title) if progress else None
+    bar = ProgressBar(title, None, amount, delay) if progress else None
     try:
         yield bar
     finally:

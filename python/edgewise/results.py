@@ -42,14 +42,16 @@ class Timings(_Record):
     """Where the time went. Time the caller spent between the pieces of a stream is not counted."""
 
     prefill_seconds: float
-    """Reading the prompt."""
+    """Reading the prompt, once its images and videos are encoded."""
     decode_seconds: float
     """From the first generated token to the last."""
     prefill_tokens_per_second: float
     decode_tokens_per_second: float
     """Tokens after the first one; 0 if there was only one."""
     time_to_first_token: float
-    """Seconds, with template and tokenizer."""
+    """Seconds, with template, tokenizer, images and videos."""
+    vision_seconds: float = 0.0
+    """Reading, resizing and encoding images and videos; 0 without any."""
 
 
 @dataclass(frozen=True)

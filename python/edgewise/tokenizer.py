@@ -79,6 +79,10 @@ class Tokenizer:
         """Return the id of a token written as in `tokenizer.json`, such as `<|im_end|>`."""
         return self._tokenizer.token_to_id(token)
 
+    def token(self, token_id: int) -> str | None:
+        """Return how a token is written in `tokenizer.json`, `None` for an unknown id."""
+        return self._tokenizer.id_to_token(token_id)
+
     def special_token_id(self, token: str) -> int | None:
         """Return the id of a special token, `None` if `token` is not one."""
         return self._special_ids.get(token)

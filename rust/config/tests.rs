@@ -20,15 +20,25 @@ fn text_0_8b() -> Value {
     })
 }
 
-fn full(text: &Value) -> Value {
+/// A model that sees, with a small tower that fits `text`.
+pub(super) fn full(text: &Value) -> Value {
     json!({
         "architectures": ["Qwen3_5ForConditionalGeneration"], "model_type": "qwen3_5", "text_config": text,
-        "vision_config": {"depth": 12}, "image_token_id": 248_056
+        "vision_config": {
+            "deepstack_visual_indexes": [], "depth": 3, "hidden_act": "gelu_pytorch_tanh", "hidden_size": 64,
+            "in_channels": 3, "initializer_range": 0.02, "intermediate_size": 128,
+            "model_type": "qwen3_5_vision", "num_heads": 4, "num_position_embeddings": 2304,
+            "out_hidden_size": text["hidden_size"], "patch_size": 16,
+            "rope_parameters": {"rope_theta": 10000.0, "rope_type": "axial"}, "spatial_merge_size": 2,
+            "temporal_patch_size": 2
+        },
+        "image_token_id": 251, "video_token_id": 252, "vision_start_token_id": 248,
+        "vision_end_token_id": 249
     })
 }
 
 /// A small text model as transformers saves it, with every layer listed.
-fn small() -> Value {
+pub(super) fn small() -> Value {
     let mut types = vec!["linear_attention"; 3];
     types.push("full_attention");
     json!({
@@ -46,8 +56,25 @@ fn small() -> Value {
     })
 }
 
+/// A small Qwen3-VL as transformers saves it: layers are not listed, nor is the part of a head that turns.
+pub(super) fn qwen3_vl() -> Value {
+    let text = json!({
+        "attention_bias": false, "attention_dropout": 0.0, "head_dim": 32, "hidden_act": "silu",
+        "hidden_size": 64, "initializer_range": 0.02, "intermediate_size": 96,
+        "max_position_embeddings": 4096, "model_type": "qwen3_vl_text", "num_attention_heads": 4,
+        "num_hidden_layers": 4, "num_key_value_heads": 2, "pad_token_id": null, "rms_norm_eps": 1e-6,
+        "rope_parameters": {
+            "mrope_interleaved": true, "mrope_section": [6, 5, 5], "rope_theta": 5_000_000.0,
+            "rope_type": "default"
+        },
+        "use_cache": true, "vocab_size": 512
+    });
+    let config = with(full(&text), "model_type", "qwen3_vl");
+    with(config, "vision_config.deepstack_visual_indexes", json!([0, 2]))
+}
+
 /// `value` with the entry at the dotted `key` set.
-fn with(mut value: Value, key: &str, entry: impl Into<Value>) -> Value {
+pub(super) fn with(mut value: Value, key: &str, entry: impl Into<Value>) -> Value {
     let mut place = &mut value;
     for part in key.split('.') {
         place = &mut place[part];
@@ -57,7 +84,7 @@ fn with(mut value: Value, key: &str, entry: impl Into<Value>) -> Value {
 }
 
 /// `value` without the entry at the dotted `key`.
-fn without(mut value: Value, key: &str) -> Value {
+pub(super) fn without(mut value: Value, key: &str) -> Value {
     let (place, last) = key.rsplit_once('.').unwrap_or(("", key));
     let object =
         place.split('.').filter(|part| !part.is_empty()).fold(&mut value, |value, part| &mut value[part]);
@@ -65,12 +92,12 @@ fn without(mut value: Value, key: &str) -> Value {
     value
 }
 
-fn parse(config: &Value) -> Result<ModelConfig> {
+pub(super) fn parse(config: &Value) -> Result<ModelConfig> {
     ModelConfig::parse(Path::new("config.json"), config.to_string().as_bytes())
 }
 
 #[track_caller]
-fn expect(config: &Value, field: &str, reason: &str) {
+pub(super) fn expect(config: &Value, field: &str, reason: &str) {
     let message = parse(config).unwrap_err().to_string();
     let start = format!("config.json: '{field}': ");
     assert!(message.starts_with(&start) && message.contains(reason), "{message}");
@@ -86,7 +113,6 @@ fn expect_text(text: &str, reason: &str) {
 fn reads_a_full_model() {
     let config = parse(&full(&text_0_8b())).unwrap();
     assert_eq!(config.model_type, "qwen3_5");
-    assert!(config.has_vision);
     assert_eq!(config.eos_token_ids, [248_044]);
     let text = config.text;
     assert_eq!((text.vocab_size, text.hidden_size, text.intermediate_size), (248_320, 1024, 3584));
@@ -94,55 +120,66 @@ fn reads_a_full_model() {
     assert_eq!(text.layers.len(), 24);
     assert_eq!(text.rms_norm_eps.to_bits(), 1e-6f32.to_bits());
     let delta = DeltaConfig { key_heads: 16, value_heads: 16, key_dim: 128, value_dim: 128, conv_kernel: 4 };
-    assert_eq!(text.delta.conv_dim(), 6144);
-    assert_eq!(text.delta, delta);
+    assert_eq!(delta.conv_dim(), 6144);
+    assert_eq!(text.delta, Some(delta));
     assert_eq!(text.attention, AttentionConfig { heads: 8, kv_heads: 2, head_dim: 256, output_gate: true });
     assert_eq!(text.rope, RopeConfig { theta: 1e7, rotary_dim: 64, sections: [11, 11, 10] });
-    assert!(text.tie_word_embeddings);
-}
-
-#[test]
-fn reads_the_other_published_shapes() {
-    // hidden, intermediate, layers, heads, kv heads, value heads: 2B, 4B, 9B.
-    for (hidden, inner, layers, heads, kv_heads, value_heads) in
-        [(2048, 6144, 24, 8, 2, 16), (2560, 9216, 32, 16, 4, 32), (4096, 12_288, 32, 16, 4, 32)]
-    {
-        let mut text = text_0_8b();
-        for (key, size) in [
-            ("hidden_size", hidden),
-            ("intermediate_size", inner),
-            ("num_hidden_layers", layers),
-            ("num_attention_heads", heads),
-            ("num_key_value_heads", kv_heads),
-            ("linear_num_value_heads", value_heads),
-        ] {
-            text = with(text, key, size);
-        }
-        let text = parse(&full(&text)).unwrap().text;
-        assert_eq!((text.hidden_size, text.layers.len(), text.attention.heads), (hidden, layers, heads));
-        assert_eq!(text.delta.conv_dim(), 4096 + 128 * value_heads);
-    }
+    assert!(text.tie_word_embeddings && text.zero_centred_norms);
 }
 
 #[test]
 fn reads_a_text_model() {
     let config = parse(&small()).unwrap();
     assert_eq!(config.model_type, "qwen3_5_text");
-    assert!(!config.has_vision && !config.text.tie_word_embeddings && config.eos_token_ids.is_empty());
+    assert!(config.vision.is_none() && !config.text.tie_word_embeddings && config.eos_token_ids.is_empty());
     assert!(config.text.attention.output_gate);
     assert_eq!(config.text.rope.rotary_dim, 16);
 }
 
 #[test]
-fn a_full_model_may_come_without_vision() {
-    assert!(!parse(&without(full(&small()), "vision_config")).unwrap().has_vision);
-    assert!(!parse(&with(full(&small()), "vision_config", Value::Null)).unwrap().has_vision);
-    expect(&with(full(&small()), "vision_config", 3), "vision_config", "must be an object, not 3");
+fn reads_qwen3_vl() {
+    let config = parse(&qwen3_vl()).unwrap();
+    assert_eq!(config.model_type, "qwen3_vl");
+    let text = &config.text;
+    assert_eq!(text.layers, [LayerKind::Attention; 4]);
+    assert_eq!(text.delta, None);
+    assert!(!text.zero_centred_norms);
+    assert_eq!(text.attention, AttentionConfig { heads: 4, kv_heads: 2, head_dim: 32, output_gate: false });
+    assert_eq!(text.rope, RopeConfig { theta: 5e6, rotary_dim: 32, sections: [6, 5, 5] });
+    let alone = parse(&qwen3_vl()["text_config"]).unwrap();
+    assert_eq!((alone.model_type.as_str(), alone.vision), ("qwen3_vl_text", None));
+    assert_eq!(alone.text, config.text);
+}
+
+#[test]
+fn qwen3_vl_is_plain_attention() {
+    let text = qwen3_vl()["text_config"].clone();
+    let listed = with(text.clone(), "layer_types", vec!["full_attention"; 4]);
+    assert_eq!(parse(&listed).unwrap(), parse(&text).unwrap());
+    assert_eq!(parse(&with(text.clone(), "full_attention_interval", 4)).unwrap(), parse(&text).unwrap());
+    expect(
+        &with(listed, "layer_types", vec!["linear_attention"; 4]),
+        "layer_types[0]",
+        "must be full_attention, not the text 'linear_attention'",
+    );
+    let reason = "true is not supported in qwen3_vl_text";
+    expect(&with(text, "attn_output_gate", true), "attn_output_gate", reason);
+}
+
+#[test]
+fn delta_shapes_are_needed_where_a_layer_is_linear() {
+    let attention = with(small(), "layer_types", vec!["full_attention"; 4]);
+    assert_eq!(parse(&attention).unwrap().text.delta, None);
+    assert_eq!(parse(&without(attention, "linear_num_key_heads")).unwrap().text.delta, None);
+    let last = json!(["full_attention", "full_attention", "full_attention", "linear_attention"]);
+    let last = with(small(), "layer_types", last);
+    assert!(parse(&last).unwrap().text.delta.is_some());
+    expect(&without(last, "linear_num_key_heads"), "linear_num_key_heads", "is missing");
 }
 
 #[test]
 fn other_models_are_refused_by_name() {
-    let known = "is not supported; known: qwen3_5, qwen3_5_text";
+    let known = "is not supported; known: qwen3_5, qwen3_5_text, qwen3_vl, qwen3_vl_text";
     for name in ["qwen3_5_moe", "llama", ""] {
         expect(&with(full(&small()), "model_type", name), "model_type", &format!("'{name}' {known}"));
     }
@@ -150,6 +187,8 @@ fn other_models_are_refused_by_name() {
     expect(&with(small(), "model_type", "qwen3_5"), "text_config", "is missing");
     let nested = with(full(&small()), "text_config.model_type", "qwen3_5_moe_text");
     expect(&nested, "text_config.model_type", "'qwen3_5_moe_text' is not supported; known: qwen3_5_text");
+    let mixed = with(qwen3_vl(), "text_config.model_type", "qwen3_5_text");
+    expect(&mixed, "text_config.model_type", "'qwen3_5_text' is not supported; known: qwen3_vl_text");
 }
 
 #[test]
@@ -365,7 +404,9 @@ proptest! {
             text[place] = value;
         }
         if let Ok(config) = ModelConfig::parse(Path::new("config.json"), &text) {
-            prop_assert_eq!(config.text.delta.value_heads % config.text.delta.key_heads, 0);
+            let delta = config.text.delta;
+            prop_assert_eq!(delta.is_some(), config.text.layers.contains(&LayerKind::GatedDelta));
+            prop_assert!(delta.is_none_or(|delta| delta.value_heads % delta.key_heads == 0));
         }
     }
 
@@ -378,7 +419,7 @@ proptest! {
         if let Ok(config) = parse(&with(small(), &keys[place], size)) {
             let text = config.text;
             prop_assert_eq!(text.attention.heads % text.attention.kv_heads, 0);
-            prop_assert!(text.delta.conv_dim() <= MAX_SIZE);
+            prop_assert!(text.delta.unwrap().conv_dim() <= MAX_SIZE);
             prop_assert_eq!(text.rope.sections.iter().sum::<usize>(), text.rope.rotary_dim / 2);
             prop_assert!(text.rope.rotary_dim <= text.attention.head_dim);
         }

@@ -47,7 +47,10 @@ impl Draw {
         } else {
             self.among_all(logits, highest, uniform, params)
         };
-        token.ok_or_else(|| Error::NonFinite { reason: "the candidates' probabilities have no sum".into() })
+        token.ok_or_else(|| Error::NonFinite {
+            what: "logits",
+            reason: "the candidates' probabilities have no sum".into(),
+        })
     }
 
     fn among_best(

@@ -107,6 +107,7 @@ fn pick(draw: &mut Draw, logits: &[f32], highest: f32, params: &SamplingParams) 
         return draw.token(logits, highest, params);
     }
     let id = scan::first_equal(logits, highest).ok_or_else(|| Error::NonFinite {
+        what: "logits",
         reason: format!("the highest logit, {highest}, was not found again"),
     })?;
     Ok(id as u32)

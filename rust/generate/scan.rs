@@ -26,6 +26,7 @@ pub(super) fn highest(logits: &[f32]) -> Result<f32> {
     }
     if highest == f32::NEG_INFINITY {
         return Err(Error::NonFinite {
+            what: "logits",
             reason: "no token is left: every logit is -inf or suppressed".into(),
         });
     }
@@ -64,7 +65,7 @@ fn unusable_error(logits: &[f32]) -> Error {
     let found = logits.iter().enumerate().find(|&(_, &value)| is_unusable(value));
     let reason =
         found.map_or_else(String::new, |(id, value)| format!("token {id} of {} has {value}", logits.len()));
-    Error::NonFinite { reason }
+    Error::NonFinite { what: "logits", reason }
 }
 
 #[cfg(test)]

@@ -1,8 +1,8 @@
-//! Element-wise activations.
+//! Element-wise activations and biases.
 
 use super::cpu::Cpu;
 use super::lanes::{LANES, Op, Simd};
-use super::math::{sigmoid, silu, zip_lanes};
+use super::math::{gelu_erf, gelu_tanh, sigmoid, silu, zip_lanes};
 
 /// Elements of one work item.
 const GRAIN: usize = 8 * 1024;
@@ -28,6 +28,54 @@ impl Op for SwiGlu<'_> {
     fn run<S: Simd>(self, s: S) {
         let Self { gate, up } = self;
         zip_lanes!(s, gate = [x in gate, up in up] => s.mul(silu(s, x), up));
+    }
+}
+
+/// `x = gelu(x)` by the tanh approximation, element by element, in place.
+pub fn gelu_tanh_in_place(cpu: &Cpu, x: &mut [f32]) {
+    cpu.rows(x, 1, GRAIN, |_, x| cpu.run(GeluTanh { x }));
+}
+
+struct GeluTanh<'a> {
+    x: &'a mut [f32],
+}
+
+impl Op for GeluTanh<'_> {
+    type Output = ();
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let x = self.x;
+        zip_lanes!(s, x = [value in x] => gelu_tanh(s, value));
+    }
+}
+
+/// `x = gelu(x)` by the error function, element by element, in place.
+pub fn gelu_erf_in_place(cpu: &Cpu, x: &mut [f32]) {
+    cpu.rows(x, 1, GRAIN, |_, x| {
+        for x in x {
+            *x = gelu_erf(*x);
+        }
+    });
+}
+
+/// x = x + bias, for each row of `bias.len()`; `x` is `[rows, width]`.
+pub fn add_bias(cpu: &Cpu, x: &mut [f32], bias: &[f32]) {
+    let width = bias.len();
+    cpu.rows(x, width, (GRAIN / width.max(1)).max(1), |_, x| cpu.run(AddBias { x, bias }));
+}
+
+struct AddBias<'a> {
+    x: &'a mut [f32],
+    bias: &'a [f32],
+}
+
+impl Op for AddBias<'_> {
+    type Output = ();
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        for x in self.x.chunks_exact_mut(self.bias.len()) {
+            zip_lanes!(s, x = [value in x, b in self.bias] => s.add(value, b));
+        }
     }
 }
 

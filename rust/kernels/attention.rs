@@ -22,17 +22,20 @@
 //! Source: online softmax (Milakov and Gimelshein 2018, arXiv 1805.02867), as in FlashAttention.
 #![allow(unsafe_code, reason = "disjoint outputs of threads; raw reads of cached pages")]
 
+mod bidirectional;
+mod heads;
+mod tile;
+
 use std::ops::Range;
 
-use super::activation::sigmoid_gate_row;
+pub use self::bidirectional::bidirectional;
+pub use self::heads::{QueryKeyNorm, prepare_query_key};
+use self::tile::{Partial, finish, merge, visit};
 use super::cpu::Cpu;
 use super::disjoint::Disjoint;
 use super::elements::{Element, F16, F32};
 use super::kv_cache::{KvCache, KvType, PAGE};
 use super::lanes::{LANES, Op, Simd};
-use super::math::{exp, zip_lanes};
-use super::norm::rms_norm_row;
-use super::rope::RopeTable;
 use crate::config::AttentionConfig;
 
 /// Pages whose partial result is combined with others.
@@ -47,26 +50,12 @@ const TILE: usize = 4;
 const QUERIES: usize = 8;
 /// Calls of at most this many tokens split their spans over threads.
 const SPLIT_TOKENS: usize = 4;
-/// Vectors of 16 tokens in a page.
-const VECTORS: usize = PAGE / LANES;
 
 /// Partial results of the spans of a short call; grows with the context.
 #[derive(Debug, Default)]
 pub struct Partials {
     /// `[tokens, heads, spans]`
     parts: Vec<Partial>,
-}
-
-/// The partial result of one query head over one span.
-#[derive(Clone, Copy, Debug)]
-struct Partial {
-    max: f32,
-    sum: f32,
-    acc: [f32; MAX_HEAD_DIM],
-}
-
-impl Partial {
-    const EMPTY: Self = Self { max: f32::NEG_INFINITY, sum: 0.0, acc: [0.0; MAX_HEAD_DIM] };
 }
 
 impl Partials {
@@ -186,7 +175,7 @@ impl Op for SpanItem<'_> {
         let group = self.call.group();
         let mut done = 0;
         while done < group {
-            let tile = tile_size(group - done);
+            let tile = tile_size(group - done, TILE);
             let first = self.kv_head * group + done;
             let mut partial = [Partial::EMPTY; TILE];
             span(s, self.call, self.token, first, self.span, &mut partial[..tile]);
@@ -232,7 +221,7 @@ impl Op for QueryItem<'_> {
         let group = self.call.group();
         let mut done = 0;
         while done < group {
-            let tile = tile_size(group - done);
+            let tile = tile_size(group - done, TILE);
             let first = self.kv_head * group + done;
             self.tile(s, first, tile);
             done += tile;
@@ -269,39 +258,9 @@ impl QueryItem<'_> {
     }
 }
 
-/// The largest supported tile for `left` heads.
-fn tile_size(left: usize) -> usize {
-    if left >= TILE { TILE } else { 1 << left.ilog2() }
-}
-
-/// total = total and part together, over the first `head_dim` channels.
-#[inline(always)]
-fn merge<S: Simd>(s: S, total: &mut Partial, part: &Partial, head_dim: usize) {
-    let max = if total.max > part.max { total.max } else { part.max };
-    let (old, new) = (exp_scalar(s, total.max - max), exp_scalar(s, part.max - max));
-    total.max = max;
-    total.sum = total.sum * old + part.sum * new;
-    let (old, new) = (s.splat(old), s.splat(new));
-    let (acc, part) = (&mut total.acc[..head_dim], &part.acc[..head_dim]);
-    zip_lanes!(s, acc = [value in acc, part in part] => s.fma(part, new, s.mul(value, old)));
-}
-
-/// out = acc / sum, times sigmoid(gate) if there is one.
-#[inline(always)]
-fn finish<S: Simd>(s: S, total: &Partial, gate: &[f32], out: &mut [f32]) {
-    let inverse = 1.0 / total.sum;
-    for (out, acc) in out.iter_mut().zip(&total.acc) {
-        *out = acc * inverse;
-    }
-    if !gate.is_empty() {
-        sigmoid_gate_row(s, out, gate);
-    }
-}
-
-/// e^x of one number by the lanes' polynomial.
-#[inline(always)]
-fn exp_scalar<S: Simd>(s: S, x: f32) -> f32 {
-    s.max_lane(exp(s, s.splat(x)))
+/// The largest power of two that is at most `left` and `most`, itself a power of two.
+fn tile_size(left: usize, most: usize) -> usize {
+    if left >= most { most } else { 1 << left.ilog2() }
 }
 
 /// Heads `first..` of token `token` over span `index`, into `partial`, one for each head.
@@ -326,7 +285,6 @@ fn span_tile<S: Simd, E: Element, const T: usize>(
     index: usize,
     partial: &mut [Partial],
 ) {
-    let head_dim = call.config.head_dim;
     let position = call.first + token;
     let kv_head = first / call.group();
     let mut queries = [&[][..]; T];
@@ -336,178 +294,6 @@ fn span_tile<S: Simd, E: Element, const T: usize>(
     let last_page = (position / PAGE).min((index + 1) * SPAN_PAGES - 1);
     for page in index * SPAN_PAGES..=last_page {
         let visible = (position + 1 - page * PAGE).min(PAGE);
-        let (keys, values) = call.cache.head(page, kv_head);
-        assert!(keys.len() == PAGE * head_dim * E::SIZE && values.len() == keys.len());
-        let mut weights = [[0.0; PAGE]; T];
-        // SAFETY: keys and values hold a whole page, queries hold head_dim numbers.
-        unsafe {
-            scores::<S, E, T>(s, &queries, keys.as_ptr(), visible, &mut weights);
-        }
-        let mut factors = [0.0; T];
-        for t in 0..T {
-            factors[t] = softmax_step(s, &mut weights[t], visible, &mut partial[t]);
-        }
-        // SAFETY: as above.
-        unsafe {
-            weighted_values::<S, E, T>(s, &weights, &factors, values.as_ptr(), visible, head_dim, partial);
-        };
-    }
-}
-
-/// weights[t][i] = queries[t] . key i, for the first `visible` tokens rounded up to whole vectors.
-///
-/// # Safety
-/// `keys` points to `[4][head_dim][16]` elements.
-#[inline(always)]
-unsafe fn scores<S: Simd, E: Element, const T: usize>(
-    s: S,
-    queries: &[&[f32]; T],
-    keys: *const u8,
-    visible: usize,
-    weights: &mut [[f32; PAGE]; T],
-) {
-    let head_dim = queries[0].len();
-    for pair in 0..visible.div_ceil(2 * LANES) {
-        let mut acc = [[s.splat(0.0); 2]; T];
-        for d in 0..head_dim {
-            // SAFETY: vectors 2 pair and 2 pair + 1 of 4, channel d of head_dim, inside the page; d < head_dim.
-            let (low, high) = unsafe {
-                let place = |v: usize| keys.add(((2 * pair + v) * head_dim + d) * LANES * E::SIZE);
-                (E::load(s, place(0)), E::load(s, place(1)))
-            };
-            for t in 0..T {
-                // SAFETY: as above.
-                let query = s.splat(unsafe { *queries[t].get_unchecked(d) });
-                acc[t][0] = s.fma(low, query, acc[t][0]);
-                acc[t][1] = s.fma(high, query, acc[t][1]);
-            }
-        }
-        for t in 0..T {
-            let out = weights[t].as_chunks_mut::<LANES>().0;
-            s.store(acc[t][0], &mut out[2 * pair]);
-            s.store(acc[t][1], &mut out[2 * pair + 1]);
-        }
-    }
-}
-
-/// Turns scores into weights e^(score - max), moves `partial`'s max and sum on; returns the factor for what was before.
-#[inline(always)]
-fn softmax_step<S: Simd>(s: S, weights: &mut [f32; PAGE], visible: usize, partial: &mut Partial) -> f32 {
-    weights[visible..].fill(f32::NEG_INFINITY);
-    let vectors = weights.as_chunks_mut::<LANES>().0;
-    let mut lanes = [s.splat(0.0); VECTORS];
-    for (lanes, vector) in lanes.iter_mut().zip(&*vectors) {
-        *lanes = s.load(vector);
-    }
-    let page_max = s.max_lane(s.max(s.max(lanes[0], lanes[1]), s.max(lanes[2], lanes[3])));
-    let max = if partial.max > page_max { partial.max } else { page_max };
-    let shift = s.splat(max);
-    for (lanes, vector) in lanes.iter_mut().zip(vectors) {
-        *lanes = exp(s, s.sub(*lanes, shift));
-        s.store(*lanes, vector);
-    }
-    let sum = s.sum(s.add(s.add(lanes[0], lanes[1]), s.add(lanes[2], lanes[3])));
-    let factor = exp_scalar(s, partial.max - max);
-    partial.sum = partial.sum * factor + sum;
-    partial.max = max;
-    factor
-}
-
-/// partial[t].acc = acc * factors[t] + sum over visible tokens of weights[t][i] * value i, token by token.
-///
-/// # Safety
-/// `values` points to `[64][head_dim]` elements; `partial` holds T results.
-#[inline(always)]
-unsafe fn weighted_values<S: Simd, E: Element, const T: usize>(
-    s: S,
-    weights: &[[f32; PAGE]; T],
-    factors: &[f32; T],
-    values: *const u8,
-    visible: usize,
-    head_dim: usize,
-    partial: &mut [Partial],
-) {
-    for d in (0..head_dim).step_by(LANES) {
-        let mut acc = [s.splat(0.0); T];
-        for t in 0..T {
-            acc[t] = s.mul(s.load(&partial[t].acc.as_chunks::<LANES>().0[d / LANES]), s.splat(factors[t]));
-        }
-        for i in 0..visible {
-            // SAFETY: i < visible <= 64, d + 16 <= head_dim.
-            let value = unsafe { E::load(s, values.add((i * head_dim + d) * E::SIZE)) };
-            for t in 0..T {
-                // SAFETY: i < 64.
-                acc[t] = s.fma(value, s.splat(unsafe { *weights[t].get_unchecked(i) }), acc[t]);
-            }
-        }
-        for t in 0..T {
-            s.store(acc[t], &mut partial[t].acc.as_chunks_mut::<LANES>().0[d / LANES]);
-        }
-    }
-}
-
-/// Prepares the projections of one call in place: RMSNorm of each query and key head, rotary positions, and queries divided
-/// by `sqrt(head_dim)`. `queries` as in [`attention`], `keys` is `[tokens, kv_heads, head_dim]`.
-pub fn prepare_query_key(
-    cpu: &Cpu,
-    config: &AttentionConfig,
-    rope: &RopeTable,
-    norm: QueryKeyNorm<'_>,
-    queries: &mut [f32],
-    keys: &mut [f32],
-) {
-    let stride = config.query_width() / config.heads;
-    let scale = 1.0 / (config.head_dim as f32).sqrt();
-    let heads = Heads { rope, eps: norm.eps, width: config.head_dim };
-    let rows = |x: &mut [f32], heads_per_token: usize, stride: usize, weight: &[f32], scale: f32| {
-        let width = heads_per_token * stride;
-        cpu.rows(x, width, super::norm::row_grain(width), |tokens, x| {
-            cpu.run(PrepareHeads { heads, first: tokens.start, heads_per_token, stride, weight, scale, x });
-        });
-    };
-    rows(queries, config.heads, stride, norm.query, scale);
-    rows(keys, config.kv_heads, config.head_dim, norm.key, 1.0);
-}
-
-/// Weights of the norms on queries and keys.
-#[derive(Clone, Copy, Debug)]
-pub struct QueryKeyNorm<'a> {
-    /// `[head_dim]`
-    pub query: &'a [f32],
-    /// `[head_dim]`
-    pub key: &'a [f32],
-    /// Added to the mean square.
-    pub eps: f32,
-}
-
-#[derive(Clone, Copy)]
-struct Heads<'a> {
-    rope: &'a RopeTable,
-    eps: f32,
-    width: usize,
-}
-
-struct PrepareHeads<'a> {
-    heads: Heads<'a>,
-    first: usize,
-    heads_per_token: usize,
-    stride: usize,
-    weight: &'a [f32],
-    scale: f32,
-    x: &'a mut [f32],
-}
-
-impl Op for PrepareHeads<'_> {
-    type Output = ();
-    #[inline(always)]
-    fn run<S: Simd>(self, s: S) {
-        for (i, head) in self.x.chunks_exact_mut(self.stride).enumerate() {
-            let head = &mut head[..self.heads.width];
-            rms_norm_row(s, head, self.weight, self.heads.eps);
-            self.heads.rope.rotate(self.first + i / self.heads_per_token, head);
-            for x in head {
-                *x *= self.scale;
-            }
-        }
+        visit::<S, E, T>(s, &queries, call.cache.head(page, kv_head), visible, partial);
     }
 }

@@ -4,6 +4,7 @@
 //! products of attention run without a sum across lanes: scores have tokens in the lanes, outputs have channels. Pages
 //! are shared between forks of a sequence and copied when one of them writes.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use super::cpu::Cpu;
@@ -136,18 +137,13 @@ impl KvCache {
         while token < tokens {
             let slot = (self.len + token) % PAGE;
             let count = (PAGE - slot).min(tokens - token);
+            let (half, head_dim, kv_type) = (self.half_bytes(), self.head_dim, self.kv_type);
             let page = Arc::make_mut(&mut self.pages[(self.len + token) / PAGE]);
             let rows = token * width..(token + count) * width;
             let (keys, values) = (&keys[rows.clone()], &values[rows]);
-            let half = PAGE * self.head_dim * self.kv_type.size();
-            cpu.run(WritePage {
-                keys,
-                values,
-                page,
-                slot,
-                half,
-                head_dim: self.head_dim,
-                kv_type: self.kv_type,
+            cpu.rows(page, 2 * half, head_grain(count * head_dim), |heads, page| {
+                let channels = heads.start * head_dim..heads.end * head_dim;
+                cpu.run(WriteHeads { keys, values, width, channels, page, slot, half, head_dim, kv_type });
             });
             token += count;
         }
@@ -186,41 +182,68 @@ fn key_index(slot: usize, d: usize, head_dim: usize) -> usize {
     (slot / LANES * head_dim + d) * LANES + slot % LANES
 }
 
-struct WritePage<'a> {
+/// Heads of one work item, each of which writes `numbers` keys and as many values.
+fn head_grain(numbers: usize) -> usize {
+    (8 * 1024 / numbers).max(1)
+}
+
+/// Writes some heads of some tokens into their page.
+struct WriteHeads<'a> {
+    /// `[tokens, width]`
     keys: &'a [f32],
+    /// `[tokens, width]`
     values: &'a [f32],
+    width: usize,
+    /// The heads' channels in `width`.
+    channels: Range<usize>,
+    /// The heads' part of the page.
     page: &'a mut [u8],
+    /// Of the first token.
     slot: usize,
     half: usize,
     head_dim: usize,
     kv_type: KvType,
 }
 
-impl Op for WritePage<'_> {
+impl Op for WriteHeads<'_> {
     type Output = ();
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let heads = self.page.len() / (2 * self.half);
-        let rows = self.keys.chunks_exact(self.head_dim).zip(self.values.chunks_exact(self.head_dim));
-        for (row, (key, value)) in rows.enumerate() {
-            let (slot, head) = (self.slot + row / heads, row % heads);
-            let (keys, values) = self.page[head * 2 * self.half..][..2 * self.half].split_at_mut(self.half);
-            for d in (0..self.head_dim).step_by(LANES) {
-                let (key, value) = (load(s, key, d), load(s, value, d));
+        let rows = self.keys.chunks_exact(self.width).zip(self.values.chunks_exact(self.width));
+        for (token, (keys, values)) in rows.enumerate() {
+            let keys = keys[self.channels.clone()].chunks_exact(self.head_dim);
+            let values = values[self.channels.clone()].chunks_exact(self.head_dim);
+            for ((key, value), page) in keys.zip(values).zip(self.page.chunks_exact_mut(2 * self.half)) {
+                let (keys, values) = page.split_at_mut(self.half);
+                let slot = self.slot + token;
                 match self.kv_type {
-                    KvType::F32 => {
-                        scatter::<4>(&narrow_f32(s, key), keys, slot, d, self.head_dim);
-                        let at = 4 * (slot * self.head_dim + d);
-                        values[at..at + 64].copy_from_slice(&narrow_f32(s, value));
-                    }
-                    KvType::F16 => {
-                        scatter::<2>(&narrow_f16(s, key), keys, slot, d, self.head_dim);
-                        let at = 2 * (slot * self.head_dim + d);
-                        values[at..at + 32].copy_from_slice(&narrow_f16(s, value));
-                    }
+                    KvType::F32 => write_f32(s, key, value, keys, values, slot),
+                    KvType::F16 => write_f16(s, key, value, keys, values, slot),
                 }
             }
         }
+    }
+}
+
+/// Writes one head's key and value `[head_dim]` to slot `slot` of its page.
+#[inline(always)]
+fn write_f32<S: Simd>(s: S, key: &[f32], value: &[f32], keys: &mut [u8], values: &mut [u8], slot: usize) {
+    let head_dim = key.len();
+    for d in (0..head_dim).step_by(LANES) {
+        scatter::<4>(&narrow_f32(s, load(s, key, d)), keys, slot, d, head_dim);
+        let at = 4 * (slot * head_dim + d);
+        values[at..at + 64].copy_from_slice(&narrow_f32(s, load(s, value, d)));
+    }
+}
+
+/// The same in half precision.
+#[inline(always)]
+fn write_f16<S: Simd>(s: S, key: &[f32], value: &[f32], keys: &mut [u8], values: &mut [u8], slot: usize) {
+    let head_dim = key.len();
+    for d in (0..head_dim).step_by(LANES) {
+        scatter::<2>(&narrow_f16(s, load(s, key, d)), keys, slot, d, head_dim);
+        let at = 2 * (slot * head_dim + d);
+        values[at..at + 32].copy_from_slice(&narrow_f16(s, load(s, value, d)));
     }
 }
 

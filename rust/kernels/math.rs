@@ -39,6 +39,22 @@ pub fn silu<S: Simd>(s: S, x: S::F) -> S::F {
     s.div(x, s.add(s.splat(1.0), e))
 }
 
+/// x Phi(x) by the approximation 0.5 x (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3))), which is x sigmoid of twice that argument.
+///
+/// Source: Hendrycks and Gimpel 2016 (arXiv 1606.08415).
+#[inline(always)]
+pub fn gelu_tanh<S: Simd>(s: S, x: S::F) -> S::F {
+    const SLOPE: f32 = -2.0 * 0.797_884_6;
+    let cubic = s.fma(s.mul(x, x), s.splat(0.044_715), s.splat(1.0));
+    let e = exp(s, s.mul(s.mul(s.splat(SLOPE), x), cubic));
+    s.div(x, s.add(s.splat(1.0), e))
+}
+
+/// x Phi(x) by the error function, for one number. Plain `libm`, which is the same code on every machine.
+pub fn gelu_erf(x: f32) -> f32 {
+    0.5 * x * (1.0 + libm::erff(x * std::f32::consts::FRAC_1_SQRT_2))
+}
+
 /// ln(1 + e^x), for one number. Plain `libm`, which is the same code on every machine.
 pub fn softplus(x: f32) -> f32 {
     x.max(0.0) + libm::log1pf(libm::expf(-x.abs()))
@@ -56,6 +72,20 @@ pub fn sum_of_squares<S: Simd>(s: S, x: &[f32]) -> f32 {
     if !tail.is_empty() {
         let v = s.load(&padded(tail));
         acc = s.fma(v, v, acc);
+    }
+    s.sum(acc)
+}
+
+/// The sum of `x`, by lanes, a tail padded with zeros.
+#[inline(always)]
+pub fn sum<S: Simd>(s: S, x: &[f32]) -> f32 {
+    let (chunks, tail) = x.as_chunks::<LANES>();
+    let mut acc = s.splat(0.0);
+    for chunk in chunks {
+        acc = s.add(acc, s.load(chunk));
+    }
+    if !tail.is_empty() {
+        acc = s.add(acc, s.load(&padded(tail)));
     }
     s.sum(acc)
 }

@@ -1,10 +1,10 @@
-//! Normalisations: RMSNorm, its gated form, and the L2 norm of the delta rule's keys and queries.
+//! Normalisations: RMSNorm, its gated form, the L2 norm of the delta rule's keys and queries, and the vision tower's LayerNorm.
 //!
 //! All take the weight as it is multiplied. Qwen3.5's zero-centred norms add 1 to theirs at load, in one place.
 
 use super::cpu::Cpu;
 use super::lanes::{LANES, Op, Simd};
-use super::math::{silu, sum_of_squares, zip_lanes};
+use super::math::{silu, sum, sum_of_squares, zip_lanes};
 
 /// out = x / sqrt(mean(x^2) + eps) * weight, over rows of `weight.len()`; `x` and `out` are `[rows, width]`.
 ///
@@ -16,6 +16,42 @@ pub fn rms_norm(cpu: &Cpu, x: &[f32], weight: &[f32], eps: f32, out: &mut [f32])
         let x = &x[rows.start * width..rows.end * width];
         cpu.run(RmsNorm { x, weight, eps, out });
     });
+}
+
+/// `out = (x - mean) / sqrt(variance + eps) * weight + bias`, over rows of `weight.len()`; `x` and `out` are `[rows, width]`.
+///
+/// Source: Ba et al. 2016 (arXiv 1607.06450).
+pub fn layer_norm(cpu: &Cpu, x: &[f32], weight: &[f32], bias: &[f32], eps: f32, out: &mut [f32]) {
+    assert_eq!(x.len(), out.len());
+    assert_eq!(weight.len(), bias.len());
+    let width = weight.len();
+    cpu.rows(out, width, row_grain(width), |rows, out| {
+        let x = &x[rows.start * width..rows.end * width];
+        cpu.run(LayerNorm { x, weight, bias, eps, out });
+    });
+}
+
+struct LayerNorm<'a> {
+    x: &'a [f32],
+    weight: &'a [f32],
+    bias: &'a [f32],
+    eps: f32,
+    out: &'a mut [f32],
+}
+
+impl Op for LayerNorm<'_> {
+    type Output = ();
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let width = self.weight.len();
+        for (x, out) in self.x.chunks_exact(width).zip(self.out.chunks_exact_mut(width)) {
+            let mean = s.splat(sum(s, x) / width as f32);
+            zip_lanes!(s, out = [x in x] => s.sub(x, mean));
+            let variance = sum_of_squares(s, out) / width as f32;
+            let inverse = s.splat(1.0 / (variance + self.eps).sqrt());
+            zip_lanes!(s, out = [x in out, w in self.weight, b in self.bias] => s.fma(s.mul(x, inverse), w, b));
+        }
+    }
 }
 
 /// Rows that make about 16 thousand elements of work.

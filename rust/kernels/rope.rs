@@ -29,16 +29,23 @@ impl RopeTable {
     /// A table for up to `tokens` tokens without further allocation.
     pub fn new(config: &RopeConfig, tokens: usize) -> Self {
         let half = config.rotary_dim / 2;
-        let frequency = |i: usize| {
-            let exponent = (2 * i) as f64 / config.rotary_dim as f64;
-            (1.0 / libm::pow(config.theta, exponent)) as f32
-        };
-        Self {
-            frequencies: (0..half).map(frequency).collect(),
-            axes: (0..half).map(|i| axis(i, config.sections)).collect(),
-            cos: Vec::with_capacity(tokens * half),
-            sin: Vec::with_capacity(tokens * half),
-        }
+        let axes = (0..half).map(|i| axis(i, config.sections)).collect();
+        let frequencies = (0..half).map(|i| frequency(config.theta, i, half)).collect();
+        Self::with(frequencies, axes, tokens)
+    }
+
+    /// The vision tower's table for heads of `head_dim` channels: the first half of the pairs turns with the row, the second
+    /// with the column, both through the same frequencies.
+    pub fn two_axes(theta: f64, head_dim: usize, tokens: usize) -> Self {
+        let quarter = head_dim / 4;
+        let frequencies = (0..2 * quarter).map(|i| frequency(theta, i % quarter, quarter)).collect();
+        let axes = (0..2 * quarter).map(|i| 1 + i / quarter).collect();
+        Self::with(frequencies, axes, tokens)
+    }
+
+    fn with(frequencies: Vec<f32>, axes: Vec<usize>, tokens: usize) -> Self {
+        let room = tokens * frequencies.len();
+        Self { frequencies, axes, cos: Vec::with_capacity(room), sin: Vec::with_capacity(room) }
     }
 
     /// Computes the rows of `positions`.
@@ -66,6 +73,12 @@ impl RopeTable {
             rest[i] = b * cos[i] + a * sin[i];
         }
     }
+}
+
+/// theta^(-i / pairs)
+fn frequency(theta: f64, i: usize, pairs: usize) -> f32 {
+    let exponent = i as f64 / pairs as f64;
+    (1.0 / libm::pow(theta, exponent)) as f32
 }
 
 /// The axis of pair `i`: 0 time, 1 height, 2 width.

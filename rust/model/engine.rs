@@ -1,8 +1,11 @@
 //! The engine: a model, where it runs, and the memory it works in, safe to share between threads.
 
+use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::Instant;
 
+use super::media::{Prompt, Span};
+use super::vision::{Features, Grid, VisionTower, VisionWatch};
 use super::workspace::{Taken, Workspace};
 use super::{Model, Stage, State};
 use crate::config::TextConfig;
@@ -47,31 +50,32 @@ impl Engine {
         State::new(&self.model.config, self.kv_type)
     }
 
-    /// Appends `ids` to `state`. `proceed` is asked before each chunk and stops the work with an error; the state then
+    /// Appends `prompt` to `state`. `proceed` is asked before each chunk and stops the work with an error; the state then
     /// holds the chunks done so far.
     pub fn append(
         &self,
         state: &mut State,
-        ids: &[u32],
+        prompt: Prompt<'_>,
         proceed: &mut dyn FnMut() -> Result<()>,
     ) -> Result<()> {
-        self.check(state, ids)?;
-        let mut rest = ids;
-        while !rest.is_empty() {
+        self.check(state, prompt)?;
+        let mut done = 0;
+        while done < prompt.ids().len() {
             proceed()?;
-            let (ids, later) = self.next_pass(rest);
+            let range = self.next_pass(done, prompt);
+            done = range.end;
             let start = Instant::now();
-            self.model.forward(&self.cpu, &mut self.scratch(), state, ids, None);
-            self.adapt_chunk(ids.len(), start.elapsed().as_secs_f64());
-            rest = later;
+            self.model.forward(&self.cpu, &mut self.scratch(), state, &prompt.pass(range.clone()), None);
+            self.adapt_chunk(range.len(), start.elapsed().as_secs_f64());
         }
         Ok(())
     }
 
-    /// The tokens of the next pass, and those after it.
-    fn next_pass<'a>(&self, ids: &'a [u32]) -> (&'a [u32], &'a [u32]) {
+    /// The tokens of the next pass after `done` tokens.
+    fn next_pass(&self, done: usize, prompt: Prompt<'_>) -> Range<usize> {
         let largest = chunk(&self.model.config);
-        ids.split_at(self.chunk.load(Relaxed).min(largest).min(ids.len()))
+        let tokens = self.chunk.load(Relaxed).min(largest);
+        done..(done + tokens).min(prompt.ids().len())
     }
 
     /// Doubles the next pass if a full one was quick, halves it if it was slow.
@@ -106,47 +110,96 @@ impl Engine {
         self.model.check_finite(out)
     }
 
-    /// Logits after every token of `ids` from an empty state: `[tokens, vocab]`.
-    pub fn all_logits(&self, ids: &[u32], proceed: &mut dyn FnMut() -> Result<()>) -> Result<Vec<f32>> {
-        Ok(self.trace(ids, proceed, &mut |_, _| {})?.logits)
+    /// Logits after every token of `prompt` from an empty state: `[tokens, vocab]`.
+    pub fn all_logits(
+        &self,
+        prompt: Prompt<'_>,
+        proceed: &mut dyn FnMut() -> Result<()>,
+    ) -> Result<Vec<f32>> {
+        Ok(self.trace(prompt, proceed, &mut |_, _| {})?.logits)
     }
 
-    /// Runs `ids` from an empty state and keeps what a comparison needs. `watch` sees every stage of every chunk.
+    /// Runs `prompt` from an empty state and keeps what a comparison needs. `watch` sees every stage of every chunk.
     pub fn trace(
         &self,
-        ids: &[u32],
+        prompt: Prompt<'_>,
         proceed: &mut dyn FnMut() -> Result<()>,
         watch: &mut dyn FnMut(Stage, &[f32]),
     ) -> Result<Trace> {
         let mut state = self.state();
-        self.check(&state, ids)?;
+        self.check(&state, prompt)?;
         let config = &self.model.config;
-        let mut final_norm = try_zeros(ids.len(), config.hidden_size)?;
-        let mut logits = try_zeros(ids.len(), config.vocab_size)?;
-        let (mut rest, mut norms, mut scores) = (ids, &mut final_norm[..], &mut logits[..]);
-        while !rest.is_empty() {
+        let tokens = prompt.ids().len();
+        let mut final_norm = try_zeros(tokens, config.hidden_size)?;
+        let mut logits = try_zeros(tokens, config.vocab_size)?;
+        let (mut done, mut norms, mut scores) = (0, &mut final_norm[..], &mut logits[..]);
+        while done < tokens {
             proceed()?;
-            let (ids, later) = self.next_pass(rest);
-            let (normed, later_norms) = norms.split_at_mut(ids.len() * config.hidden_size);
-            let (logits, later_scores) = scores.split_at_mut(ids.len() * config.vocab_size);
+            let range = self.next_pass(done, prompt);
+            let (normed, later_norms) = norms.split_at_mut(range.len() * config.hidden_size);
+            let (logits, later_scores) = scores.split_at_mut(range.len() * config.vocab_size);
             let start = Instant::now();
             let mut scratch = self.scratch();
-            self.model.forward(&self.cpu, &mut scratch, &mut state, ids, Some(watch));
+            let pass = prompt.pass(range.clone());
+            self.model.forward(&self.cpu, &mut scratch, &mut state, &pass, Some(watch));
             let hidden = std::mem::take(&mut scratch.hidden);
             self.model.head(&self.cpu, &mut scratch, &hidden[..normed.len()], normed, logits);
             scratch.hidden = hidden;
             drop(scratch);
-            self.adapt_chunk(ids.len(), start.elapsed().as_secs_f64());
-            (rest, norms, scores) = (later, later_norms, later_scores);
+            self.adapt_chunk(range.len(), start.elapsed().as_secs_f64());
+            (done, norms, scores) = (range.end, later_norms, later_scores);
         }
         self.model.check_finite(&logits)?;
         Ok(Trace { final_norm, logits, state })
     }
 
+    /// A prompt in which `spans` stand in place of placeholders.
+    pub fn prompt<'a>(&self, ids: &'a [u32], spans: &'a [Span]) -> Result<Prompt<'a>> {
+        let tokens = self.model.vision.as_ref().map(|vision| &vision.tokens);
+        let placeholders = tokens.map(|tokens| [tokens.image, tokens.video]);
+        Prompt::new(ids, spans, placeholders.as_ref().map_or(&[], |ids| ids))
+    }
+
+    /// The vision tower, which a model of text alone does not have.
+    pub fn vision(&self) -> Result<&VisionTower> {
+        let reason = "the model has no vision tower, it reads text only";
+        self.model.vision.as_ref().ok_or_else(|| Error::argument("pixel_values", reason))
+    }
+
+    /// Encodes one image or pair of frames: `pixels` `[rows * columns, patch values]`, a grid of `rows` x `columns` patches.
+    ///
+    /// `proceed` is told before each block how many are done, and stops the work with an error. `watch` sees every stage.
+    pub fn encode(
+        &self,
+        pixels: &[f32],
+        [rows, columns]: [usize; 2],
+        proceed: &mut dyn FnMut(usize) -> Result<()>,
+        watch: VisionWatch<'_>,
+    ) -> Result<Features> {
+        let tower = self.vision()?;
+        let grid = Grid::new(&tower.config, rows, columns)?;
+        let expected = grid.patches() * tower.config.patch_values();
+        if pixels.len() != expected {
+            let reason = format!("holds {} numbers, the grid needs {expected}", pixels.len());
+            return Err(Error::argument("pixel_values", reason));
+        }
+        if pixels.iter().any(|x| !x.is_finite()) {
+            return Err(Error::argument("pixel_values", "holds NaN or infinity"));
+        }
+        let features = tower.encode(&self.cpu, pixels, grid, proceed, watch)?;
+        self.model.check_features(&features)?;
+        Ok(features)
+    }
+
     /// Refuses unknown ids and texts beyond the context, before any work.
-    fn check(&self, state: &State, ids: &[u32]) -> Result<()> {
+    fn check(&self, state: &State, prompt: Prompt<'_>) -> Result<()> {
         check_whole(state)?;
-        let config = &self.model.config;
+        let (config, ids) = (&self.model.config, prompt.ids());
+        for (i, span) in prompt.spans().iter().enumerate() {
+            if span.features.embeddings.len() != span.features.tokens() * config.hidden_size {
+                return Err(Error::argument(&format!("media[{i}]"), "comes from another model"));
+            }
+        }
         if let Some(id) = ids.iter().find(|id| **id as usize >= config.vocab_size) {
             let reason = format!("token id {id} is outside the vocabulary of {}", config.vocab_size);
             return Err(Error::argument("ids", reason));

@@ -23,7 +23,7 @@ pub fn forward(
     normed: &[f32],
     hidden: &mut [f32],
 ) {
-    let shape = &config.delta;
+    let shape = config.delta_shapes();
     let tokens = normed.len() / config.hidden_size;
     let out_width = shape.value_heads * shape.value_dim;
     let projected = &mut scratch.projected[..tokens * shape.conv_dim()];

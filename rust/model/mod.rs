@@ -1,4 +1,4 @@
-//! Token ids to logits.
+//! Token ids, and what stands for images, to logits.
 //!
 //! [`Model`] is the immutable part, [`State`] what it keeps of one sequence, [`Scratch`] the memory one pass works in.
 //! Prefill and decode are the same function with more or fewer tokens, and give the same bits however a text is cut.
@@ -9,15 +9,21 @@ mod feed_forward;
 mod gated_delta;
 mod input;
 mod layer;
+pub mod media;
 pub mod open;
+pub mod positions;
 mod scratch;
 mod state;
+pub mod vision;
 mod workspace;
 
 pub use engine::{Engine, Trace};
+pub use media::{Prompt, Span};
 pub use scratch::Scratch;
 pub use state::{DeltaState, LayerState, State};
 
+use self::media::Pass;
+use self::vision::{Features, VisionTower};
 use crate::config::TextConfig;
 use crate::error::{Error, Result};
 use crate::kernels::Cpu;
@@ -26,13 +32,15 @@ use crate::kernels::norm::rms_norm;
 use crate::threads::StandardFloat;
 use crate::weights::model::Weights;
 
-/// A text model: its shapes and weights.
+/// A text model with, perhaps, a vision tower: shapes and weights.
 #[derive(Debug)]
 pub struct Model {
-    /// Shapes and constants.
+    /// Shapes and constants of the text model.
     pub config: TextConfig,
-    /// The weights.
+    /// Its weights.
     pub weights: Weights,
+    /// What turns images into embeddings.
+    pub vision: Option<VisionTower>,
 }
 
 /// A place in the forward pass that can be watched.
@@ -48,21 +56,22 @@ pub enum Stage {
 pub type Watch<'a> = &'a mut dyn FnMut(Stage, &[f32]);
 
 impl Model {
-    /// Appends `tokens` (at most [`Scratch::tokens`]) to `state`; leaves their hidden states before the final norm in
-    /// `scratch` and the last one in `state`.
+    /// Appends the tokens of `pass` (at most [`Scratch::tokens`]) to `state`; leaves their hidden states before the final norm
+    /// in `scratch` and the last one in `state`.
     fn forward(
         &self,
         cpu: &Cpu,
         scratch: &mut Scratch,
         state: &mut State,
-        tokens: &[u32],
+        pass: &Pass<'_>,
         mut watch: Option<Watch<'_>>,
     ) {
         let _standard = StandardFloat::enter();
         state.broken = true;
-        let hidden = tokens.len() * self.config.hidden_size;
-        self.embed(tokens, &mut scratch.hidden[..hidden]);
-        Self::place(scratch, state, tokens.len());
+        let tokens = pass.ids().len();
+        let hidden = tokens * self.config.hidden_size;
+        self.embed(pass, &mut scratch.hidden[..hidden]);
+        Self::place(scratch, state, pass);
         let mut show = |stage, x: &[f32]| {
             if let Some(watch) = &mut watch {
                 watch(stage, x);
@@ -70,28 +79,29 @@ impl Model {
         };
         show(Stage::Embedding, &scratch.hidden[..hidden]);
         for (i, (weights, state)) in self.weights.layers.iter().zip(&mut state.layers).enumerate() {
-            layer::forward(cpu, &self.config, weights, state, scratch, tokens.len());
+            layer::forward(cpu, &self.config, weights, state, scratch, tokens);
             show(Stage::Layer(i), &scratch.hidden[..hidden]);
+            pass.add_deepstack(i, &mut scratch.hidden[..hidden]);
         }
         state.broken = false;
-        state.len += tokens.len();
+        state.len += tokens;
         state.last_hidden.clear();
         state.last_hidden.extend_from_slice(&scratch.hidden[hidden - self.config.hidden_size..hidden]);
     }
 
-    /// Rows of the embedding, `[tokens, hidden]`.
-    fn embed(&self, tokens: &[u32], out: &mut [f32]) {
-        for (token, row) in tokens.iter().zip(out.chunks_exact_mut(self.config.hidden_size)) {
+    /// Rows of the embedding, or of images where they stand: `[tokens, hidden]`.
+    fn embed(&self, pass: &Pass<'_>, out: &mut [f32]) {
+        for (token, row) in pass.ids().iter().zip(out.chunks_exact_mut(self.config.hidden_size)) {
             self.weights.embedding.read_row(*token as usize, row);
         }
+        pass.put_embeddings(out);
     }
 
-    /// Rotary positions of the next `tokens` text tokens.
-    fn place(scratch: &mut Scratch, state: &mut State, tokens: usize) {
+    /// Rotary positions of the pass.
+    fn place(scratch: &mut Scratch, state: &mut State, pass: &Pass<'_>) {
         scratch.positions.clear();
-        scratch.positions.extend((state.next_position..).take(tokens).map(|position| [position; 3]));
+        pass.positions(&mut state.next_position, &mut scratch.positions);
         scratch.rope.fill(&scratch.positions);
-        state.next_position += tokens as u32;
     }
 
     /// Final norm and vocabulary head of `hidden` `[tokens, hidden]`: `normed` `[tokens, hidden]`, `logits` `[tokens, vocab]`.
@@ -107,13 +117,24 @@ impl Model {
     fn check_finite(&self, logits: &[f32]) -> Result<()> {
         const EXPONENT: u32 = 0x7f80_0000;
         let bad = logits.iter().fold(false, |bad, x| bad | (x.to_bits() & EXPONENT == EXPONENT));
-        if !bad {
+        if bad { Err(non_finite("logits", self.weights.find_non_finite())) } else { Ok(()) }
+    }
+
+    /// The same for what the vision tower gives.
+    fn check_features(&self, features: &Features) -> Result<()> {
+        if features.is_finite() {
             return Ok(());
         }
-        let reason = match self.weights.find_non_finite() {
-            Some(name) => format!("tensor '{name}' holds NaN or infinity"),
-            None => "the activations overflowed although all weights are finite".to_owned(),
-        };
-        Err(Error::NonFinite { reason })
+        let culprit = self.vision.as_ref().and_then(|vision| vision.weights.find_non_finite());
+        Err(non_finite("image features", culprit))
     }
+}
+
+/// An error about `what`, and the tensor that is to blame.
+fn non_finite(what: &'static str, tensor: Option<String>) -> Error {
+    let reason = match tensor {
+        Some(name) => format!("tensor '{name}' holds NaN or infinity"),
+        None => "the activations overflowed although all weights are finite".to_owned(),
+    };
+    Error::NonFinite { what, reason }
 }

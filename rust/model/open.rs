@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use super::vision::VisionTower;
 use super::{Engine, Model};
 use crate::checkpoint::Checkpoint;
 use crate::config::ModelConfig;
@@ -15,6 +16,7 @@ use crate::weights::names::{self, Source};
 use crate::weights::quantize::quantize_tensor;
 use crate::weights::recipe::{Recipe, Treatment};
 use crate::weights::stored::{Loader, Stored};
+use crate::weights::vision;
 
 /// In which formats the weights are held.
 #[derive(Clone, Debug)]
@@ -108,7 +110,16 @@ pub fn open(path: &Path, options: &Options, cpu: Cpu, progress: Progress<'_>) ->
     }
     let mut source = CheckpointSource::new(&checkpoint, &options.precision, &cpu, progress)?;
     let weights = names::load(&config.text, &mut source)?;
-    let model = Model { config: config.text.clone(), weights };
+    let vision = match &config.vision {
+        Some(vision) if checkpoint.names().any(is_vision) => Some(VisionTower {
+            config: vision.tower.clone(),
+            tokens: vision.tokens.clone(),
+            weights: vision::load(&vision.tower, &mut source)?,
+        }),
+        // A text model that was cut out of a larger one often keeps its configuration.
+        _ => None,
+    };
+    let model = Model { config: config.text.clone(), weights, vision };
     let engine = Engine::new(model, cpu, options.kv_type());
     Ok(Opened { engine, checkpoint, config })
 }
@@ -121,6 +132,8 @@ pub fn read_config(checkpoint: &Checkpoint) -> Result<ModelConfig> {
     ModelConfig::parse(&checkpoint.path().join("config.json"), &json)
 }
 
+/// Prefix of the vision tower's tensors before [`vision::PREFIX`].
+const VISION_PREFIX: &str = "model.";
 /// Prefixes of the text model's tensors: beside a vision tower, and alone.
 const PREFIXES: [&str; 2] = ["model.language_model.", "model."];
 
@@ -161,7 +174,7 @@ impl<'a> CheckpointSource<'a> {
             progress,
         };
         let mut total = 0;
-        for name in checkpoint.names().filter(|name| source.is_text(name)) {
+        for name in checkpoint.names().filter(|name| source.is_text(name) || is_vision(name)) {
             // A tensor of an unknown type does no harm where the model never looks.
             total += checkpoint.get(name).ok().flatten().map_or(0, |view| view.bytes.len() as u64);
         }
@@ -176,7 +189,11 @@ impl<'a> CheckpointSource<'a> {
     }
 
     fn full_name(&self, name: &str) -> String {
-        if name == "lm_head.weight" { name.to_owned() } else { format!("{}{name}", self.prefix) }
+        match name {
+            "lm_head.weight" => name.to_owned(),
+            _ if name.starts_with(vision::PREFIX) => format!("{VISION_PREFIX}{name}"),
+            _ => format!("{}{name}", self.prefix),
+        }
     }
 
     /// The format in which a stored matrix is to be held.
@@ -213,12 +230,17 @@ impl<'a> CheckpointSource<'a> {
     }
 }
 
+fn is_vision(name: &str) -> bool {
+    name.strip_prefix(VISION_PREFIX).is_some_and(|name| name.starts_with(vision::PREFIX))
+}
+
 impl Source for CheckpointSource<'_> {
     fn matrix(&mut self, name: &str, shape: [usize; 2]) -> Result<Matrix> {
         let name = self.full_name(name);
         let matrix = self.loader.matrix(&name, shape)?;
         let stored = self.loader.stored(&name)?;
-        if matrix.format().is_quantized() && !matrix.is_finite() {
+        // The tower's are left alone until an image comes, which text may never bring; its output is checked.
+        if matrix.format().is_quantized() && !is_vision(&name) && !matrix.is_finite() {
             return Err(stored.view.error("a scale is NaN or infinite"));
         }
         let bytes = matrix.bytes().len();

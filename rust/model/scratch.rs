@@ -1,6 +1,6 @@
 //! Activations of one forward pass, allocated once for the largest chunk of tokens.
 
-use crate::config::{LayerKind, TextConfig};
+use crate::config::{DeltaConfig, LayerKind, TextConfig};
 use crate::kernels::activations::QuantizedRows;
 use crate::kernels::attention::Partials;
 use crate::kernels::rope::{Position, RopeTable};
@@ -66,12 +66,11 @@ impl Scratch {
     pub fn new(config: &TextConfig, tokens: usize) -> Self {
         let buffer = |width: usize| vec![0.0; tokens * width];
         // Only the kinds of layers that exist: their tensors vouch for the sizes a configuration claims.
-        let of = |kind: LayerKind, width: usize| if config.layers.contains(&kind) { width } else { 0 };
-        let delta = |width| of(LayerKind::GatedDelta, width);
-        let attention = |width| of(LayerKind::Attention, width);
-        let heads = delta(config.delta.value_heads);
-        let channels = delta(config.delta.conv_dim());
-        let delta_out = heads * config.delta.value_dim;
+        let delta = |width: fn(&DeltaConfig) -> usize| config.delta.as_ref().map_or(0, width);
+        let attention = |width| if config.layers.contains(&LayerKind::Attention) { width } else { 0 };
+        let heads = delta(|delta| delta.value_heads);
+        let channels = delta(DeltaConfig::conv_dim);
+        let delta_out = delta(|delta| delta.value_heads * delta.value_dim);
         let queries = attention(config.attention.query_width());
         let attention_out = attention(config.attention.heads * config.attention.head_dim);
         let kv = attention(config.attention.kv_heads * config.attention.head_dim);

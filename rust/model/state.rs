@@ -9,7 +9,7 @@ use crate::kernels::kv_cache::{KvCache, KvType};
 pub struct State {
     /// Tokens so far.
     pub(super) len: usize,
-    /// Rotary position of the next token on all axes; equals `len` for text.
+    /// Rotary position of the next token on all axes; equals `len` as long as there is only text.
     pub(super) next_position: u32,
     /// Whether a pass began and did not end: then layers are at different tokens.
     pub(super) broken: bool,
@@ -60,6 +60,11 @@ impl State {
         self.len == 0
     }
 
+    /// Rotary position of the next token, on all axes if it is text.
+    pub fn next_position(&self) -> u32 {
+        self.next_position
+    }
+
     /// The layers' states, in order.
     pub fn layers(&self) -> &[LayerState] {
         &self.layers
@@ -84,7 +89,7 @@ impl LayerState {
     fn new(config: &TextConfig, kind: LayerKind, kv_type: KvType) -> Self {
         match kind {
             LayerKind::GatedDelta => {
-                let delta = &config.delta;
+                let delta = config.delta_shapes();
                 Self::GatedDelta(DeltaState {
                     conv_tail: vec![0.0; TAIL * delta.conv_dim()],
                     memory: vec![0.0; delta.value_heads * delta.value_dim * delta.key_dim],

@@ -85,7 +85,11 @@ impl FloatArray {
             let reason = format!("has {} dimensions {shape:?}, it needs {dimensions}", shape.len());
             return Err(Error::argument(name, reason).into());
         }
-        Ok(Self { data: array.as_array().iter().copied().collect(), shape })
+        let data = match array.as_slice() {
+            Ok(contiguous) => contiguous.to_vec(),
+            Err(_) => array.as_array().iter().copied().collect(),
+        };
+        Ok(Self { data, shape })
     }
 
     /// Refuses a shape other than `expected`.

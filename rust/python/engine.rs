@@ -6,9 +6,10 @@ use std::sync::Arc;
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict};
 
-use super::arrays::{float_array, token_ids};
+use super::arrays::{FloatArray, float_array, pair, token_ids};
 use super::errors::released;
 use super::sequence::PySequence;
+use super::vision::{PyVisualFeatures, spans};
 use crate::checkpoint::Checkpoint;
 use crate::config::{DeltaConfig, ModelConfig};
 use crate::error::{Error, try_zeros};
@@ -16,9 +17,10 @@ use crate::kernels::conv::TAIL;
 use crate::kernels::delta_rule_arrays::{DeltaShape, unpack_state};
 use crate::kernels::{Cpu, Tier};
 use crate::model::open::{Options, open};
+use crate::model::vision::{Features, VisionStage};
 use crate::model::{Engine, LayerState, Stage};
 use crate::threads::available_threads;
-use crate::weights::matrix::Format;
+use crate::weights::matrix::{Format, Matrix};
 
 /// A model ready to compute.
 #[pyclass(name = "Engine", module = "edgewise._native", frozen)]
@@ -115,15 +117,29 @@ impl PyEngine {
         Ok(out)
     }
 
-    fn logits<'py>(&self, py: Python<'py>, ids: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyAny>> {
-        let ids = token_ids(ids)?;
-        let logits =
-            released(py, |callbacks| self.engine.all_logits(&ids, &mut || callbacks.check_signals()))?;
+    #[pyo3(signature = (ids, media = None))]
+    fn logits<'py>(
+        &self,
+        py: Python<'py>,
+        ids: &Bound<'py, PyAny>,
+        media: Option<&Bound<'py, PyAny>>,
+    ) -> PyResult<Bound<'py, PyAny>> {
+        let (ids, spans) = (token_ids(ids)?, spans(&self.engine, media)?);
+        let logits = released(py, |callbacks| {
+            let prompt = self.engine.prompt(&ids, &spans)?;
+            self.engine.all_logits(prompt, &mut || callbacks.check_signals())
+        })?;
         float_array(py, logits, &[ids.len(), self.vocab_size()])
     }
 
-    fn trace<'py>(&self, py: Python<'py>, ids: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyDict>> {
-        let ids = token_ids(ids)?;
+    #[pyo3(signature = (ids, media = None))]
+    fn trace<'py>(
+        &self,
+        py: Python<'py>,
+        ids: &Bound<'py, PyAny>,
+        media: Option<&Bound<'py, PyAny>>,
+    ) -> PyResult<Bound<'py, PyDict>> {
+        let (ids, spans) = (token_ids(ids)?, spans(&self.engine, media)?);
         let mut stages: Vec<Vec<f32>> = vec![Vec::new(); 1 + self.config.text.layers.len()];
         let width = self.config.text.hidden_size;
         let trace = released(py, |callbacks| {
@@ -138,7 +154,8 @@ impl PyEngine {
                 };
                 stages[index].extend_from_slice(rows);
             };
-            self.engine.trace(&ids, &mut || callbacks.check_signals(), &mut watch)
+            let prompt = self.engine.prompt(&ids, &spans)?;
+            self.engine.trace(prompt, &mut || callbacks.check_signals(), &mut watch)
         })?;
         let out = PyDict::new(py);
         let hidden = [ids.len(), self.config.text.hidden_size];
@@ -157,6 +174,67 @@ impl PyEngine {
     fn sequence(&self) -> PySequence {
         PySequence::new(Arc::clone(&self.engine))
     }
+
+    /// Shapes and placeholder tokens of the vision tower, `None` for a model of text alone.
+    #[getter]
+    fn vision<'py>(&self, py: Python<'py>) -> PyResult<Option<Bound<'py, PyDict>>> {
+        let Some(tower) = &self.engine.model.vision else { return Ok(None) };
+        let (config, tokens) = (&tower.config, &tower.tokens);
+        let out = PyDict::new(py);
+        out.set_item("depth", config.depth)?;
+        out.set_item("hidden_size", config.hidden_size)?;
+        out.set_item("patch_size", config.patch_size)?;
+        out.set_item("temporal_patch_size", config.temporal_patch_size)?;
+        out.set_item("merge_size", config.merge_size)?;
+        out.set_item("in_channels", config.in_channels)?;
+        out.set_item("image_token_id", tokens.image)?;
+        out.set_item("video_token_id", tokens.video)?;
+        out.set_item("vision_start_token_id", tokens.vision_start)?;
+        out.set_item("vision_end_token_id", tokens.vision_end)?;
+        Ok(Some(out))
+    }
+
+    #[pyo3(signature = (pixel_values, grid_hw, progress = None))]
+    fn encode(
+        &self,
+        py: Python<'_>,
+        pixel_values: &Bound<'_, PyAny>,
+        grid_hw: &Bound<'_, PyAny>,
+        progress: Option<Py<PyAny>>,
+    ) -> PyResult<PyVisualFeatures> {
+        let features = self.encoded(py, pixel_values, grid_hw, progress, &mut |_, _| {})?;
+        Ok(PyVisualFeatures::new(Arc::clone(&self.engine), features))
+    }
+
+    fn trace_vision<'py>(
+        &self,
+        py: Python<'py>,
+        pixel_values: &Bound<'py, PyAny>,
+        grid_hw: &Bound<'py, PyAny>,
+    ) -> PyResult<Bound<'py, PyDict>> {
+        let mut stages = Vec::new();
+        let mut watch = |stage, rows: &[f32]| stages.push((stage, rows.to_vec()));
+        let features = self.encoded(py, pixel_values, grid_hw, None, &mut watch)?;
+        let out = PyDict::new(py);
+        let set = |name: String, rows: Vec<f32>, count: usize| {
+            let shape = [count, rows.len() / count];
+            out.set_item(name, float_array(py, rows, &shape)?)
+        };
+        for (stage, rows) in stages {
+            let name = match stage {
+                VisionStage::PatchEmbedding => "patch_embed".to_owned(),
+                VisionStage::BlockInput => "block_input".to_owned(),
+                VisionStage::Block(i) => format!("block{i}"),
+            };
+            set(name, rows, features.grid.patches())?;
+        }
+        let tokens = features.tokens();
+        for (j, rows) in features.deepstack.into_iter().enumerate() {
+            set(format!("deepstack{j}"), rows, tokens)?;
+        }
+        set("merged".to_owned(), features.embeddings, tokens)?;
+        Ok(out)
+    }
 }
 
 #[derive(Default)]
@@ -172,6 +250,27 @@ struct Tally {
 }
 
 impl PyEngine {
+    fn encoded(
+        &self,
+        py: Python<'_>,
+        pixel_values: &Bound<'_, PyAny>,
+        grid_hw: &Bound<'_, PyAny>,
+        progress: Option<Py<PyAny>>,
+        watch: &mut (dyn FnMut(VisionStage, &[f32]) + Send),
+    ) -> PyResult<Features> {
+        let tower = self.engine.vision()?;
+        let grid = pair("grid_hw", grid_hw)?;
+        let pixels = FloatArray::read("pixel_values", pixel_values, 2)?;
+        let patches = grid[0].saturating_mul(grid[1]);
+        pixels.expect("pixel_values", &[patches, tower.config.patch_values()])?;
+        let blocks = tower.config.depth as u64;
+        released(py, |callbacks| {
+            let mut proceed =
+                |done: usize| callbacks.progress(progress.as_ref(), done as u64, blocks, "vision");
+            self.engine.encode(&pixels.data, grid, &mut proceed, watch)
+        })
+    }
+
     /// Tensors and bytes of each format in use, vectors counted as f32.
     fn formats(&self, total: &mut Totals) -> Vec<(&'static str, Tally)> {
         let mut found: Vec<(&'static str, Tally)> = Vec::new();
@@ -186,11 +285,20 @@ impl PyEngine {
             found[at].1.tensors += 1;
             found[at].1.bytes += bytes;
         };
-        let weights = &self.engine.model.weights;
-        weights.each_matrix(&mut |_, matrix| {
-            add(matrix.format(), matrix.rows() * matrix.cols(), matrix.bytes().len());
-        });
-        weights.each_vector(&mut |_, vector| add(Format::F32, vector.len(), 4 * vector.len()));
+        let size = |matrix: &Matrix| (matrix.format(), matrix.rows() * matrix.cols(), matrix.bytes().len());
+        let model = &self.engine.model;
+        let mut sizes = Vec::new();
+        model.weights.each_matrix(&mut |_, matrix| sizes.push(size(matrix)));
+        model.weights.each_vector(&mut |_, vector| sizes.push((Format::F32, vector.len(), 4 * vector.len())));
+        if let Some(vision) = &model.vision {
+            vision.weights.each_matrix(&mut |_, matrix| sizes.push(size(matrix)));
+            vision
+                .weights
+                .each_vector(&mut |_, vector| sizes.push((Format::F32, vector.len(), 4 * vector.len())));
+        }
+        for (format, elements, bytes) in sizes {
+            add(format, elements, bytes);
+        }
         found
     }
 
@@ -199,7 +307,7 @@ impl PyEngine {
         let (py, config) = (out.py(), &self.config.text);
         match layer {
             LayerState::GatedDelta(state) => {
-                let delta = &config.delta;
+                let delta = config.delta_shapes();
                 let memory = unpack_state(&state.memory, delta_shape(delta), delta);
                 let shape = [delta.value_heads, delta.key_dim, delta.value_dim];
                 out.set_item(format!("layer{index}.recurrent_state"), float_array(py, memory, &shape)?)?;

@@ -10,6 +10,7 @@ mod errors;
 mod ops;
 mod sampler;
 mod sequence;
+mod vision;
 
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
@@ -34,6 +35,8 @@ mod _native {
     use super::sampler::PySampler;
     #[pymodule_export]
     use super::sequence::PySequence;
+    #[pymodule_export]
+    use super::vision::{PyVisualFeatures, position_ids};
     #[pymodule_export]
     use super::{active_tier, build_info, tiers, usable_threads};
 }

@@ -6,6 +6,7 @@ use pyo3::prelude::*;
 
 use super::arrays::{float_array, token_ids};
 use super::errors::released;
+use super::vision::spans;
 use crate::error::Result;
 use crate::model::{Engine, State};
 
@@ -39,9 +40,18 @@ impl PySequence {
 
 #[pymethods]
 impl PySequence {
-    fn append(&mut self, py: Python<'_>, ids: &Bound<'_, PyAny>) -> PyResult<()> {
-        let ids = token_ids(ids)?;
-        released(py, |callbacks| self.engine.append(&mut self.state, &ids, &mut || callbacks.check_signals()))
+    #[pyo3(signature = (ids, media = None))]
+    fn append(
+        &mut self,
+        py: Python<'_>,
+        ids: &Bound<'_, PyAny>,
+        media: Option<&Bound<'_, PyAny>>,
+    ) -> PyResult<()> {
+        let (ids, spans) = (token_ids(ids)?, spans(&self.engine, media)?);
+        released(py, |callbacks| {
+            let prompt = self.engine.prompt(&ids, &spans)?;
+            self.engine.append(&mut self.state, prompt, &mut || callbacks.check_signals())
+        })
     }
 
     fn reserve(&mut self, py: Python<'_>, tokens: usize) -> PyResult<()> {
@@ -59,6 +69,11 @@ impl PySequence {
 
     fn __len__(&self) -> usize {
         self.state.len()
+    }
+
+    #[getter]
+    fn next_position(&self) -> u32 {
+        self.state.next_position()
     }
 
     #[getter]

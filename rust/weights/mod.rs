@@ -9,3 +9,4 @@ pub mod quantize;
 pub mod random;
 pub mod recipe;
 pub mod stored;
+pub mod vision;

@@ -116,20 +116,32 @@ impl Weights {
         visit("norm.weight".into(), &self.final_norm);
     }
 
-    /// The name of the first tensor that holds a number that is not finite. Reads all weights.
+    /// The name of a tensor that holds a number that is not finite. Reads all weights.
     pub fn find_non_finite(&self) -> Option<String> {
-        let mut found = None;
-        self.each_vector(&mut |name, vector| {
-            if found.is_none() && !vector.iter().all(|x| x.is_finite()) {
-                found = Some(name);
-            }
-        });
-        self.each_matrix(&mut |name, matrix| {
-            if found.is_none() && !matrix.is_finite() {
-                found = Some(name);
-            }
-        });
-        found
+        let mut search = NonFinite::default();
+        self.each_vector(&mut |name, vector| search.vector(name, vector));
+        self.each_matrix(&mut |name, matrix| search.matrix(name, matrix));
+        search.found
+    }
+}
+
+/// Looks for the first tensor that holds a number that is not finite.
+#[derive(Debug, Default)]
+pub(super) struct NonFinite {
+    pub(super) found: Option<String>,
+}
+
+impl NonFinite {
+    pub(super) fn vector(&mut self, name: String, vector: &[f32]) {
+        if self.found.is_none() && !vector.iter().all(|x| x.is_finite()) {
+            self.found = Some(name);
+        }
+    }
+
+    pub(super) fn matrix(&mut self, name: String, matrix: &Matrix) {
+        if self.found.is_none() && !matrix.is_finite() {
+            self.found = Some(name);
+        }
     }
 }
 

@@ -1,7 +1,7 @@
-//! From named tensors to the fields of [`Weights`]: every checkpoint name and every quirk of Qwen3.5 stands here.
+//! From named tensors to the fields of [`Weights`]: every checkpoint name and every quirk of Qwen3.5 and Qwen3-VL stands here.
 //!
-//! Quirks: the norms on the residual stream, queries and keys are zero-centred, so 1 is added to their weights (the gated
-//! norm of the delta layers is not); the convolution is stored `[C, 1, 4]` and used `[4, C]`; `A_log` is used as its
+//! Quirks: Qwen3.5's norms on the residual stream, queries and keys are zero-centred, so 1 is added to their weights (the
+//! gated norm of the delta layers is not, nor is any norm of Qwen3-VL); the convolution is stored `[C, 1, 4]` and used `[4, C]`; `A_log` is used as its
 //! exponential; a tied head is the embedding.
 
 use super::matrix::Matrix;
@@ -25,7 +25,7 @@ pub fn load(config: &TextConfig, source: &mut dyn Source) -> Result<Weights> {
     let layers = (0..config.layers.len())
         .map(|i| Layer { config, prefix: format!("layers.{i}"), source }.load(config.layers[i]))
         .collect::<Result<_>>()?;
-    let final_norm = zero_centred(source.vector("norm.weight", &[config.hidden_size])?);
+    let final_norm = norm(config, source.vector("norm.weight", &[config.hidden_size])?);
     let head = if config.tie_word_embeddings {
         embedding.clone()
     } else {
@@ -51,7 +51,7 @@ impl Layer<'_> {
     }
 
     fn norm(&mut self, name: &str, width: usize) -> Result<Vec<f32>> {
-        Ok(zero_centred(self.vector(&format!("{name}.weight"), &[width])?))
+        Ok(norm(self.config, self.vector(&format!("{name}.weight"), &[width])?))
     }
 
     fn load(mut self, kind: LayerKind) -> Result<LayerWeights> {
@@ -68,7 +68,7 @@ impl Layer<'_> {
     }
 
     fn gated_delta(&mut self) -> Result<DeltaWeights> {
-        let (hidden, delta) = (self.config.hidden_size, &self.config.delta);
+        let (hidden, delta) = (self.config.hidden_size, self.config.delta_shapes());
         let (heads, channels) = (delta.value_heads, delta.conv_dim());
         let out_width = heads * delta.value_dim;
         let value_dim = delta.value_dim;
@@ -109,7 +109,60 @@ impl Layer<'_> {
     }
 }
 
-/// 1 + weight
-fn zero_centred(weight: Vec<f32>) -> Vec<f32> {
-    weight.into_iter().map(|w| 1.0 + w).collect()
+/// The factors of a norm from its stored weight.
+fn norm(config: &TextConfig, mut weight: Vec<f32>) -> Vec<f32> {
+    if config.zero_centred_norms {
+        for w in &mut weight {
+            *w += 1.0;
+        }
+    }
+    weight
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::config::ModelConfig;
+    use crate::tensor::Bytes;
+    use crate::weights::matrix::Format;
+
+    /// Gives zeros for matrices and halves for vectors.
+    struct Halves;
+
+    impl Source for Halves {
+        fn matrix(&mut self, _: &str, [rows, cols]: [usize; 2]) -> Result<Matrix> {
+            Matrix::new(Format::F32, rows, cols, Bytes::new(vec![0; 4 * rows * cols]))
+        }
+
+        fn vector(&mut self, _: &str, shape: &[usize]) -> Result<Vec<f32>> {
+            Ok(vec![0.5; shape.iter().product()])
+        }
+    }
+
+    fn norms(model_type: &str) -> Vec<(String, f32)> {
+        let json = serde_json::json!({
+            "model_type": model_type, "vocab_size": 16, "hidden_size": 16, "intermediate_size": 16,
+            "num_hidden_layers": 1, "layer_types": ["full_attention"], "max_position_embeddings": 16,
+            "num_attention_heads": 1, "num_key_value_heads": 1, "head_dim": 16, "rms_norm_eps": 1e-6,
+            "rope_theta": 1e4, "partial_rotary_factor": 0.5
+        });
+        let config = ModelConfig::parse(Path::new("config.json"), json.to_string().as_bytes()).unwrap();
+        let weights = load(&config.text, &mut Halves).unwrap();
+        let mut norms = Vec::new();
+        weights.each_vector(&mut |name, vector| norms.push((name, vector[0])));
+        norms
+    }
+
+    #[test]
+    fn norms_are_zero_centred_in_one_family_only() {
+        for (model_type, factor) in [("qwen3_5_text", 1.5f32), ("qwen3_vl_text", 0.5)] {
+            let norms = norms(model_type);
+            assert_eq!(norms.len(), 5, "two of the layer, queries, keys, last");
+            for (name, x) in norms {
+                assert_eq!(x.to_bits(), factor.to_bits(), "{model_type} {name}");
+            }
+        }
+    }
 }

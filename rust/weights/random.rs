@@ -12,20 +12,23 @@ use super::matrix::{BLOCK_ROWS, Format, Matrix};
 use super::names::{self, Source};
 use super::recipe::{Recipe, Treatment};
 use super::stored::{BlockEntry, block_shape};
-use super::{int4, int8};
+use super::{int4, int8, vision};
 use crate::checkpoint::EMBEDDED_PREFIX;
 use crate::checkpoint::writer::{Planned, Writer};
 use crate::config::ModelConfig;
 use crate::error::{Error, Result};
 use crate::tensor::{Bytes, DType};
 
-/// Writes a file of our own at `path`: the text model of `config_json` with random weights in the formats of `recipe`. The same
+/// Writes a file of our own at `path`: the model of `config_json` with random weights in the formats of `recipe`. The same
 /// seed gives the same file. All tensors are held in memory until they are written.
 pub fn write_random(path: &Path, config_json: &[u8], recipe: &Recipe, seed: u64) -> Result<()> {
     let config = ModelConfig::parse(Path::new("config"), config_json)?;
     let mut source =
         RandomSource { recipe, rng: Pcg64Mcg::new(u128::from(seed) << 1 | 1), tensors: BTreeMap::new() };
     names::load(&config.text, &mut source)?;
+    if let Some(vision) = &config.vision {
+        vision::load(&vision.tower, &mut source)?;
+    }
     let mut tensors = source.tensors;
     let name = format!("{EMBEDDED_PREFIX}config.json");
     let shape = vec![config_json.len()];

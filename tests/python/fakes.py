@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import numpy as np
@@ -14,14 +14,36 @@ from numpy.typing import NDArray
 from tokenizers import decoders, models, normalizers, pre_tokenizers
 
 from edgewise import ContextError, Model
+from edgewise.model import MEDIA_CACHE_BYTES
 from edgewise.options import SamplingOptions
 
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 ADDED = ["<think>", "</think>"]
+MEDIA = ["<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"]
 END_OF_TEXT, IM_START, IM_END, THINK, END_THINK = range(256, 261)
-VOCAB_SIZE = 264
+VISION_START, VISION_END, IMAGE_PAD, VIDEO_PAD = range(261, 265)
+VOCAB_SIZE = 272
+HIDDEN_SIZE = 4
+DEPTH = 2
+VISION = {
+    "patch_size": 16,
+    "temporal_patch_size": 2,
+    "merge_size": 2,
+    "in_channels": 3,
+    "image_token_id": IMAGE_PAD,
+    "video_token_id": VIDEO_PAD,
+    "vision_start_token_id": VISION_START,
+    "vision_end_token_id": VISION_END,
+    "hidden_size": HIDDEN_SIZE,
+    "depth": DEPTH,
+}
+CONTENT = (
+    "{% if m.content is string %}{{ m.content }}{% else %}{% for p in m.content %}"
+    "{% if p.type in ('image', 'video') %}<|vision_start|><|{{ p.type }}_pad|><|vision_end|>"
+    "{% else %}{{ p.text }}{% endif %}{% endfor %}{% endif %}"
+)
 TEMPLATE = (
-    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n" + CONTENT + "<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n"
     "{% if enable_thinking %}<think>\n{% endif %}{% endif %}"
 )
@@ -38,6 +60,7 @@ def byte_tokenizer() -> bytes:
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens(SPECIAL)
     tokenizer.add_tokens(ADDED)
+    tokenizer.add_special_tokens(MEDIA)
     return tokenizer.to_str().encode()
 
 
@@ -63,18 +86,32 @@ def side_files(**changes: Any) -> dict[str, bytes]:
     }
 
 
+class FakeFeatures:
+    """What the fake tower makes of a frame group: the mean of its pixels."""
+
+    def __init__(self, pixel_values: NDArray[np.float32], grid_hw: tuple[int, int]) -> None:
+        rows, columns = grid_hw
+        assert pixel_values.shape == (rows * columns, 1536)
+        self.grid_hw = grid_hw
+        self.tokens = rows * columns // 4
+        self.nbytes = self.tokens * HIDDEN_SIZE * 4
+        self.mean = float(pixel_values.mean())
+
+
 class FakeSequence:
     """Remembers what was appended, and answers as its engine says."""
 
     def __init__(self, engine: FakeEngine) -> None:
         self.engine = engine
         self.appended: list[list[int]] = []
+        self.media: list[tuple[int, FakeFeatures]] = []
         self.reserved = 0
 
-    def append(self, ids: Sequence[int]) -> None:
+    def append(self, ids: Sequence[int], media: Sequence[tuple[int, FakeFeatures]] = ()) -> None:
         if len(self) + len(ids) > self.engine.context_length:
             raise ContextError("context is full")
         self.engine.before_append(self)
+        self.media += [(len(self) + start, features) for start, features in media]
         self.appended.append(list(ids))
 
     def reserve(self, tokens: int) -> None:
@@ -115,6 +152,7 @@ class FakeEngine:
         files: dict[str, bytes] | None = None,
         context_length: int = 1000,
         config: dict[str, Any] | None = None,
+        vision: dict[str, int] | None = VISION,
     ) -> None:
         self.answer = ids_of(answer) if isinstance(answer, str) else list(answer)
         self.files = side_files() if files is None else files
@@ -124,6 +162,22 @@ class FakeEngine:
         self.config = json.dumps(config or {"model_type": "qwen3_5"})
         self.sequences: list[FakeSequence] = []
         self.interrupt_at: int | None = None
+        self.vision = vision
+        self.encoded: list[FakeFeatures] = []
+        self.before_encode: Callable[[], None] = lambda: None
+
+    def encode(
+        self,
+        pixel_values: NDArray[np.float32],
+        grid_hw: tuple[int, int],
+        progress: Callable[[int, int, str], None] | None = None,
+    ) -> FakeFeatures:
+        self.before_encode()
+        for layer in range(DEPTH):
+            if progress is not None:
+                progress(layer + 1, DEPTH, f"block{layer}")
+        self.encoded.append(FakeFeatures(pixel_values, grid_hw))
+        return self.encoded[-1]
 
     def side_file(self, name: str) -> bytes | None:
         return self.files.get(name)
@@ -138,11 +192,19 @@ class FakeEngine:
             self.interrupt_at = None
             raise KeyboardInterrupt
 
-    def logits(self, ids: Sequence[int]) -> NDArray[np.float32]:
-        return np.zeros((len(ids), self.vocab_size), np.float32)
+    def logits(
+        self, ids: Sequence[int], media: Sequence[tuple[int, FakeFeatures]] = ()
+    ) -> NDArray[np.float32]:
+        """Zeros, but where media begin the mean of their pixels."""
+        logits = np.zeros((len(ids), self.vocab_size), np.float32)
+        for start, features in media:
+            logits[start] = features.mean
+        return logits
 
-    def trace(self, ids: Sequence[int]) -> dict[str, NDArray[np.float32]]:
-        return {"logits": self.logits(ids)}
+    def trace(
+        self, ids: Sequence[int], media: Sequence[tuple[int, FakeFeatures]] = ()
+    ) -> dict[str, NDArray[np.float32]]:
+        return {"logits": self.logits(ids, media)}
 
     def info(self) -> dict[str, Any]:
         return INFO
@@ -151,10 +213,15 @@ class FakeEngine:
 class FakeModel(Model):
     """A model on a fake engine, with the fake sampler."""
 
-    def __init__(self, answer: str | Sequence[int] = "Hello.", **engine: Any) -> None:
+    def __init__(
+        self,
+        answer: str | Sequence[int] = "Hello.",
+        media_cache_bytes: int = MEDIA_CACHE_BYTES,
+        **engine: Any,
+    ) -> None:
         self.engine = FakeEngine(answer, **engine)
         self.samplers: list[FakeSampler] = []
-        super().__init__(cast("Any", self.engine), "fake")
+        super().__init__(cast("Any", self.engine), "fake", media_cache_bytes)
 
     def _sampler(self, options: SamplingOptions) -> Any:
         self.samplers.append(FakeSampler(**dataclasses.asdict(options)))

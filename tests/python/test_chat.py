@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from edgewise import ChatTemplate, CheckpointError
-from edgewise.chat import refuse_media, split_reasoning, starts_thinking
+from edgewise.chat import split_reasoning, starts_thinking
 
 USER = {"role": "user", "content": "Hi"}
 EACH = "{% for m in messages %}{{ m.role }}:{{ m.content }};{% endfor %}"
@@ -201,16 +201,6 @@ def test_arguments_that_are_no_json_object(arguments: str) -> None:
 def test_a_tool_call_without_a_name() -> None:
     with pytest.raises(ValueError, match=r"messages\[1\]: a tool call needs a function with a name"):
         template(CALLS).render(call({}, name=None))
-
-
-@pytest.mark.parametrize("part", [{"type": "image", "image": "a.png"}, {"image_url": {}}, {"type": "video"}])
-def test_media_are_refused(part: dict[str, Any]) -> None:
-    messages: list[dict[str, Any]] = [
-        USER,
-        {"role": "user", "content": [{"type": "text", "text": "What?"}, part]},
-    ]
-    with pytest.raises(ValueError, match=r"messages\[1\]: images and video are not supported yet"):
-        refuse_media(messages)
 
 
 @pytest.mark.parametrize(

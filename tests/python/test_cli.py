@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 import fakes
 from edgewise import Model, _native, hub
@@ -41,6 +42,20 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> list[FakeModel]:
 def use(opened: list[FakeModel], answer: Any = "Hello.", **engine: Any) -> FakeModel:
     opened[:] = [FakeModel(answer, **engine)]
     return opened[0]
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> dict[str, str]:
+    """Two pictures, a clip of four frames and a text."""
+    paths = {name: tmp_path / f"{name}.png" for name in ("red", "blue")} | {"clip": tmp_path / "clip.gif"}
+    pictures = {name: Image.new("RGB", (64, 64), name) for name in ("red", "blue")}
+    for name, picture in pictures.items():
+        picture.save(paths[name])
+    frames = [Image.new("RGB", (64, 64), (60 * i, 0, 0)) for i in range(4)]
+    frames[0].save(paths["clip"], save_all=True, append_images=frames[1:], duration=500)
+    paths["text"] = tmp_path / "text.txt"
+    paths["text"].write_text("not a picture")
+    return {name: str(path) for name, path in paths.items()}
 
 
 def prompts(model: FakeModel) -> list[str]:
@@ -176,6 +191,70 @@ class TestGenerate:
         captured = capsys.readouterr()
         assert captured.out == "Hello.\n"
         assert "wrote 7 at" in captured.err
+        assert "looked" not in captured.err
+
+    def test_stats_tell_the_time_of_looking(
+        self, opened: list[FakeModel], files: dict[str, str], capsys: Captured
+    ) -> None:
+        use(opened)
+        assert main(["generate", "m", "Hi", "--stats", "--image", files["red"]]) == 0
+        assert "looked for 0." in capsys.readouterr().err
+
+    @pytest.mark.parametrize("system", [[], ["--system", "Be kind."]])
+    def test_images_and_videos(
+        self, system: list[str], opened: list[FakeModel], files: dict[str, str], capsys: Captured
+    ) -> None:
+        model = use(opened)
+        media = ["--video", files["clip"], "--image", files["red"], "--image", files["blue"]]
+        argv = ["generate", "m", "What?", *media, "--max-pixels", "4096", "--fps", "2", *system]
+        assert main(argv) == 0
+        assert (capsys.readouterr().out, model.engine.sequences[0].media[0][0] > 0) == ("Hello.\n", True)
+        (prompt,) = prompts(model)
+        order = [prompt.index(pad) for pad in ("<|image_pad|>", "<|video_pad|>", "What?")]
+        assert order == sorted(order)
+        assert prompt.count("<|image_pad|>") == 8, "as --max-pixels says"
+        assert prompt.startswith("<|im_start|>system") == bool(system)
+
+    def test_a_raw_prompt_with_an_image(self, opened: list[FakeModel], files: dict[str, str]) -> None:
+        model = use(opened)
+        text = "Look: <|vision_start|><|image_pad|><|vision_end|>"
+        argv = ["generate", "m", text, "--raw", "--image", files["red"], "--max-pixels", "1024"]
+        assert main(argv) == 0
+        assert prompts(model) == [text]
+
+    @pytest.mark.parametrize("file", ["/nothing/here.png", "text"])
+    def test_an_image_that_is_none(
+        self, file: str, opened: list[FakeModel], files: dict[str, str], capsys: Captured
+    ) -> None:
+        use(opened)
+        assert main(["generate", "m", "Hi", "--image", files.get(file, file)]) == 1
+        captured = capsys.readouterr()
+        assert captured.out == ""
+        assert captured.err.startswith("edgewise: images[0]: ")
+        assert captured.err.count("\n") == 1
+
+    @pytest.mark.parametrize("seconds", [0.0, 1.0])
+    def test_a_bar_for_slow_images_on_a_terminal(
+        self,
+        seconds: float,
+        opened: list[FakeModel],
+        files: dict[str, str],
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        now = [0.0]
+
+        def tick() -> None:
+            now[0] += seconds
+
+        monkeypatch.setattr("time.monotonic", lambda: now[0])
+        screen = Terminal()
+        monkeypatch.setattr(sys, "stderr", screen)
+        use(opened).engine.before_encode = tick
+        argv = ["generate", "m", "Hi", "--image", files["red"], "--image", files["blue"]]
+        assert main([*argv, "--max-pixels", "4096"]) == 0
+        assert ("looking [######......" in screen.getvalue()) == (seconds > 0)
+        assert ("8/8 tokens" in screen.getvalue()) == (seconds > 0)
+        assert (screen.getvalue() == "") == (seconds == 0)
 
     @pytest.mark.parametrize("flags", [["--logprobs", "1"], ["--raw", "--system", "x"]])
     def test_flags_that_do_not_go_together(
@@ -289,6 +368,84 @@ class TestChat:
         assert main(["chat", "m"]) == 0
         assert "Hello." in screen.getvalue()
         assert "Ctrl-D leaves" in screen.getvalue()
+
+    def test_pictures_go_with_the_next_question(
+        self,
+        opened: list[FakeModel],
+        monkeypatch: pytest.MonkeyPatch,
+        capsys: Captured,
+        files: dict[str, str],
+        tmp_path: Path,
+    ) -> None:
+        model, saved = use(opened, "Yes."), tmp_path / "said.json"
+        text = f"One?\n/image {files['blue']}\n/video {files['clip']}\nTwo?\nThree?\n/save {saved}\n"
+        assert self.talk(monkeypatch, text, "--image", files["red"], "--max-pixels", "4096") == 0
+        assert capsys.readouterr().out == "Yes.\nYes.\nYes.\n"
+        assert [len(sequence.media) for sequence in model.engine.sequences] == [1, 4, 4]
+        content = [message["content"] for message in json.loads(saved.read_text())]
+        assert content[0] == [{"type": "image", "image": files["red"]}, {"type": "text", "text": "One?"}]
+        assert content[2][:2] == [
+            {"type": "image", "image": files["blue"]},
+            {"type": "video", "video": files["clip"]},
+        ]
+        assert content[4] == "Three?"
+        assert len(model.engine.encoded) == 4, "what was seen in an earlier turn is not encoded again"
+
+    @pytest.mark.parametrize("line", ["/image", "/video", "/image /nothing/here.png", "/video {text}"])
+    def test_a_picture_that_is_none_is_told_at_once(
+        self,
+        line: str,
+        opened: list[FakeModel],
+        monkeypatch: pytest.MonkeyPatch,
+        capsys: Captured,
+        files: dict[str, str],
+    ) -> None:
+        model = use(opened)
+        assert self.talk(monkeypatch, line.format(**files) + "\nHi\n") == 1
+        captured = capsys.readouterr()
+        assert captured.err.startswith("edgewise: ")
+        assert captured.err.count("\n") == 1
+        assert (captured.out, model.engine.sequences[0].media) == ("Hello.\n", [])
+
+    def test_a_picture_that_is_none_at_the_start(
+        self, opened: list[FakeModel], monkeypatch: pytest.MonkeyPatch, capsys: Captured
+    ) -> None:
+        use(opened)
+        assert self.talk(monkeypatch, "Hi\n", "--video", "/nothing/here.gif") == 1
+        captured = capsys.readouterr()
+        assert (captured.out, captured.err.count("\n")) == ("", 1)
+
+    def test_a_picture_too_large_for_the_context_is_forgotten(
+        self,
+        opened: list[FakeModel],
+        monkeypatch: pytest.MonkeyPatch,
+        capsys: Captured,
+        files: dict[str, str],
+    ) -> None:
+        model = use(opened, context_length=100)
+        question = "x" * 50
+        assert self.talk(monkeypatch, f"/image {files['red']}\n{question}\n{question}\n") == 1
+        captured = capsys.readouterr()
+        assert captured.err.startswith("edgewise: context is full: ")
+        assert (captured.out, captured.err.count("\n")) == ("Hello.\n", 1)
+        assert model.engine.sequences[-1].media == []
+
+    def test_an_interrupt_while_a_picture_is_encoded(
+        self, opened: list[FakeModel], files: dict[str, str]
+    ) -> None:
+        def interrupt() -> None:
+            raise KeyboardInterrupt
+
+        model = use(opened)
+        talk = chat_command.Chat(model, {}, interactive=True)
+        talk.attach("image", files["red"])
+        model.engine.before_encode = interrupt
+        talk.read("One?")
+        assert talk.messages == []
+        model.engine.before_encode = lambda: None
+        talk.read("Two?")
+        assert talk.messages[0]["content"][0]["image"] == files["red"], "the picture still waits"
+        assert not talk.failed
 
     def test_a_model_without_a_template(
         self, opened: list[FakeModel], monkeypatch: pytest.MonkeyPatch, capsys: Captured

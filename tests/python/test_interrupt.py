@@ -115,6 +115,16 @@ def test_while_all_logits_are_computed() -> None:
     assert model.logits(ids(3)).shape == (3, model.vocab_size)
 
 
+def test_while_a_picture_is_encoded() -> None:
+    model = Model.from_pretrained("demo", threads=2, media_cache_bytes=0)
+    picture = np.random.default_rng(1).integers(0, 256, (1024, 1024, 3), np.uint8)
+    prompt = model.prepare("Describe the image.", images=picture, max_pixels=1024 * 1024)
+    with interrupted(lambda: True, delay=0.1):
+        while True:
+            model.generate(prompt, max_new_tokens=1)
+    assert model.generate(prompt, max_new_tokens=1).usage.prompt_tokens > 1024
+
+
 class StoppedError(Exception):
     """Raised by a progress bar."""
 

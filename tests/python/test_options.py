@@ -16,7 +16,8 @@ from edgewise.options import GenerationOptions, checkpoint_defaults
 REAL = {"do_sample": True, "temperature": 1.0, "top_k": 20, "top_p": 0.95, "eos_token_id": [1, 2]}
 NUMBERS = [
     "max_new_tokens", "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "presence_penalty",
-    "frequency_penalty", "seed", "logprobs",
+    "frequency_penalty", "seed", "logprobs", "min_pixels", "max_pixels", "fps", "num_frames", "max_frames",
+    "source_fps",
 ]  # fmt: skip
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from edgewise.progress import ProgressBar, duration, shown
+from edgewise.progress import ProgressBar, count, duration, shown
 
 
 class Terminal(io.StringIO):
@@ -121,3 +121,26 @@ def test_nothing_to_do_is_done() -> None:
 )
 def test_durations(seconds: float, text: str) -> None:
     assert duration(seconds) == text
+
+
+def test_other_amounts_than_bytes(clock: list[float]) -> None:
+    out = Terminal()
+    bar = ProgressBar("looking", out, count("tokens"))
+    clock[0] += 2
+    bar(64, 256, "images[0]")
+    assert out.getvalue() == "\rlooking [######..................]  25% 64/256 tokens 6.0 s left images[0]"
+
+
+@pytest.mark.parametrize(("seconds", "drawn"), [(0.4, False), (0.6, True)])
+def test_work_that_is_done_before_the_delay_shows_nothing(
+    clock: list[float], seconds: float, drawn: bool
+) -> None:
+    out = Terminal()
+    bar = ProgressBar("looking", out, delay=0.5)
+    bar(0, 2, "a")
+    clock[0] += seconds
+    bar(1, 2, "a")
+    bar(2, 2, "a")
+    bar.close()
+    assert ("100%" in out.getvalue()) == drawn
+    assert (out.getvalue() == "") == (not drawn)

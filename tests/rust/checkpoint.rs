@@ -422,6 +422,6 @@ fn the_configuration_names_its_file() {
     let message = ModelConfig::parse(&folder.join("config.json"), &json).unwrap_err().to_string();
     expect(
         &message,
-        &["config.json: 'model_type': 'qwen3_5_moe' is not supported; known: qwen3_5, qwen3_5_text"],
+        &["config.json: 'model_type': 'qwen3_5_moe' is not supported; known: qwen3_5, qwen3_5_text, "],
     );
 }

@@ -7,6 +7,7 @@ use std::thread;
 use edgewise::checkpoint::Checkpoint;
 use edgewise::error::Error;
 use edgewise::kernels::{Cpu, Tier};
+use edgewise::model::Prompt;
 use edgewise::model::open::{Options, open};
 use edgewise::threads::Pool;
 use edgewise::weights::convert::quantize_checkpoint;
@@ -46,7 +47,7 @@ fn unknown_ids_are_refused_before_any_work() {
     append(&engine, &mut state, &[1, 2, 3]);
     let before = arrays(&state);
     for id in [vocab, u32::MAX] {
-        let error = engine.append(&mut state, &[4, id], &mut || Ok(())).unwrap_err();
+        let error = engine.append(&mut state, Prompt::text(&[4, id]), &mut || Ok(())).unwrap_err();
         assert!(error.to_string().contains(&format!("token id {id} is outside the vocabulary of {vocab}")));
     }
     assert_eq!(state.len(), 3);
@@ -64,11 +65,11 @@ fn the_context_is_checked_before_any_work() {
         asked += 1;
         Ok(())
     };
-    let error = engine.append(&mut state, &vec![1; limit], &mut proceed).unwrap_err();
+    let error = engine.append(&mut state, Prompt::text(&vec![1; limit]), &mut proceed).unwrap_err();
     assert!(
         matches!(error, Error::Context { needed, limit: found } if needed == limit + 1 && found == limit)
     );
-    assert!(engine.all_logits(&vec![1; limit + 1], &mut proceed).is_err());
+    assert!(engine.all_logits(Prompt::text(&vec![1; limit + 1]), &mut proceed).is_err());
     assert_eq!((asked, state.len()), (0, 1));
 }
 
@@ -82,7 +83,10 @@ fn the_whole_context_can_be_used() {
     append(&engine, &mut state, &ids[limit - 1..]);
     assert_eq!(state.len(), limit);
     assert!(logits(&engine, &state).iter().all(|&x| f32::from_bits(x).is_finite()));
-    assert!(matches!(engine.append(&mut state, &[1], &mut || Ok(())), Err(Error::Context { .. })));
+    assert!(matches!(
+        engine.append(&mut state, Prompt::text(&[1]), &mut || Ok(())),
+        Err(Error::Context { .. })
+    ));
 }
 
 #[test]
@@ -97,7 +101,7 @@ fn an_interruption_keeps_whole_chunks() {
             chunks += 1;
             if chunks > stop_before { Err(Error::Interrupted) } else { Ok(()) }
         };
-        let error = engine.append(&mut state, &ids, &mut proceed).unwrap_err();
+        let error = engine.append(&mut state, Prompt::text(&ids), &mut proceed).unwrap_err();
         assert!(matches!(error, Error::Interrupted));
         assert_eq!(state.len(), stop_before * CHUNK);
         let rest = &ids[state.len()..];

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use edgewise::kernels::{Cpu, Tier};
 use edgewise::model::open::{Options, open};
-use edgewise::model::{Engine, LayerState, State};
+use edgewise::model::{Engine, LayerState, Prompt, State};
 
 /// A checkpoint by its path in the repository, and the formats to hold it in.
 #[derive(Clone, Copy, Debug)]
@@ -53,7 +53,7 @@ pub fn text(engine: &Engine, tokens: usize, seed: u32) -> Vec<u32> {
 
 /// Appends and never stops.
 pub fn append(engine: &Engine, state: &mut State, ids: &[u32]) {
-    engine.append(state, ids, &mut || Ok(())).unwrap();
+    engine.append(state, Prompt::text(ids), &mut || Ok(())).unwrap();
 }
 
 /// Bits of the logits after the last token, `[vocab]`.
@@ -96,7 +96,7 @@ pub struct Run {
 impl Run {
     /// All tokens in one call, logits of every position.
     pub fn at_once(engine: &Engine, ids: &[u32]) -> Self {
-        let trace = engine.trace(ids, &mut || Ok(()), &mut |_, _| {}).unwrap();
+        let trace = engine.trace(Prompt::text(ids), &mut || Ok(()), &mut |_, _| {}).unwrap();
         let logits = trace.logits.chunks_exact(engine.model.config.vocab_size).map(bits).collect();
         Self { logits, arrays: arrays(&trace.state) }
     }

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from typing import TYPE_CHECKING, Any
 
 from edgewise.model import Model
+from edgewise.options import PromptArguments
 
 if TYPE_CHECKING:
     Commands = argparse._SubParsersAction[argparse.ArgumentParser]
@@ -21,6 +23,13 @@ _NUMBERS: list[tuple[str, type, str]] = [
     ("--presence-penalty", float, "subtracted from the logit of tokens of the answer"),
     ("--frequency-penalty", float, "the same, times how often they occurred"),
     ("--seed", int, "for the same random numbers again"),
+]
+
+
+_MEDIA: list[tuple[str, type, str]] = [
+    ("--min-pixels", int, "enlarge images and videos to so many pixels"),
+    ("--max-pixels", int, "reduce them to so many; 1024 pixels of an image are a token"),
+    ("--fps", float, "frames taken of each second of a video"),
 ]
 
 
@@ -88,9 +97,33 @@ def add_generation(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--system", metavar="TEXT", help="what the model is told before the conversation")
 
 
+def add_media(parser: argparse.ArgumentParser) -> None:
+    """Add images and videos, and how to read them."""
+    group = parser.add_argument_group("images and videos")
+    group.add_argument(
+        "--image",
+        action="append",
+        default=[],
+        metavar="FILE",
+        dest="images",
+        help="shown before the question; may be given again",
+    )
+    group.add_argument(
+        "--video", action="append", default=[], metavar="FILE", dest="videos", help="the same, after images"
+    )
+    for flag, kind, text in _MEDIA:
+        group.add_argument(flag, type=kind, help=text, metavar="N" if kind is int else "X")
+
+
 def generation_arguments(arguments: argparse.Namespace) -> dict[str, Any]:
     """Return the keyword arguments for `Model.generate`, those not given left out."""
-    names = [flag.removeprefix("--").replace("-", "_") for flag, _, _ in _NUMBERS]
+    names = [flag.removeprefix("--").replace("-", "_") for flag, _, _ in _NUMBERS + _MEDIA]
     names += ["stop", "stop_token_ids", "ignore_eos", "enable_thinking"]
     values = {name: getattr(arguments, name) for name in names}
-    return {name: value for name, value in values.items() if value is not None}
+    given = {name: value for name, value in values.items() if value is not None}
+    return given | {"progress": sys.stderr.isatty()}
+
+
+def prompt_arguments(options: dict[str, Any]) -> dict[str, Any]:
+    """Return those among keyword arguments for `Model.generate` that `Model.prepare` takes too."""
+    return {name: value for name, value in options.items() if name in PromptArguments.__annotations__}

@@ -5,14 +5,24 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgewise.chat import END_THINK, THINK, split_reasoning, starts_thinking
 from edgewise.cli import terminal
-from edgewise.cli.arguments import add_generation, add_model, generation_arguments, open_model
+from edgewise.cli.arguments import (
+    add_generation,
+    add_media,
+    add_model,
+    generation_arguments,
+    open_model,
+    prompt_arguments,
+)
 from edgewise.cli.thoughts import ThoughtSplitter
 from edgewise.model import Model
+from edgewise.prompt import Prompt
 from edgewise.results import Piece
 
 if TYPE_CHECKING:
@@ -24,6 +34,8 @@ HELP = """\
 /help            this text
 /reset           forget the conversation
 /system [TEXT]   what the model is told before the conversation; nothing to remove it
+/image FILE      show a picture with the next question; may be said again
+/video FILE      the same with a video
 /think [on|off]  whether to think before answering; nothing to leave it to the chat template
 /save FILE       write the conversation to a file, as JSON
 /quit            leave, as does Ctrl-D; Ctrl-C stops an answer"""
@@ -37,6 +49,7 @@ def add_to(commands: Commands) -> argparse.ArgumentParser:
         description="Talks with a model. Lines are read from stdin; /help lists what else can be typed.",
     )
     add_model(parser)
+    add_media(parser)
     add_generation(parser)
     return parser
 
@@ -46,6 +59,9 @@ def run(arguments: argparse.Namespace) -> int:
     model = open_model(arguments)
     interactive = sys.stdin.isatty() and sys.stdout.isatty()
     chat = Chat(model, generation_arguments(arguments), arguments.system, interactive)
+    for kind, files in (("image", arguments.images), ("video", arguments.videos)):
+        for file in files:
+            chat.attach(kind, file)
     if interactive:
         import readline  # noqa: F401  (gives `input` editing and history)
 
@@ -77,6 +93,7 @@ class Chat:
         self._options = options
         self._system = system
         self._said: list[dict[str, Any]] = []
+        self._attached: list[dict[str, Any]] = []
         self.finished = False
         self.failed = False
 
@@ -86,6 +103,19 @@ class Chat:
         system = [{"role": "system", "content": self._system}] if self._system else []
         return system + self._said
 
+    def attach(self, kind: str, file: str) -> None:
+        """Show an image or a video with the next question.
+
+        Raises:
+            MediaError: if the file cannot be used.
+        """
+        if not file:
+            raise ValueError(f"/{kind}: needs the name of a file")
+        part = {"type": kind, kind: str(Path(file).expanduser())}
+        self._model.prepare([{"role": "user", "content": [part]}], **prompt_arguments(self._options))
+        self._attached.append(part)
+        _note(f"{Path(file).name} goes with the next question")
+
     def read(self, line: str) -> None:
         """Obey a line that begins with a slash, answer any other."""
         try:
@@ -94,6 +124,10 @@ class Chat:
                 self._command(name, rest.strip())
             elif line:
                 self._answer(line)
+        except KeyboardInterrupt:
+            if not self._interactive:
+                raise
+            _note("stopped")
         except (OSError, ValueError, ArithmeticError) as error:
             if isinstance(error, BrokenPipeError):
                 raise
@@ -101,10 +135,12 @@ class Chat:
             terminal.error(error)
 
     def _command(self, name: str, rest: str) -> None:
-        commands = {
+        commands: dict[str, Callable[[str], None]] = {
             "help": lambda _: print(HELP),
             "reset": self._reset,
             "system": self._set_system,
+            "image": partial(self.attach, "image"),
+            "video": partial(self.attach, "video"),
             "think": self._set_thinking,
             "save": self._save,
             "quit": self._quit,
@@ -115,7 +151,7 @@ class Chat:
         commands[name](rest)
 
     def _reset(self, _: str) -> None:
-        self._said = []
+        self._said, self._attached = [], []
         _note("forgotten")
 
     def _set_system(self, text: str) -> None:
@@ -140,27 +176,37 @@ class Chat:
         self.finished = True
 
     def _answer(self, question: str) -> None:
-        self._said.append({"role": "user", "content": question})
+        self._said.append({"role": "user", "content": self._with_attached(question)})
         try:
-            prompt = self._model.render(self.messages, enable_thinking=self._thinking)
-            text = self._stream(prompt)
-        except BaseException:
+            rendered = self._model.render(self.messages, enable_thinking=self._thinking)
+            thinking = starts_thinking(rendered)
+            answer = self._stream(thinking)
+        except BaseException as error:
             self._said.pop()
+            if isinstance(error, Exception):  # perhaps because of what was attached
+                self._attached = []
             raise
-        if not text:  # stopped before the first token: as if the question had not been asked
+        if not answer:  # stopped before the first token: as if the question had not been asked
             self._said.pop()
             return
-        reasoning, content = split_reasoning(text, starts_thinking(prompt))
-        answer = {"role": "assistant", "content": content}
-        self._said.append(answer | ({"reasoning_content": reasoning} if reasoning else {}))
+        self._attached = []
+        reasoning, said = split_reasoning(answer, thinking)
+        message = {"role": "assistant", "content": said}
+        self._said.append(message | ({"reasoning_content": reasoning} if reasoning else {}))
 
-    def _stream(self, prompt: str) -> str:
+    def _with_attached(self, question: str) -> str | list[dict[str, Any]]:
+        return [*self._attached, {"type": "text", "text": question}] if self._attached else question
+
+    def _stream(self, thinking: bool) -> str:
         """Print the answer while it is made; return its text, or as much as there was at Ctrl-C."""
-        options = {"max_new_tokens": self._room(prompt), "enable_thinking": self._thinking} | self._options
-        printer = _AnswerPrinter(starts_thinking(prompt))
+        options = prompt_arguments(self._options) | {"enable_thinking": self._thinking}
+        prompt = self._model.prepare(self.messages, **options)
+        others = {name: value for name, value in self._options.items() if name not in options}
+        options = {"max_new_tokens": self._room(prompt)} | others
+        printer = _AnswerPrinter(thinking)
         text, note = "", ""
         try:
-            for piece in self._model.stream(self.messages, **options):
+            for piece in self._model.stream(prompt, **options):
                 text += piece.text
                 printer.push(piece.text)
                 note = _ending(piece)
@@ -172,9 +218,9 @@ class Chat:
         _note(note)
         return text
 
-    def _room(self, prompt: str) -> int:
+    def _room(self, prompt: Prompt) -> int:
         """Return the most tokens for an answer: many, but no more than the context has room for."""
-        left = self._model.context_length - len(self._model.tokenizer.encode(prompt))
+        left = self._model.context_length - len(prompt)
         return min(DEFAULT_NEW_TOKENS, max(left, 1))
 
 

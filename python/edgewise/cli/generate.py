@@ -7,8 +7,15 @@ import json
 import sys
 from typing import TYPE_CHECKING, Any
 
+from edgewise import messages
 from edgewise.cli import terminal
-from edgewise.cli.arguments import add_generation, add_model, generation_arguments, open_model
+from edgewise.cli.arguments import (
+    add_generation,
+    add_media,
+    add_model,
+    generation_arguments,
+    open_model,
+)
 from edgewise.model import Model
 
 if TYPE_CHECKING:
@@ -20,6 +27,7 @@ def add_to(commands: Commands) -> argparse.ArgumentParser:
     parser = commands.add_parser("generate", help="answer one prompt", description="Answers one prompt.")
     add_model(parser)
     parser.add_argument("prompt", metavar="PROMPT", help="a question; - reads it from stdin")
+    add_media(parser)
     add_generation(parser)
     parser.add_argument(
         "--raw", action="store_true", help="continue the prompt as it stands, without a template"
@@ -39,6 +47,7 @@ def run(arguments: argparse.Namespace) -> int:
     prompt = _prompt(arguments)
     model = open_model(arguments)
     options = generation_arguments(arguments) | {"raw": arguments.raw, "logprobs": arguments.logprobs}
+    options |= {"images": arguments.images, "videos": arguments.videos}
     if arguments.json:
         result = model.generate(prompt, **options)
         print(json.dumps(result.to_dict(), ensure_ascii=False))
@@ -66,4 +75,5 @@ def _prompt(arguments: argparse.Namespace) -> Any:
         return text
     if arguments.raw:
         raise ValueError("--system: has no place in a raw prompt")
-    return [{"role": "system", "content": arguments.system}, {"role": "user", "content": text}]
+    question = messages.question(text, arguments.images, arguments.videos)
+    return [{"role": "system", "content": arguments.system}, *question]

@@ -74,8 +74,9 @@ def formats_table(formats: dict[str, dict[str, int]]) -> str:
 
 def speed(usage: Usage, timings: Timings) -> str:
     """Return in a line how much was read and written, and how fast."""
+    looked = f"looked for {timings.vision_seconds:.2f} s, " if timings.vision_seconds else ""
     return (
-        f"read {usage.prompt_tokens} tokens at {timings.prefill_tokens_per_second:.0f}/s, "
+        f"{looked}read {usage.prompt_tokens} tokens at {timings.prefill_tokens_per_second:.0f}/s, "
         f"wrote {usage.completion_tokens} at {timings.decode_tokens_per_second:.1f}/s, "
         f"first after {timings.time_to_first_token:.2f} s"
     )

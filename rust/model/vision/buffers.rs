@@ -1,0 +1,68 @@
+//! Memory for encoding one image or pair of frames. It is taken for the call and given back after it.
+
+use super::grid::Grid;
+use crate::config::VisionConfig;
+use crate::error::{Result, try_zeros};
+use crate::kernels::activations::QuantizedRows;
+use crate::kernels::kv_cache::{KvCache, KvType};
+use crate::kernels::lanes::LANES;
+use crate::kernels::rope::RopeTable;
+
+/// Patches that go through matrices at once; a multiple of the patches of a token.
+pub const ROWS: usize = 256;
+
+/// Buffers for all patches, then those for [`ROWS`] of them.
+#[derive(Debug)]
+pub struct Buffers {
+    /// The residual stream, `[patches, width]`
+    pub x: Vec<f32>,
+    /// `[patches, heads, padded head]`
+    pub queries: Vec<f32>,
+    /// Keys and values of one block.
+    pub cache: KvCache,
+    /// `[patches, heads, head]`
+    pub attended: Vec<f32>,
+    pub rope: RopeTable,
+    /// `[rows, width]`
+    pub normed: Vec<f32>,
+    /// `[rows, 3 width]`, `[rows, intermediate]` or `[tokens, merged]`
+    pub wide: Vec<f32>,
+    /// `[rows, heads, padded head]`
+    pub keys: Vec<f32>,
+    /// `[rows, heads, padded head]`
+    pub values: Vec<f32>,
+    pub quantized: QuantizedRows,
+}
+
+impl Buffers {
+    pub fn new(config: &VisionConfig, grid: Grid) -> Result<Self> {
+        let (patches, width) = (grid.patches(), config.hidden_size);
+        let rows = ROWS.min(patches);
+        let head = padded(config.head_dim());
+        let heads = config.heads * head;
+        let wide = (3 * width).max(config.intermediate_size).max(width);
+        let widest = wide.max(config.patch_values()).max(config.merged_width());
+        let mut rope = RopeTable::two_axes(config.rope_theta, config.head_dim(), patches);
+        let places = (0..patches).map(|i| grid.place(i));
+        rope.fill(&places.map(|(row, column)| [0, row as u32, column as u32]).collect::<Vec<_>>());
+        let mut cache = KvCache::new(KvType::F32, config.heads, head);
+        cache.reserve(patches);
+        Ok(Self {
+            x: try_zeros(patches, width)?,
+            queries: try_zeros(patches, heads)?,
+            cache,
+            attended: try_zeros(patches, width)?,
+            rope,
+            normed: try_zeros(rows, width)?,
+            wide: try_zeros(rows, wide)?,
+            keys: try_zeros(rows, heads)?,
+            values: try_zeros(rows, heads)?,
+            quantized: QuantizedRows::with_capacity(rows, widest + 31),
+        })
+    }
+}
+
+/// A head's width filled up to whole vectors.
+pub fn padded(head_dim: usize) -> usize {
+    head_dim.next_multiple_of(LANES)
+}
