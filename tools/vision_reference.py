@@ -1,7 +1,7 @@
 """Ask the original model code the fresh questions of the tests, and record its answers.
 
     pip install -r tools/demo/requirements.txt
-    python tools/vision_reference.py [--questions 150] [--out tests/golden/demo_accuracy.json]
+    python tools/vision_reference.py [--questions 400] [--out tests/golden/demo_accuracy.json]
 
 Runs the demo checkpoint in float32 with transformers on torch. `--digits` draws the strip of digits anew instead,
 in Pillow's default font.
@@ -104,7 +104,7 @@ def draw_digits(path: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
-    parser.add_argument("--questions", type=int, default=150, help="how many of each kind")
+    parser.add_argument("--questions", type=int, default=400, help="how many of each kind")
     parser.add_argument("--out", type=Path, default=ROOT / "tests" / "golden" / "demo_accuracy.json")
     parser.add_argument("--digits", action="store_true", help="draw the strip of digits, nothing else")
     options = parser.parse_args()

@@ -10,28 +10,35 @@ import hashlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 from random import Random
+from typing import Any
 
 from PIL import Image
 
+import golden
+from edgewise import Model
 from edgewise.demo.drawing import (
     BACKGROUNDS,
     COLORS,
+    FRAMES_PER_SECOND,
     MOTIONS,
     SIDE,
     Shape,
     description,
     draw,
     equal_shapes,
+    happening,
     moving_shape,
     one_shape,
     sentence,
     two_shapes,
 )
+from edgewise.options import PromptArguments
 
-DIGITS_FILE = Path(__file__).parents[1] / "golden" / "demo_digits.png"
+DIGITS_FILE = golden.FOLDER / "demo_digits.png"
 SEED = "fresh 1"
+MARGIN = 6
+"""Between a number and the edge of the picture."""
 
 
 @dataclass(frozen=True)
@@ -84,8 +91,7 @@ def video(rng: Random) -> Question:
     motion, background = rng.choice(MOTIONS), rng.choice(BACKGROUNDS)
     shapes = moving_shape(rng, motion)
     text = rng.choice(["What happens in the video?", "Describe the video."])
-    truth = f"The {shapes[0].color} {shapes[0].kind} {motion}."
-    return Question(text, truth, [draw([shape], background) for shape in shapes])
+    return Question(text, happening(shapes[0], motion), [draw([shape], background) for shape in shapes])
 
 
 def picture(shapes: list[Shape], rng: Random) -> list[Image.Image]:
@@ -108,11 +114,11 @@ def digit_strip() -> Image.Image:
 
 
 def draw_number(number: str, rng: Random) -> Image.Image:
-    """Black digits around the middle."""
+    """Black digits anywhere, but not close to the edge."""
     strip = digit_strip()
     width = strip.width // 10
-    left = (SIDE - width * len(number)) // 2 + rng.randint(-4, 4)
-    top = (SIDE - strip.height) // 2 + rng.randint(-4, 4)
+    left = rng.randint(MARGIN, SIDE - MARGIN - width * len(number))
+    top = rng.randint(MARGIN, SIDE - MARGIN - strip.height)
     image = Image.new("RGB", (SIDE, SIDE), rng.choice(BACKGROUNDS))
     for place, digit in enumerate(map(int, number)):
         ink = strip.crop((digit * width, 0, (digit + 1) * width, strip.height))
@@ -144,3 +150,21 @@ def fingerprint(questions: Iterable[Question]) -> str:
         for frame in question.frames:
             digest.update(frame.tobytes())
     return digest.hexdigest()
+
+
+def media(question: Question) -> PromptArguments:
+    """The picture or clip as arguments of `Model.generate`."""
+    if len(question.frames) == 1:
+        return {"images": question.frames}
+    return {"videos": [question.frames], "source_fps": FRAMES_PER_SECOND}
+
+
+def answer(model: Model, question: Question) -> str:
+    """What a model says, taking the likeliest token each time."""
+    return model.generate(question.text, temperature=0, enable_thinking=False, **media(question)).text
+
+
+def recorded() -> dict[str, Any]:
+    """Answers of the original code, by kind: `answers`, how many are `right`, and a `fingerprint`."""
+    kinds: dict[str, Any] = golden.read_json("demo_accuracy.json")["kinds"]
+    return kinds

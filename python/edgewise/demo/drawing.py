@@ -145,6 +145,11 @@ def description(shapes: list[Shape]) -> str:
     return sentence(f"{first.name} {'left of' if sideways else 'above'} {second.name}")
 
 
+def happening(shape: Shape, motion: str) -> str:
+    """What is in a clip, as the model was taught to say it."""
+    return f"The {shape.color} {shape.kind} {motion}."
+
+
 def sentence(words: str) -> str:
     """Return words with a capital at the start and a full stop."""
     return f"{words[0].upper()}{words[1:]}."
