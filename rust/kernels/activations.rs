@@ -1,7 +1,7 @@
 //! Activations as INT8: what quantised weights are multiplied with.
 //!
 //! Symmetric, one scale for each token and group of 32 channels: scale = absmax / 127, value = x / scale rounded to
-//! nearest even. The group's sum is kept because unsigned weight forms subtract a multiple of it. A group that holds
+//! nearest even. Multiples of the group's sum are kept for tiers that multiply unsigned weights, see `offset_u4`. A group that holds
 //! NaN or an infinity gets a NaN scale, so that the fault reaches the logits instead of vanishing in a cast.
 
 use super::cpu::Cpu;
@@ -15,10 +15,21 @@ use crate::weights::matrix::BLOCK_COLS;
 pub struct Group {
     /// Value of one step.
     pub scale: f32,
-    /// Sum of `values`.
-    pub sum: i32,
+    /// -8 x the sum of `values`: what a nibble, 8 above its weight, adds too much.
+    pub offset_u4: i32,
+    /// -128 x the sum of `values`: the same for bytes stored 128 above their weight.
+    pub offset_i8: i32,
     /// Steps, -127..=127.
     pub values: [i8; BLOCK_COLS],
+}
+
+impl Group {
+    /// Computes the offsets from the values.
+    #[inline(always)]
+    pub(super) fn set_offsets(&mut self) {
+        let sum: i32 = self.values.iter().map(|&value| i32::from(value)).sum();
+        (self.offset_u4, self.offset_i8) = (-8 * sum, -128 * sum);
+    }
 }
 
 /// Quantised rows `[tokens, groups]`; the last group is filled up with zeros.
@@ -96,5 +107,5 @@ fn quantize_group<S: Simd>(s: S, x: &[f32], out: &mut Group) {
     let values = out.values.as_chunks_mut::<LANES>().0;
     s.store_i8(s.round(s.mul(low, inverse)), &mut values[0]);
     s.store_i8(s.round(s.mul(high, inverse)), &mut values[1]);
-    out.sum = out.values.iter().map(|&v| i32::from(v)).sum();
+    out.set_offsets();
 }

@@ -87,10 +87,29 @@ pub trait Simd: Copy + Send + Sync + 'static {
     fn load_u4(self, block: &[u8; 256]) -> [Self::B; 8];
     /// The 16x32 bytes of an INT8 block as eight byte vectors, prepared for [`Self::dot_i8`].
     fn load_i8(self, block: &[u8; 512]) -> [Self::B; 8];
-    /// For each row, the exact sum over 32 columns of (nibble - 8) x a. `sum` is the sum of `a`.
-    fn dot_u4(self, w: &[Self::B; 8], a: &[i8; 32], sum: i32) -> Self::I;
-    /// For each row, the exact sum over 32 columns of w x a, w in -127..=127. `sum` is the sum of `a`.
-    fn dot_i8(self, w: &[Self::B; 8], a: &[i8; 32], sum: i32) -> Self::I;
+    /// For each row, the exact sum over 32 columns of (nibble - 8) x a. `offset` is -8 x the sum of `a`.
+    fn dot_u4(self, w: &[Self::B; 8], a: &[i8; 32], offset: i32) -> Self::I;
+    /// For each row, the exact sum over 32 columns of w x a, w in -127..=127. `offset` is -128 x the sum of `a`.
+    fn dot_i8(self, w: &[Self::B; 8], a: &[i8; 32], offset: i32) -> Self::I;
+
+    /// [`Self::dot_u4`] of `T` groups of activations: tiers may interleave them.
+    #[inline(always)]
+    fn dots_u4<const T: usize>(self, w: &[Self::B; 8], a: [&[i8; 32]; T], offsets: [i32; T]) -> [Self::I; T] {
+        let mut out = [self.dot_u4(w, a[0], offsets[0]); T];
+        for t in 1..T {
+            out[t] = self.dot_u4(w, a[t], offsets[t]);
+        }
+        out
+    }
+    /// [`Self::dot_i8`] of `T` groups of activations: tiers may interleave them.
+    #[inline(always)]
+    fn dots_i8<const T: usize>(self, w: &[Self::B; 8], a: [&[i8; 32]; T], offsets: [i32; T]) -> [Self::I; T] {
+        let mut out = [self.dot_i8(w, a[0], offsets[0]); T];
+        for t in 1..T {
+            out[t] = self.dot_i8(w, a[t], offsets[t]);
+        }
+        out
+    }
 
     /// The sum of all lanes by the fixed tree.
     fn sum(self, a: Self::F) -> f32;

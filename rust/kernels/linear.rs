@@ -182,7 +182,7 @@ trait Block {
     /// # Safety
     /// `block` points to `BYTES` readable bytes.
     unsafe fn load<S: Simd>(s: S, block: *const u8) -> [S::B; 8];
-    fn dot<S: Simd>(s: S, w: &[S::B; 8], a: &Group) -> S::I;
+    fn dots<S: Simd, const T: usize>(s: S, w: &[S::B; 8], a: [&Group; T]) -> [S::I; T];
 }
 
 struct Int4;
@@ -195,8 +195,8 @@ impl Block for Int4 {
         s.load_u4(unsafe { &*block.cast::<[u8; 256]>() })
     }
     #[inline(always)]
-    fn dot<S: Simd>(s: S, w: &[S::B; 8], a: &Group) -> S::I {
-        s.dot_u4(w, &a.values, a.sum)
+    fn dots<S: Simd, const T: usize>(s: S, w: &[S::B; 8], a: [&Group; T]) -> [S::I; T] {
+        s.dots_u4(w, a.map(|a| &a.values), a.map(|a| a.offset_u4))
     }
 }
 
@@ -210,8 +210,8 @@ impl Block for Int8 {
         s.load_i8(unsafe { &*block.cast::<[u8; 512]>() })
     }
     #[inline(always)]
-    fn dot<S: Simd>(s: S, w: &[S::B; 8], a: &Group) -> S::I {
-        s.dot_i8(w, &a.values, a.sum)
+    fn dots<S: Simd, const T: usize>(s: S, w: &[S::B; 8], a: [&Group; T]) -> [S::I; T] {
+        s.dots_i8(w, a.map(|a| &a.values), a.map(|a| a.offset_i8))
     }
 }
 
@@ -255,11 +255,14 @@ fn quantized_tile<S: Simd, B: Block, const T: usize>(
             let block = weights.as_ptr().add(b * B::BYTES);
             (B::load(s, block), s.load_f16(&*block.add(B::WEIGHTS).cast::<[u8; 32]>()))
         };
+        let mut a = [&groups[0]; T];
         for t in 0..T {
             // SAFETY: as above.
-            let a = unsafe { groups.get_unchecked(t * blocks + b) };
-            let dot = s.to_f32(B::dot(s, &w, a));
-            acc[t] = s.fma(dot, s.mul(scale, s.splat(a.scale)), acc[t]);
+            a[t] = unsafe { groups.get_unchecked(t * blocks + b) };
+        }
+        let dots = B::dots(s, &w, a);
+        for t in 0..T {
+            acc[t] = s.fma(s.to_f32(dots[t]), s.mul(scale, s.splat(a[t].scale)), acc[t]);
         }
     }
     let row = panel * BLOCK_ROWS;

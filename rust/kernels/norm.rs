@@ -1,4 +1,4 @@
-//! Normalisations: RMSNorm, its gated form, the L2 norm of the delta rule's keys and queries, and the vision tower's LayerNorm.
+//! Normalisations: `RMSNorm`, its gated form, the L2 norm of the delta rule's keys and queries, and `LayerNorm` of the vision tower.
 //!
 //! All take the weight as it is multiplied. Qwen3.5's zero-centred norms add 1 to theirs at load, in one place.
 

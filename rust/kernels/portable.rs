@@ -186,11 +186,11 @@ impl Simd for Portable {
         out
     }
     #[inline(always)]
-    fn dot_u4(self, w: &[[u8; 64]; 8], a: &[i8; 32], sum: i32) -> I {
-        dot(w, a, -8 * sum, i32::from)
+    fn dot_u4(self, w: &[[u8; 64]; 8], a: &[i8; 32], offset: i32) -> I {
+        dot(w, a, offset, i32::from)
     }
     #[inline(always)]
-    fn dot_i8(self, w: &[[u8; 64]; 8], a: &[i8; 32], _sum: i32) -> I {
+    fn dot_i8(self, w: &[[u8; 64]; 8], a: &[i8; 32], _offset: i32) -> I {
         dot(w, a, 0, |byte| i32::from(byte as i8))
     }
 

@@ -54,7 +54,7 @@ fn quantize_group(x: &[f32]) -> Group {
             *value = (x * inverse).round_ties_even() as i8;
         }
     }
-    group.sum = group.values.iter().map(|&value| i32::from(value)).sum();
+    group.set_offsets();
     group
 }
 

@@ -13,7 +13,7 @@
 //! Patches stand in the order of the tokens they become: the four of a token side by side, tokens row by row. All but
 //! attention works on a few hundred patches at a time, so memory for the wide layers does not grow with the image.
 //!
-//! Source: the Qwen3-VL vision model code; ViT (Dosovitskiy et al. 2020, arXiv 2010.11929).
+//! Source: the Qwen3-VL vision model code; vision transformers (Dosovitskiy et al. 2020, arXiv 2010.11929).
 
 mod attention;
 mod buffers;

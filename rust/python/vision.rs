@@ -81,12 +81,12 @@ pub fn spans(engine: &Arc<Engine>, media: Option<&Bound<'_, PyAny>>) -> PyResult
 /// Rotary positions of a prompt; the docstring is in the stub.
 #[pyfunction]
 #[pyo3(signature = (tokens, spans, first = 0))]
-pub fn position_ids<'py>(
-    py: Python<'py>,
+pub fn position_ids(
+    py: Python<'_>,
     tokens: usize,
     spans: Vec<(usize, usize, usize)>,
     first: u32,
-) -> PyResult<(Bound<'py, PyAny>, u32)> {
+) -> PyResult<(Bound<'_, PyAny>, u32)> {
     let areas = areas(tokens, &spans, first)?;
     let (mut positions, mut next) = (Vec::with_capacity(tokens), first);
     place(areas.into_iter(), 0..tokens, &mut next, &mut positions);

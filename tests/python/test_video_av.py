@@ -75,6 +75,7 @@ def encoded(
         stream = output.add_stream(encoder, rate=rate, options=options)
         stream.height, stream.width = frames.shape[1:3]
         stream.pix_fmt = "yuvj420p" if encoder == "mjpeg" else "yuv420p"
+        stream.codec_context.thread_count = 1
         if times is not None:
             stream.codec_context.time_base = stream.time_base = Fraction(1, 1000)
         if rotation:
@@ -94,7 +95,7 @@ def container_options(path: Path | None) -> dict[str, str]:
 
 
 @cache
-def clip(kind: str = "mp4") -> bytes:
+def clip(kind: str) -> bytes:
     return encoded(pictures(), *KINDS[kind])
 
 
@@ -163,21 +164,21 @@ class TestReading:
             decoded += 1
             decode(self, packet)
 
-        video = open_video(clip())
+        video = open_video(clip("mp4"))
         monkeypatch.setattr(video_av._Decoder, "_decode", counting)
         assert len(read(video, [0, 37])) == 2
         assert decoded < 20
 
     def test_a_path_and_a_data_uri_hold_the_same(self, tmp_path: Path) -> None:
         path = tmp_path / "ünï côde.mp4"
-        path.write_bytes(clip())
-        uri = "data:video/mp4;base64," + base64.b64encode(clip()).decode()
-        want = read(open_video(clip()), [3, 30])
+        path.write_bytes(clip("mp4"))
+        uri = "data:video/mp4;base64," + base64.b64encode(clip("mp4")).decode()
+        want = read(open_video(clip("mp4")), [3, 30])
         for source in (path, str(path), uri):
             np.testing.assert_array_equal(read(open_video(source), [3, 30]), want)
 
     def test_threads_read_one_video_at_once(self) -> None:
-        video, results = open_video(clip()), []
+        video, results = open_video(clip("mp4")), []
         threads = [threading.Thread(target=lambda: results.append(read(video))) for _ in range(4)]
         for thread in threads:
             thread.start()
@@ -188,7 +189,7 @@ class TestReading:
             np.testing.assert_array_equal(result, known_frames("mp4"))
 
     def test_reading_may_stop_at_any_frame(self) -> None:
-        video = open_video(clip())
+        video = open_video(clip("mp4"))
         frames = video.frames([0, 20, 39])
         next(frames)
         frames.close()  # type: ignore[attr-defined]
@@ -196,8 +197,8 @@ class TestReading:
 
     def test_groups_are_those_of_the_same_frames_in_a_list(self) -> None:
         family = VideoSettings()
-        file = prepare_video(clip(), family, fps=4)
-        pictures = prepare_video(all_frames(clip()), family, fps=4, source_fps=10)
+        file = prepare_video(clip("mp4"), family, fps=4)
+        pictures = prepare_video(all_frames(clip("mp4")), family, fps=4, source_fps=10)
         assert file.indices == pictures.indices
         assert file.grid_thw == pictures.grid_thw == (8, 4, 4)
         assert file.timestamps == pictures.timestamps
@@ -300,14 +301,14 @@ class TestRefused:
             with monkeypatch.context() as patch:
                 patch.setattr(video_av, limit, value)
                 with pytest.raises(MediaError, match=f"^video: .* {message}"):
-                    open_video(clip())
+                    open_video(clip("mp4"))
 
         refused(
             "MAX_SOURCE_PIXELS", HEIGHT * WIDTH - 1, f"has frames of {WIDTH} x {HEIGHT} pixels, the limit is"
         )
         refused("MAX_SOURCE_FRAMES", FRAMES - 1, f"has more than {FRAMES - 1} frames")
         refused("MAX_DURATION", 3, "lasts 4 seconds, the limit is 3")
-        assert open_video(clip()).total_frames == FRAMES
+        assert open_video(clip("mp4")).total_frames == FRAMES
 
     def test_a_size_that_changes(self) -> None:
         both = clip("raw h264") + encoded(pictures(8, 64, 80), *KINDS["raw h264"])

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 import golden
+import golden_media
 from edgewise.media import MediaError, PreparedVideo, VideoSettings, prepare_image, prepare_video
 from edgewise.media.sampling import MAX_SAMPLED_FRAMES, timestamp_text
 from edgewise.media.settings import ImageSettings
@@ -21,7 +22,7 @@ VIDEOS: list[dict[str, Any]] = golden.read_json("video/case.json")["videos"]
 
 
 def settings() -> VideoSettings:
-    return VideoSettings.read(lambda name: (CASE / name).read_bytes())
+    return VideoSettings.read(golden_media.read_file("video"))
 
 
 def recorded(index: int) -> PreparedVideo:

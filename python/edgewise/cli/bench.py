@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgewise import benchmark, checks, hub
-from edgewise.benchmark import Measured, Plan
+from edgewise.benchmark import Measured, MeasuredMedia, MediaShape, Plan
 from edgewise.cli import terminal
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ def add_to(commands: Commands) -> argparse.ArgumentParser:
     parser = commands.add_parser(
         "bench",
         help="measure speed and memory",
-        description="Measures opening, reading a prompt, writing, and memory; medians of several rounds.",
+        description="Measures opening, reading, seeing, writing, and memory; medians of several rounds.",
     )
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("model", metavar="MODEL", nargs="?", help="folder, file, hub id or demo")
@@ -36,7 +36,21 @@ def add_to(commands: Commands) -> argparse.ArgumentParser:
         type=int,
         action="append",
         metavar="N",
-        help="tokens of the prompt, repeatable (512)",
+        help="tokens of the prompt, repeatable (512, or none beside images and videos)",
+    )
+    parser.add_argument(
+        "--image",
+        action="append",
+        default=[],
+        metavar="WxH",
+        help="pixels of an image, such as 640x480, repeatable: time to the first token, and memory",
+    )
+    parser.add_argument(
+        "--video",
+        action="append",
+        default=[],
+        metavar="WxHxSECONDS",
+        help="the same with a video, such as 448x448x10",
     )
     parser.add_argument("--new-tokens", type=int, default=64, metavar="N", help="tokens to write (64)")
     parser.add_argument("--rounds", type=int, default=3, metavar="N", help="measurements of each kind (3)")
@@ -46,8 +60,12 @@ def add_to(commands: Commands) -> argparse.ArgumentParser:
 
 def run(arguments: argparse.Namespace) -> int:
     """Measure and print."""
+    images, videos = map(MediaShape.image, arguments.image), map(MediaShape.video, arguments.video)
+    media = [*images, *videos]
+    lengths = arguments.prompt or ([] if media else [512])
     plan = Plan(
-        prompt_lengths=[checks.positive("prompt", length) for length in arguments.prompt or [512]],
+        prompt_lengths=[checks.positive("prompt", length) for length in lengths],
+        media=media,
         new_tokens=checks.positive("new_tokens", arguments.new_tokens),
         rounds=checks.positive("rounds", arguments.rounds),
         dtype=arguments.dtype,
@@ -67,13 +85,35 @@ def run(arguments: argparse.Namespace) -> int:
 def _text(measured: Measured) -> str:
     rows = [
         ["weights", terminal.size(measured.weight_bytes)],
-        ["open", f"{1000 * measured.open_seconds:.0f} ms"],
-        ["open to first token", f"{1000 * measured.first_token_seconds:.0f} ms"],
+        ["open", _milliseconds(measured.open_seconds)],
+        ["open to first token", _milliseconds(measured.first_token_seconds)],
     ]
     for length, rate in measured.prefill_tokens_per_second.items():
         rows.append([f"read {length} tokens", f"{rate:.1f} tokens/s"])
     for depth, rate in measured.decode_tokens_per_second.items():
         rows.append([f"write after {depth} tokens", f"{rate:.1f} tokens/s"])
-    if measured.peak_memory_bytes is not None:
-        rows.append(["peak memory", terminal.size(measured.peak_memory_bytes)])
+    rows += _memory(measured.peak_memory_bytes)
+    for size, seen in measured.media.items():
+        rows += _media_rows(size, seen)
     return f"{measured.tier}, {measured.threads} threads\n{terminal.table(rows)}"
+
+
+def _media_rows(size: str, seen: MeasuredMedia) -> list[list[str]]:
+    steps = {
+        "prepare": seen.prepare_seconds,
+        "vision": seen.vision_seconds,
+        "read": seen.prefill_seconds,
+        "pixels to first token": seen.first_token_seconds,
+    }
+    text = seen.prompt_tokens - seen.tokens
+    rows = [[f"see {size}", f"{seen.tokens} + {text} tokens"]]
+    rows += [[f"  {step}", _milliseconds(seconds)] for step, seconds in steps.items()]
+    return rows + [[f"  {name}", size] for name, size in _memory(seen.peak_memory_bytes)]
+
+
+def _memory(peak: int | None) -> list[list[str]]:
+    return [] if peak is None else [["peak memory", terminal.size(peak)]]
+
+
+def _milliseconds(seconds: float) -> str:
+    return f"{1000 * seconds:.{0 if seconds >= 0.01 else 1}f} ms"

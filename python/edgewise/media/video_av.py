@@ -19,7 +19,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,6 +41,12 @@ DECODE_ORDER_TIMES = "avi"
 
 SKIPPING_DECODERS = ("h264", "hevc")
 """Those that may be told at each packet to pass over a frame to which no other refers."""
+
+READ_AT_ONCE = 2**18
+"""Bytes; half the time of PyAV's default for going through a file."""
+
+MICROSECONDS = 1_000_000
+"""In a second; the unit of the duration of a whole file."""
 
 MISSING_SECONDS = 0.5
 """A file that ends this much earlier than it says was cut short."""
@@ -209,7 +215,13 @@ def _opened(file: VideoFile) -> Iterator[tuple[VideoStream, Iterator[Packet[Vide
     with file.open() as source:
         try:
             options = {"format_whitelist": CONTAINERS}
-            with av.open(source, "r", container_options=options, metadata_errors="replace") as container:
+            with av.open(
+                source,
+                "r",
+                container_options=options,
+                metadata_errors="replace",
+                buffer_size=READ_AT_ONCE,
+            ) as container:
                 stream = _video_stream(file, container.streams.video)
                 yield stream, _packets(file, container, stream)
         except (av.FFmpegError, OSError) as error:
@@ -279,10 +291,15 @@ def _is_short(stream: VideoStream, count: int, end: int) -> bool:
         return missing_frames > MISSING_SECONDS * float(stream.average_rate or DEFAULT_SOURCE_FPS)
     if not stream.time_base:
         return False
+    found = end * stream.time_base
+    container = cast("InputContainer", stream.container)
     if stream.duration:
-        said, found = stream.duration * stream.time_base, (end - (stream.start_time or 0)) * stream.time_base
+        found -= (stream.start_time or 0) * stream.time_base
+        said = stream.duration * stream.time_base
+    elif len(container.streams) == 1 and container.duration:
+        said = Fraction(container.duration, MICROSECONDS)
     else:
-        said, found = _seconds(stream.metadata.get("DURATION", "")), end * stream.time_base
+        said = _seconds(stream.metadata.get("DURATION", ""))
     missing: Fraction = said - found
     return missing > MISSING_SECONDS
 

@@ -20,7 +20,7 @@ from edgewise.media.sampling import DEFAULT_SOURCE_FPS
 from edgewise.media.video_file import MAX_DURATION, MAX_SOURCE_FRAMES, VideoFile
 
 MAX_ANIMATION_PIXELS = 10_000_000_000
-"""Most pixels of all frames together, since all are decoded: about 20 minutes of full HD at 4 frames a second."""
+"""Most pixels of all frames together, since all are decoded: 20 minutes of full HD at 4 frames a second."""
 
 Reader = Callable[[BinaryIO], ImageFile]
 

@@ -7,7 +7,7 @@ use super::super::tests::{expect, full, parse, qwen3_vl, small, with, without};
 use super::super::{LayerKind, ModelConfig};
 use super::*;
 
-/// The published configurations, by size.
+/// The shapes of the published models.
 const PUBLISHED: [(&str, &str); 4] = [
     ("0.8B", include_str!("../../../python/edgewise/shapes/0.8B.json")),
     ("2B", include_str!("../../../python/edgewise/shapes/2B.json")),

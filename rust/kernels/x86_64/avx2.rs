@@ -205,7 +205,7 @@ impl Simd for Avx2 {
         }
     }
     #[inline(always)]
-    fn dot_u4(self, w: &[Int2; 8], a: &[i8; 32], sum: i32) -> Int2 {
+    fn dot_u4(self, w: &[Int2; 8], a: &[i8; 32], offset: i32) -> Int2 {
         intrinsics! {
             let quad = a.as_ptr().cast::<i32>();
             let mut pairs = [_mm256_setzero_si256(); 2];
@@ -215,7 +215,7 @@ impl Simd for Avx2 {
                 pairs[1] = _mm256_add_epi16(pairs[1], _mm256_maddubs_epi16(w[j][1], a));
             }
             let ones = _mm256_set1_epi16(1);
-            let init = _mm256_set1_epi32(-8 * sum);
+            let init = _mm256_set1_epi32(offset);
             [
                 _mm256_add_epi32(init, _mm256_madd_epi16(pairs[0], ones)),
                 _mm256_add_epi32(init, _mm256_madd_epi16(pairs[1], ones)),
@@ -223,7 +223,7 @@ impl Simd for Avx2 {
         }
     }
     #[inline(always)]
-    fn dot_i8(self, w: &[Int2; 8], a: &[i8; 32], _sum: i32) -> Int2 {
+    fn dot_i8(self, w: &[Int2; 8], a: &[i8; 32], _offset: i32) -> Int2 {
         intrinsics! {
             let quad = a.as_ptr().cast::<i32>();
             let ones = _mm256_set1_epi16(1);

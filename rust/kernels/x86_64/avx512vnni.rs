@@ -54,18 +54,24 @@ impl Avx512Vnni {
         }
     }
 
-    /// Adds the products of eight byte vectors with 32 activations to `init`. Two chains hide the latency.
+    /// Adds the products of eight byte vectors with each group of 32 activations to its `init`.
+    ///
+    /// Token by token inside each column vector: the chains of different tokens hide each other's latency in program order,
+    /// so the processor's scheduler need not look far.
     #[inline(always)]
-    fn dot(self, w: &[__m512i; 8], a: &[i8; 32], init: i32) -> __m512i {
+    fn dots<const T: usize>(self, w: &[__m512i; 8], a: [&[i8; 32]; T], init: [i32; T]) -> [__m512i; T] {
         intrinsics! {
-            let mut even = _mm512_set1_epi32(init);
-            let mut odd = _mm512_set1_epi32(0);
-            let quad = a.as_ptr().cast::<i32>();
-            for j in 0..4 {
-                even = _mm512_dpbusd_epi32(even, w[2 * j], _mm512_set1_epi32(quad.add(2 * j).read_unaligned()));
-                odd = _mm512_dpbusd_epi32(odd, w[2 * j + 1], _mm512_set1_epi32(quad.add(2 * j + 1).read_unaligned()));
+            let mut sums = [_mm512_set1_epi32(0); T];
+            for t in 0..T {
+                sums[t] = _mm512_set1_epi32(init[t]);
             }
-            _mm512_add_epi32(even, odd)
+            for j in 0..8 {
+                for t in 0..T {
+                    let quad = a[t].as_ptr().cast::<i32>().add(j).read_unaligned();
+                    sums[t] = _mm512_dpbusd_epi32(sums[t], w[j], _mm512_set1_epi32(quad));
+                }
+            }
+            sums
         }
     }
 }
@@ -175,7 +181,7 @@ impl Simd for Avx512Vnni {
             out
         }
     }
-    /// `vpdpbusd` wants unsigned weights: w + 128, taken back in [`Self::dot_i8`] by 128 x the activations' sum.
+    /// `vpdpbusd` wants unsigned weights: w + 128, taken back by the offset of [`Self::dot_i8`].
     #[inline(always)]
     fn load_i8(self, block: &[u8; 512]) -> [__m512i; 8] {
         intrinsics! {
@@ -188,12 +194,21 @@ impl Simd for Avx512Vnni {
         }
     }
     #[inline(always)]
-    fn dot_u4(self, w: &[__m512i; 8], a: &[i8; 32], sum: i32) -> __m512i {
-        self.dot(w, a, -8 * sum)
+    fn dot_u4(self, w: &[__m512i; 8], a: &[i8; 32], offset: i32) -> __m512i {
+        self.dots(w, [a], [offset])[0]
     }
     #[inline(always)]
-    fn dot_i8(self, w: &[__m512i; 8], a: &[i8; 32], sum: i32) -> __m512i {
-        self.dot(w, a, -128 * sum)
+    fn dot_i8(self, w: &[__m512i; 8], a: &[i8; 32], offset: i32) -> __m512i {
+        self.dots(w, [a], [offset])[0]
+    }
+
+    #[inline(always)]
+    fn dots_u4<const T: usize>(self, w: &[__m512i; 8], a: [&[i8; 32]; T], offsets: [i32; T]) -> [__m512i; T] {
+        self.dots(w, a, offsets)
+    }
+    #[inline(always)]
+    fn dots_i8<const T: usize>(self, w: &[__m512i; 8], a: [&[i8; 32]; T], offsets: [i32; T]) -> [__m512i; T] {
+        self.dots(w, a, offsets)
     }
 
     #[inline(always)]

@@ -65,7 +65,9 @@ impl Split<'_> {
                     out.copy_from_slice(x);
                     if let Some(scale) = turn {
                         self.rope.rotate(self.first + row, out);
-                        out.iter_mut().for_each(|x| *x *= scale);
+                        for x in out {
+                            *x *= scale;
+                        }
                     }
                 }
             }

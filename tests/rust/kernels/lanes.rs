@@ -304,12 +304,12 @@ impl Op for Dots<'_> {
     fn run<S: Simd>(self, s: S) -> Trace {
         let mut trace = Trace::new();
         for a in self.activations {
-            let sum = a.iter().map(|&a| i32::from(a)).sum();
+            let sum: i32 = a.iter().map(|&a| i32::from(a)).sum();
             for block in self.nibbles {
-                trace.push(("dot_u4", stored(s, s.to_f32(s.dot_u4(&s.load_u4(block), a, sum)))));
+                trace.push(("dot_u4", stored(s, s.to_f32(s.dot_u4(&s.load_u4(block), a, -8 * sum)))));
             }
             for block in self.levels {
-                trace.push(("dot_i8", stored(s, s.to_f32(s.dot_i8(&s.load_i8(block), a, sum)))));
+                trace.push(("dot_i8", stored(s, s.to_f32(s.dot_i8(&s.load_i8(block), a, -128 * sum)))));
             }
         }
         trace
