@@ -3,8 +3,8 @@
     pip install -r tools/demo/requirements.txt
     python tools/vision_reference.py [--questions 400] [--out tests/golden/demo_accuracy.json]
 
-Runs the demo checkpoint in float32 with transformers on torch. `--digits` draws the strip of digits anew instead,
-in Pillow's default font.
+The package must be installed too. Runs the demo checkpoint in float32 with transformers on torch. `--digits`
+draws the strip of digits anew instead, in Pillow's default font.
 """
 
 import argparse
@@ -20,14 +20,13 @@ from PIL import Image, ImageDraw, ImageFont
 from tokenizers import Tokenizer
 from transformers import Qwen3_5ForConditionalGeneration
 
-from demo.batch import collate, encode, media_arguments
-from demo.data import Sample
-
 ROOT = Path(__file__).parents[1]
 CHECKPOINT = ROOT / "tools" / "demo" / "checkpoint"
-sys.path[:0] = [str(ROOT / "python"), str(ROOT / "tests" / "python")]
+sys.path.insert(0, str(ROOT / "tests" / "python"))
 
 import fresh_questions  # noqa: E402
+from demo.batch import collate, encode, media_arguments  # noqa: E402
+from demo.data import Sample  # noqa: E402
 
 BATCH = 50
 LONGEST_ANSWER = 24
@@ -49,7 +48,7 @@ class Original:
     def answer(self, samples: list[Sample]) -> list[str]:
         """What it says, greedily. True answers are recognised in one pass, others continued token by token.
 
-        Fed with the true answer, greedy decoding gives that answer exactly if each chosen token is the true one.
+        Greedy decoding gives the true answer if each token chosen behind a part of it is the next one.
         """
         batch = collate(self.tokenizer, samples)
         hidden = self.model.model(input_ids=batch.ids, use_cache=False, **batch.media).last_hidden_state
@@ -64,10 +63,12 @@ class Original:
         ids, length = encode(self.tokenizer, sample)
         ids = torch.tensor([ids[:length]])
         end = self.tokenizer.token_to_id("<|im_end|>")
-        while ids.shape[1] < length + LONGEST_ANSWER and ids[0, -1] != end or ids.shape[1] == length:
+        for _ in range(LONGEST_ANSWER):
             media = media_arguments(self.tokenizer, [sample], ids)
             hidden = self.model.model(input_ids=ids, use_cache=False, **media).last_hidden_state
             ids = torch.cat([ids, self.model.lm_head(hidden[:, -1]).argmax(-1)[:, None]], dim=1)
+            if ids[0, -1] == end:
+                break
         return self.tokenizer.decode(ids[0, length:].tolist())
 
 

@@ -1,9 +1,9 @@
 """Questions about pictures and clips that the demo model has never seen, each with its true answer.
 
 `ask(kind, index)` gives the same question and the same pixels wherever it runs: the random numbers come from
-`random.Random` seeded with a text, the shapes from `edgewise.demo.drawing`, and the digits from a recorded strip of
-glyphs, because Pillow's fonts are rendered by a library of its own that changes. `fingerprint` says whether the
-pixels are those that the original code was asked about.
+`random.Random` seeded with a text, the shapes from `edgewise.demo.drawing`, the digits from a recorded strip
+of glyphs, because what Pillow makes of a font depends on the FreeType it was built with. `fingerprint` tells
+whether the pixels are those that the original code was asked about.
 """
 
 import hashlib
@@ -11,16 +11,13 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cache
 from random import Random
-from typing import Any
 
 from PIL import Image
 
 import golden
-from edgewise import Model
 from edgewise.demo.drawing import (
     BACKGROUNDS,
     COLORS,
-    FRAMES_PER_SECOND,
     MOTIONS,
     SIDE,
     Shape,
@@ -33,7 +30,6 @@ from edgewise.demo.drawing import (
     sentence,
     two_shapes,
 )
-from edgewise.options import PromptArguments
 
 DIGITS_FILE = golden.FOLDER / "demo_digits.png"
 SEED = "fresh 1"
@@ -150,21 +146,3 @@ def fingerprint(questions: Iterable[Question]) -> str:
         for frame in question.frames:
             digest.update(frame.tobytes())
     return digest.hexdigest()
-
-
-def media(question: Question) -> PromptArguments:
-    """The picture or clip as arguments of `Model.generate`."""
-    if len(question.frames) == 1:
-        return {"images": question.frames}
-    return {"videos": [question.frames], "source_fps": FRAMES_PER_SECOND}
-
-
-def answer(model: Model, question: Question) -> str:
-    """What a model says, taking the likeliest token each time."""
-    return model.generate(question.text, temperature=0, enable_thinking=False, **media(question)).text
-
-
-def recorded() -> dict[str, Any]:
-    """Answers of the original code, by kind: `answers`, how many are `right`, and a `fingerprint`."""
-    kinds: dict[str, Any] = golden.read_json("demo_accuracy.json")["kinds"]
-    return kinds

@@ -43,7 +43,7 @@ class Spent:
 
     def __str__(self) -> str:
         rate = self.tokens / self.seconds if self.seconds > 0 else 0.0
-        return f"{self.tokens} tokens at {rate:.0f} a second, prompts included"
+        return f"{self.tokens} tokens at {rate:.0f} a second, prompts included,"
 
 
 def add_to(commands: Commands) -> argparse.ArgumentParser:

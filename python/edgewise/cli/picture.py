@@ -1,4 +1,4 @@
-"""Shows small pictures in a terminal: two pixels a character, the upper half coloured, the lower half behind it."""
+"""Shows small pictures in a terminal: two pixels a character, its colour above and its background below."""
 
 from __future__ import annotations
 
@@ -37,7 +37,8 @@ def _lines(picture: Image.Image, columns: int) -> list[str]:
     """Return one picture, `columns / 2` lines."""
     side = columns + columns % 2
     pixels = np.asarray(picture.convert("RGB").resize((columns, side), Image.Resampling.BOX))
-    return [_line(upper, lower) for upper, lower in zip(pixels[::2].tolist(), pixels[1::2].tolist(), strict=True)]
+    rows = pixels.tolist()
+    return [_line(upper, lower) for upper, lower in zip(rows[::2], rows[1::2], strict=True)]
 
 
 def _line(upper: list[list[int]], lower: list[list[int]]) -> str:

@@ -85,7 +85,7 @@ def _star(shape: Shape) -> list[tuple[float, float]]:
 
 
 def one_shape(rng: Random) -> list[Shape]:
-    """A large shape around the middle."""
+    """Place a large shape around the middle."""
     radius = rng.randint(18, 34)
     low, high = max(radius, 30), min(SIDE - radius, 66)
     x, y = rng.randint(low, high), rng.randint(low, high)
@@ -93,7 +93,7 @@ def one_shape(rng: Random) -> list[Shape]:
 
 
 def two_shapes(rng: Random) -> list[Shape]:
-    """Two shapes of different colours, one in each half: left and right, or above and below."""
+    """Place two shapes of different colours, one in each half: left and right, or above and below."""
     sideways = rng.random() < 0.5
     shapes = []
     for color, middle in zip(rng.sample(list(COLORS), 2), rng.sample([24, 72], 2), strict=True):
@@ -104,7 +104,7 @@ def two_shapes(rng: Random) -> list[Shape]:
 
 
 def equal_shapes(rng: Random, count: int) -> list[Shape]:
-    """One to nine small shapes of one kind and colour, each in its own ninth of the picture."""
+    """Place one to nine small shapes of one kind and colour, each in its own ninth of the picture."""
     kind, color = rng.choice(KINDS), rng.choice(list(COLORS))
     places = rng.sample([(x, y) for x in (16, 48, 80) for y in (16, 48, 80)], count)
     return [
@@ -114,7 +114,7 @@ def equal_shapes(rng: Random, count: int) -> list[Shape]:
 
 
 def moving_shape(rng: Random, motion: str) -> list[Shape]:
-    """One shape as it is in each of eight frames of a clip; `motion` is one of `MOTIONS`."""
+    """Return one shape as it is in each of eight frames of a clip; `motion` is one of `MOTIONS`."""
     x, y = rng.randint(38, 58), rng.randint(38, 58)
     shape = Shape(rng.choice(KINDS), rng.choice(list(COLORS)), x, y, rng.randint(11, 16))
     times = [frame / (FRAMES - 1) for frame in range(FRAMES)]
@@ -133,7 +133,7 @@ def moving_shape(rng: Random, motion: str) -> list[Shape]:
 
 
 def description(shapes: list[Shape]) -> str:
-    """What is in a picture of one or two shapes, as the model was taught to say it.
+    """Say what is in a picture of one or two shapes, in the words the model was taught.
 
     Two shapes are put in relation along the direction in which they are further apart.
     """
@@ -146,7 +146,7 @@ def description(shapes: list[Shape]) -> str:
 
 
 def happening(shape: Shape, motion: str) -> str:
-    """What is in a clip, as the model was taught to say it."""
+    """Say what is in a clip, in the words the model was taught."""
     return f"The {shape.color} {shape.kind} {motion}."
 
 
