@@ -196,7 +196,7 @@ def copy_tokenizer(source: Path, out: Path) -> None:
 
 
 def copy_demo_samples(source: Path, out: Path) -> None:
-    """Keep ids, answers and truth of each sample; text samples need no file names."""
+    """Keep ids, answers and truth of each sample, and its picture or frames."""
     samples = json.loads((source / "samples" / "samples.json").read_text(encoding="utf-8"))
     text_keys = ["kind", "question", "truth", "input_ids", "greedy", "text"]
     kept = [
@@ -204,6 +204,11 @@ def copy_demo_samples(source: Path, out: Path) -> None:
     ]
     lines = ",\n".join(json.dumps(sample, ensure_ascii=False) for sample in kept)
     (out / "demo_samples.json").write_text(f"[\n{lines}\n]\n", encoding="utf-8")
+    pictures = out / "demo_samples"
+    pictures.mkdir(parents=True, exist_ok=True)
+    for sample in samples:
+        for file in sample.get("files", [sample["file"]] if "file" in sample else []):
+            shutil.copyfile(source / "samples" / file, pictures / file)
 
 
 def copy_image_case(source: Path, case: str, out: Path) -> None:
