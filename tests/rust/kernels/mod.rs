@@ -9,3 +9,4 @@ mod lanes;
 mod linear;
 mod math;
 mod support;
+mod vision;
