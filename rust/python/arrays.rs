@@ -85,10 +85,9 @@ impl FloatArray {
             let reason = format!("has {} dimensions {shape:?}, it needs {dimensions}", shape.len());
             return Err(Error::argument(name, reason).into());
         }
-        let data = match array.as_slice() {
-            Ok(contiguous) => contiguous.to_vec(),
-            Err(_) => array.as_array().iter().copied().collect(),
-        };
+        // The view's slice, which exists in row-major order only; the array's own exists in column-major order too.
+        let view = array.as_array();
+        let data = view.as_slice().map_or_else(|| view.iter().copied().collect(), <[f32]>::to_vec);
         Ok(Self { data, shape })
     }
 
