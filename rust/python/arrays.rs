@@ -5,7 +5,7 @@ use pyo3::exceptions::{PyOverflowError, PyTypeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 
-use crate::error::Error;
+use crate::error::{Error, try_zeros};
 
 /// Token ids: a list of integers or an array of uint32.
 pub fn token_ids(ids: &Bound<'_, PyAny>) -> PyResult<Vec<u32>> {
@@ -87,7 +87,11 @@ impl FloatArray {
         }
         // The view's slice, which exists in row-major order only; the array's own exists in column-major order too.
         let view = array.as_array();
-        let data = view.as_slice().map_or_else(|| view.iter().copied().collect(), <[f32]>::to_vec);
+        let mut data = try_zeros(view.len(), 1)?;
+        match view.as_slice() {
+            Some(rows) => data.copy_from_slice(rows),
+            None => data.iter_mut().zip(view).for_each(|(out, x)| *out = *x),
+        }
         Ok(Self { data, shape })
     }
 
