@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import threading
 from functools import cache
 from typing import Any
@@ -356,3 +359,32 @@ def test_threads_encode_at_once() -> None:
     for seed, found in results.items():
         np.testing.assert_array_equal(found, engine().encode(pixels(60, seed), (6, 10)).embeddings)
     assert len(results) == 6
+
+
+LITTLE_MEMORY = """
+import resource, sys
+import numpy as np
+from edgewise import _native
+
+engine = _native.Engine.open(sys.argv[1], dtype="f32", threads=1)
+values = np.zeros((128 * 128, 1536), np.float32)
+expected = engine.encode(values[:24], (4, 6)).embeddings
+used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + (20 << 20),) * 2)
+try:
+    engine.encode(values, (128, 128))
+except MemoryError as error:
+    print(error)
+assert (engine.encode(values[:24], (4, 6)).embeddings == expected).all()
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits of memory differ")
+def test_pixels_that_memory_has_no_room_for() -> None:
+    """A hundred megabytes are to be copied, twenty can be had: an exception, not the end of the process."""
+    done = subprocess.run(
+        [sys.executable, "-c", LITTLE_MEMORY, golden.FOLDER / "image"],
+        capture_output=True, text=True, timeout=60, env=os.environ | {"RUST_BACKTRACE": "0"},
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == "100663296 bytes of memory are needed at once, and the system does not give them\n"
