@@ -89,6 +89,40 @@ pub fn rms_norm(x: &[f32], weight: &[f32], eps: f32) -> Vec<f32> {
     x.chunks_exact(width).flat_map(row).collect()
 }
 
+/// `out = (x - mean) / sqrt(variance + eps) * weight + bias`, for each row; `x` and the result are `[rows, width]`, `weight` and
+/// `bias` `[width]`. The variance is the mean of squares around the mean.
+pub fn layer_norm(x: &[f32], weight: &[f32], bias: &[f32], eps: f32) -> Vec<f32> {
+    assert_eq!(weight.len(), bias.len());
+    let width = weight.len();
+    let row = |x: &[f32]| -> Vec<f32> {
+        let mean = x.iter().map(|&x| f64::from(x)).sum::<f64>() / width as f64;
+        let centred: Vec<f64> = x.iter().map(|&x| f64::from(x) - mean).collect();
+        let variance = centred.iter().map(|x| x * x).sum::<f64>() / width as f64;
+        let deviation = (variance + f64::from(eps)).sqrt();
+        let affine = weight.iter().zip(bias).map(|(&w, &b)| (f64::from(w), f64::from(b)));
+        centred.iter().zip(affine).map(|(x, (w, b))| (x / deviation * w + b) as f32).collect()
+    };
+    x.chunks_exact(width).flat_map(row).collect()
+}
+
+/// x + bias, for each row of `bias.len()`.
+pub fn add_bias(x: &[f32], bias: &[f32]) -> Vec<f32> {
+    x.iter().zip(bias.iter().cycle()).map(|(&x, &b)| (f64::from(x) + f64::from(b)) as f32).collect()
+}
+
+/// 0.5 x (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3)))
+pub fn gelu_tanh(x: f64) -> f64 {
+    let argument = std::f64::consts::FRAC_2_PI.sqrt() * (x + 0.044_715 * x * x * x);
+    // As a sigmoid: 1 + tanh cancels far below zero.
+    x * sigmoid(2.0 * argument)
+}
+
+/// x Phi(x), with the distribution function Phi of the normal distribution.
+pub fn gelu_erf(x: f64) -> f64 {
+    // erfc does not cancel far below zero, as 1 + erf does.
+    0.5 * x * libm::erfc(-x * std::f64::consts::FRAC_1_SQRT_2)
+}
+
 /// out = `rms_norm(x) * weight * silu(gate)`; `x`, `gate` and the result are `[rows, width]`, `weight` `[width]`.
 pub fn gated_rms_norm(x: &[f32], gate: &[f32], weight: &[f32], eps: f32) -> Vec<f32> {
     assert_eq!(x.len(), gate.len());
@@ -208,13 +242,32 @@ pub struct AttentionShape {
 ///
 /// `q` and the result are `[tokens, heads, head_dim]`, `k` and `v` `[context, kv_heads, head_dim]`.
 pub fn attention(shape: AttentionShape, q: &[f32], k: &[f32], v: &[f32], scale: f64) -> Vec<f32> {
+    let tokens = q.len() / (shape.heads * shape.head_dim);
+    let context = k.len() / (shape.kv_heads * shape.head_dim);
+    masked_attention(shape, q, k, v, scale, |token| context - tokens + token + 1)
+}
+
+/// The same where every query sees every token, however many queries there are.
+pub fn bidirectional(shape: AttentionShape, q: &[f32], k: &[f32], v: &[f32], scale: f64) -> Vec<f32> {
+    let context = k.len() / (shape.kv_heads * shape.head_dim);
+    masked_attention(shape, q, k, v, scale, |_| context)
+}
+
+/// Attention in which query `token` sees the first `visible(token)` tokens.
+fn masked_attention(
+    shape: AttentionShape,
+    q: &[f32],
+    k: &[f32],
+    v: &[f32],
+    scale: f64,
+    visible: impl Fn(usize) -> usize,
+) -> Vec<f32> {
     let AttentionShape { heads, kv_heads, head_dim } = shape;
-    let tokens = q.len() / (heads * head_dim);
-    let context = k.len() / (kv_heads * head_dim);
+    assert_eq!(k.len(), v.len());
     let mut out = vec![0.0; q.len()];
     for (i, out) in out.chunks_exact_mut(head_dim).enumerate() {
         let (token, head) = (i / heads, i % heads);
-        let visible = context - tokens + token + 1;
+        let visible = visible(token);
         let row = |position: usize| (position * kv_heads + head / (heads / kv_heads)) * head_dim;
         let query = &q[i * head_dim..][..head_dim];
         let scores: Vec<f64> = (0..visible).map(|p| scale * dot(query, &k[row(p)..][..head_dim])).collect();
@@ -265,6 +318,56 @@ pub fn rope(
             head[pair] = (a * cos - b * sin) as f32;
             head[pair + half] = (b * cos + a * sin) as f32;
         }
+    }
+    out
+}
+
+/// The vision tower's rotary positions: of a head's `head_dim / 2` pairs of channels i and `i + head_dim / 2`, the first half turns
+/// by the patch's row x `theta^(-2 i / (head_dim / 2))`, the second by its column through the same frequencies.
+///
+/// `x` and the result are `[patches, heads, head_dim]`, `places` the row and column of each patch. Frequencies and angles are
+/// rounded to f32 as in the model code.
+pub fn rope_two_axes(
+    theta: f64,
+    x: &[f32],
+    places: &[(usize, usize)],
+    heads: usize,
+    head_dim: usize,
+) -> Vec<f32> {
+    assert_eq!(x.len(), places.len() * heads * head_dim);
+    let (half, quarter) = (head_dim / 2, head_dim / 4);
+    let mut out = x.to_vec();
+    for (i, head) in out.chunks_exact_mut(head_dim).enumerate() {
+        let (row, column) = places[i / heads];
+        for pair in 0..half {
+            let place = if pair < quarter { row } else { column };
+            let exponent = 2.0 * (pair % quarter) as f64 / half as f64;
+            let frequency = (1.0 / libm::pow(theta, exponent)) as f32;
+            let (sin, cos) = libm::sincos(f64::from(place as f32 * frequency));
+            let (a, b) = (f64::from(head[pair]), f64::from(head[pair + half]));
+            head[pair] = (a * cos - b * sin) as f32;
+            head[pair + half] = (b * cos + a * sin) as f32;
+        }
+    }
+    out
+}
+
+/// A square `table` `[side * side, width]` stretched over a grid of `rows` x `columns` places, corners on corners, by bilinear
+/// interpolation: `[rows * columns, width]`, row by row.
+pub fn stretch(table: &[f32], side: usize, width: usize, [rows, columns]: [usize; 2]) -> Vec<f32> {
+    assert_eq!(table.len(), side * side * width);
+    let step = |count: usize| if count > 1 { (side - 1) as f64 / (count - 1) as f64 } else { 0.0 };
+    // The share of entry `i` of the side at place `at`, which is nonzero for the two nearest.
+    let share = |at: f64, i: usize| (1.0 - (at - i as f64).abs()).max(0.0);
+    let mut out = Vec::with_capacity(rows * columns * width);
+    for place in 0..rows * columns {
+        let (y, x) = ((place / columns) as f64 * step(rows), (place % columns) as f64 * step(columns));
+        let mut sum = vec![0.0; width];
+        for (i, entry) in table.chunks_exact(width).enumerate() {
+            let weight = share(y, i / side) * share(x, i % side);
+            sum.iter_mut().zip(entry).for_each(|(sum, &entry)| *sum += weight * f64::from(entry));
+        }
+        out.extend(sum.iter().map(|&sum| sum as f32));
     }
     out
 }

@@ -5,7 +5,7 @@ use pyo3::exceptions::{PyOverflowError, PyTypeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 
-use crate::error::Error;
+use crate::error::{Error, try_zeros};
 
 /// Token ids: a list of integers or an array of uint32.
 pub fn token_ids(ids: &Bound<'_, PyAny>) -> PyResult<Vec<u32>> {
@@ -85,10 +85,13 @@ impl FloatArray {
             let reason = format!("has {} dimensions {shape:?}, it needs {dimensions}", shape.len());
             return Err(Error::argument(name, reason).into());
         }
-        let data = match array.as_slice() {
-            Ok(contiguous) => contiguous.to_vec(),
-            Err(_) => array.as_array().iter().copied().collect(),
-        };
+        // The view's slice, which exists in row-major order only; the array's own exists in column-major order too.
+        let view = array.as_array();
+        let mut data = try_zeros(view.len(), 1)?;
+        match view.as_slice() {
+            Some(rows) => data.copy_from_slice(rows),
+            None => data.iter_mut().zip(view).for_each(|(out, x)| *out = *x),
+        }
         Ok(Self { data, shape })
     }
 

@@ -125,6 +125,18 @@ def test_while_a_picture_is_encoded() -> None:
     assert model.generate(prompt, max_new_tokens=1).usage.prompt_tokens > 1024
 
 
+def test_while_the_tower_runs() -> None:
+    """Nothing but the tower's own looks for signals between its blocks can hear this one."""
+    engine = demo()._engine
+    values = np.random.default_rng(2).uniform(-1, 1, (2304, 1536)).astype(np.float32)
+    with interrupted(lambda: True, delay=0.1):
+        while True:
+            engine.encode(values, (48, 48))
+    fresh = Model.from_pretrained("demo")._engine
+    found, wanted = (each.encode(values[:16], (4, 4)).embeddings for each in (engine, fresh))
+    np.testing.assert_array_equal(found, wanted)
+
+
 class StoppedError(Exception):
     """Raised by a progress bar."""
 

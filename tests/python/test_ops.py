@@ -124,8 +124,9 @@ class TestBlocks:
     @each_format
     def test_arrays_that_are_not_contiguous(self, name: str) -> None:
         weights = normal(3, 40, 66)
-        view = weights.T[::2]
-        np.testing.assert_array_equal(QUANTIZE[name](view), QUANTIZE[name](np.ascontiguousarray(view)))
+        # In no order, and whole but column by column.
+        for view in (weights.T[::2], weights.T, np.asfortranarray(weights)):
+            np.testing.assert_array_equal(QUANTIZE[name](view), QUANTIZE[name](np.ascontiguousarray(view)))
 
 
 class TestMatmul:

@@ -1,8 +1,10 @@
-//! A decode step and a sampled token take no memory from the heap. Own test binary: it replaces the allocator, and nothing
-//! else may run beside it.
+//! A decode step and a sampled token take no memory from the heap; encoding an image takes some in proportion to it and
+//! gives it back. Own test binary: it replaces the allocator, and nothing else may run beside it.
 
 #[allow(dead_code, reason = "other tests use the rest of it")]
 mod models;
+#[allow(dead_code, reason = "other tests use the rest of it")]
+mod pictures;
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -11,36 +13,52 @@ use edgewise::generate::{Sampler, SamplingParams};
 use edgewise::kernels::Tier;
 use edgewise::kernels::attention::SPAN;
 use edgewise::kernels::kv_cache::PAGE;
+use edgewise::model::vision::Grid;
 use edgewise::model::{Engine, State};
 
 use models::{DEMO, Model, TINY, append, text};
+use pictures::{Seen, picture, see};
 
-/// The system's allocator, and how often memory was asked for, by any thread.
+/// The system's allocator, how often memory was asked for, by any thread, and how much is and was in use.
 struct Counting;
 
 static ALLOCATIONS: AtomicUsize = AtomicUsize::new(0);
+static LIVE: AtomicUsize = AtomicUsize::new(0);
+static PEAK: AtomicUsize = AtomicUsize::new(0);
+
+fn taken(size: usize) {
+    ALLOCATIONS.fetch_add(1, Ordering::SeqCst);
+    let live = LIVE.fetch_add(size, Ordering::SeqCst) + size;
+    PEAK.fetch_max(live, Ordering::SeqCst);
+}
+
+fn given_back(size: usize) {
+    LIVE.fetch_sub(size, Ordering::SeqCst);
+}
 
 // SAFETY: every call goes to the system's allocator unchanged.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        ALLOCATIONS.fetch_add(1, Ordering::SeqCst);
+        taken(layout.size());
         // SAFETY: passed on.
         unsafe { System.alloc(layout) }
     }
 
     unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
-        ALLOCATIONS.fetch_add(1, Ordering::SeqCst);
+        taken(layout.size());
         // SAFETY: passed on.
         unsafe { System.alloc_zeroed(layout) }
     }
 
     unsafe fn realloc(&self, pointer: *mut u8, layout: Layout, size: usize) -> *mut u8 {
-        ALLOCATIONS.fetch_add(1, Ordering::SeqCst);
+        taken(size);
+        given_back(layout.size());
         // SAFETY: passed on.
         unsafe { System.realloc(pointer, layout, size) }
     }
 
     unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
+        given_back(layout.size());
         // SAFETY: passed on.
         unsafe { System.dealloc(pointer, layout) }
     }
@@ -95,11 +113,13 @@ fn step(engine: &Engine, state: &mut State, scores: &mut [f32], sampler: &mut Sa
 /// Steps of each sampler.
 const STEPS: usize = 8;
 
-/// One text, continued by one sampler after the other, across a page of the cache and a span of attention.
-fn check_decode(engine: &Engine, what: &str) {
+/// Tokens before the first step: the steps go across a page of the cache and a span of attention.
+const BEFORE: usize = SPAN - 2 * STEPS;
+
+/// One prompt of [`BEFORE`] tokens, continued by one sampler after the other.
+fn check_decode(engine: &Engine, mut state: State, what: &str) {
+    assert_eq!(state.len(), BEFORE);
     let mut scores = vec![0.0; engine.model.config.vocab_size];
-    let mut state = engine.state();
-    append(engine, &mut state, &text(engine, SPAN - 2 * STEPS, 1));
     engine.reserve(&mut state, SPAN + 8 * STEPS);
     let mut token = 1;
     for (name, mut sampler) in samplers(scores.len()) {
@@ -112,15 +132,71 @@ fn check_decode(engine: &Engine, what: &str) {
     assert!(state.len() > SPAN + PAGE / 2);
 }
 
-#[test]
+fn words(engine: &Engine) -> State {
+    let mut state = engine.state();
+    append(engine, &mut state, &text(engine, BEFORE, 1));
+    state
+}
+
+/// Words before and behind an image of 20 tokens.
+fn words_and_an_image(engine: &Engine) -> State {
+    let mut state = engine.state();
+    let seen = Seen::new(engine, &[3, BEFORE - 23], &[see(engine, [8, 10], 1)], 1);
+    engine.append(&mut state, seen.prompt(engine), &mut || Ok(())).unwrap();
+    state
+}
+
 fn decoding_takes_no_memory() {
-    assert_ne!(allocations(|| drop(std::hint::black_box(vec![1_u8]))), 0, "the counter counts");
     for model in [DEMO, Model::new(TINY, "f32"), Model::new(TINY, "int4"), Model::new(TINY, "bf16")] {
         for tier in Tier::available() {
             for threads in [1, 2] {
                 let engine = model.open(tier, threads);
-                check_decode(&engine, &format!("{model:?}, {}, {threads} threads", tier.name()));
+                check_decode(
+                    &engine,
+                    words(&engine),
+                    &format!("{model:?}, {}, {threads} threads", tier.name()),
+                );
             }
         }
     }
+    for path in ["tests/golden/image", "tests/golden/deepstack_qwen3_vl"] {
+        let engine = Model::new(path, "int4").open_fastest(2);
+        check_decode(&engine, words_and_an_image(&engine), path);
+    }
+}
+
+/// Bytes that encoding takes at most at once, and bytes of its result.
+fn encode(engine: &Engine, grid: [usize; 2]) -> (usize, usize) {
+    let config = &engine.vision().unwrap().config;
+    let pixels = picture(config, Grid::new(config, grid[0], grid[1]).unwrap(), 1);
+    let before = LIVE.load(Ordering::SeqCst);
+    PEAK.store(before, Ordering::SeqCst);
+    let features = engine.encode(&pixels, grid, &mut |_| Ok(()), &mut |_, _| {}).unwrap();
+    let left = LIVE.load(Ordering::SeqCst) - before;
+    assert!((features.nbytes() / 2..features.nbytes() + 1024).contains(&left), "{left} bytes are left");
+    (PEAK.load(Ordering::SeqCst) - before, features.nbytes())
+}
+
+/// Four times the patches need four times the memory: no matrix of scores exists, and wide layers see a few patches at a time.
+fn encoding_takes_memory_in_proportion() {
+    for path in [DEMO.path, "tests/golden/deepstack_qwen3_vl"] {
+        let engine = Model::new(path, "auto").open_fastest(2);
+        let (small, _) = encode(&engine, [16, 32]);
+        let (large, result) = encode(&engine, [32, 64]);
+        assert!(large <= 4 * small, "{small} bytes for 512 patches, {large} for 2048");
+        let tower = &engine.vision().unwrap().config;
+        // The residual stream, its like for attention's result, and queries, keys and values with room for whole vectors.
+        let heads = tower.heads * tower.head_dim().next_multiple_of(16);
+        let all = 4 * 2048 * (2 * tower.hidden_size + 3 * heads + tower.head_dim() + 6) + result;
+        let wide = 4 * 256 * (8 * tower.hidden_size + 2 * tower.patch_values() + 2 * heads);
+        assert!(large < all + wide, "{large} bytes, {all} for all patches, {wide} for some");
+    }
+}
+
+/// One test: a second would run beside the first.
+#[test]
+fn memory() {
+    assert_ne!(allocations(|| drop(std::hint::black_box(vec![1_u8]))), 0, "the counter counts");
+    decoding_takes_no_memory();
+    encoding_takes_memory_in_proportion();
 }

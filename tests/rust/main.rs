@@ -7,6 +7,8 @@ mod engine;
 mod float_mode;
 mod kernels;
 mod models;
+mod pictures;
 mod quantize;
 mod sampler;
 mod threads;
+mod vision;

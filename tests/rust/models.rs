@@ -96,7 +96,12 @@ pub struct Run {
 impl Run {
     /// All tokens in one call, logits of every position.
     pub fn at_once(engine: &Engine, ids: &[u32]) -> Self {
-        let trace = engine.trace(Prompt::text(ids), &mut || Ok(()), &mut |_, _| {}).unwrap();
+        Self::of(engine, Prompt::text(ids))
+    }
+
+    /// The same for a prompt that may have images.
+    pub fn of(engine: &Engine, prompt: Prompt<'_>) -> Self {
+        let trace = engine.trace(prompt, &mut || Ok(()), &mut |_, _| {}).unwrap();
         let logits = trace.logits.chunks_exact(engine.model.config.vocab_size).map(bits).collect();
         Self { logits, arrays: arrays(&trace.state) }
     }

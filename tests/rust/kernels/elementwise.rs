@@ -12,7 +12,7 @@ use edgewise::kernels::rope::{Position, RopeTable};
 use super::support::{Random, SIZES, TOKENS, assert_close, assert_same_bits, cpus, same_on_all};
 
 /// Rows and widths: the edges of lanes, and enough work for several pieces.
-fn shapes() -> Vec<(usize, usize)> {
+pub fn shapes() -> Vec<(usize, usize)> {
     let mut shapes: Vec<_> = SIZES.iter().flat_map(|width| [1, 2, 7].map(|rows| (rows, *width))).collect();
     shapes.extend([(40, 1024), (5, 20_000)]);
     shapes

@@ -2,7 +2,8 @@
 
 use edgewise::kernels::Tier;
 use edgewise::kernels::lanes::{LANES, Op, Simd};
-use edgewise::kernels::math::{exp, sigmoid, silu, softplus};
+use edgewise::kernels::math::{exp, gelu_erf, gelu_tanh, sigmoid, silu, softplus};
+use edgewise::kernels::reference;
 
 use super::support::{assert_same_bits, tiers};
 
@@ -11,6 +12,7 @@ enum Function {
     Exp,
     Sigmoid,
     Silu,
+    GeluTanh,
 }
 
 struct Evaluate<'a>(Function, &'a [f32]);
@@ -27,6 +29,7 @@ impl Op for Evaluate<'_> {
                 Function::Exp => exp(s, x),
                 Function::Sigmoid => sigmoid(s, x),
                 Function::Silu => silu(s, x),
+                Function::GeluTanh => gelu_tanh(s, x),
             };
             s.store(y, out);
         }
@@ -79,6 +82,22 @@ fn sigmoid_and_silu_are_close() {
     assert!(error <= 4.0, "{error} units at {x:e}");
 }
 
+/// An error in the argument grows with it, where the result is small beside it; so it is measured by the argument.
+#[test]
+fn gelus_are_close() {
+    let numbers = dense(60.0, 211);
+    let tanh = tiers().last().unwrap().run(Evaluate(Function::GeluTanh, &numbers));
+    let erf = numbers.iter().map(|&x| gelu_erf(x)).collect();
+    let check = |found: Vec<f32>, exact: fn(f64) -> f64| {
+        for (&x, found) in numbers.iter().zip(found) {
+            let error = (f64::from(found) - exact(f64::from(x))).abs();
+            assert!(error <= 2e-7 * f64::from(x.abs()), "gelu({x:e}) is off by {error:e}");
+        }
+    };
+    check(tanh, reference::gelu_tanh);
+    check(erf, reference::gelu_erf);
+}
+
 #[test]
 fn softplus_is_close() {
     for x in dense(100.0, 10_007) {
@@ -95,7 +114,7 @@ fn functions_have_the_same_bits_on_every_tier() {
     numbers.extend(
         [[f32::NAN; LANES], [f32::INFINITY; LANES], [f32::NEG_INFINITY; LANES], [0.0; LANES]].concat(),
     );
-    for function in [Function::Exp, Function::Sigmoid, Function::Silu] {
+    for function in [Function::Exp, Function::Sigmoid, Function::Silu, Function::GeluTanh] {
         let expected = tiers()[0].run(Evaluate(function, &numbers));
         for tier in &tiers()[1..] {
             let found = tier.run(Evaluate(function, &numbers));
@@ -119,7 +138,7 @@ fn edges() {
         assert!(at(Function::Sigmoid, -100.0) < 1e-37);
         assert_eq!(at(Function::Silu, 0.0), 0.0);
         assert_eq!(at(Function::Silu, 100.0), 100.0);
-        for function in [Function::Exp, Function::Sigmoid, Function::Silu] {
+        for function in [Function::Exp, Function::Sigmoid, Function::Silu, Function::GeluTanh] {
             assert!(at(function, f32::NAN).is_nan(), "{function:?} on {}", tier.name());
         }
     }

@@ -8,4 +8,5 @@ mod golden;
 mod lanes;
 mod linear;
 mod math;
-mod support;
+pub mod support;
+mod vision;
