@@ -85,7 +85,7 @@ impl Engine {
         let quick = (tokens as f64 * CHUNK_SECONDS / 2.0 / seconds.max(1e-9)) as usize;
         let chunk = self.chunk.load(Relaxed);
         if tokens == chunk && seconds < CHUNK_SECONDS / 2.0 {
-            self.chunk.store(quick.clamp(chunk, CHUNK) / CHUNK_STEP * CHUNK_STEP, Relaxed);
+            self.chunk.store((quick / CHUNK_STEP * CHUNK_STEP).clamp(chunk, CHUNK), Relaxed);
         } else if tokens > 1 && seconds > CHUNK_SECONDS {
             self.chunk.store(tokens / 2, Relaxed);
         }
