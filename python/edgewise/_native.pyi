@@ -304,8 +304,9 @@ def position_ids(
 ) -> tuple[NDArray[np.uint32], int]:
     """Rotary positions of a prompt with images.
 
-    A text token advances time, row and column by one. The tokens of an image, or of a pair of video frames, share the time
-    at which it begins and count rows and columns from there; text goes on one behind the largest of them.
+    A text token advances time, row and column by one. The tokens of an image, or of a pair of video frames,
+    share the time at which it begins and count rows and columns from there; text goes on one behind the
+    largest of them.
 
     Args:
         tokens: tokens of the prompt.
@@ -313,7 +314,8 @@ def position_ids(
         first: position of the first token.
 
     Returns:
-        Positions [3, tokens] on the axes time, row and column, and the position of the token after the prompt.
+        Positions [3, tokens] on the axes time, row and column, and the position of the token after the
+        prompt.
 
     Raises:
         ValueError: if the spans overlap or do not fit into the prompt.
