@@ -11,7 +11,7 @@ use crate::kernels::linear::linear;
 use crate::kernels::rope::RopeTable;
 use crate::weights::model::AttentionWeights;
 
-/// hidden += mixer(normed), both `[tokens, hidden]`; appends to `cache`.
+/// hidden += mixer(normed) for the last tokens, `normed` `[tokens, hidden]`, `hidden` `[outputs, hidden]`; appends all to `cache`.
 pub fn forward(
     cpu: &Cpu,
     config: &TextConfig,
@@ -25,16 +25,24 @@ pub fn forward(
 ) {
     let shape = &config.attention;
     let tokens = normed.len() / config.hidden_size;
+    let outputs = hidden.len() / config.hidden_size;
     let kv_width = shape.kv_heads * shape.head_dim;
-    let queries = &mut scratch.queries[..tokens * shape.query_width()];
+    let queries = &mut scratch.queries[..outputs * shape.query_width()];
     let keys = &mut scratch.keys[..tokens * kv_width];
     let values = &mut scratch.values[..tokens * kv_width];
-    let out = &mut scratch.out[..tokens * shape.heads * shape.head_dim];
+    let out = &mut scratch.out[..outputs * shape.heads * shape.head_dim];
 
     let matrices = [&weights.query, &weights.key, &weights.value];
     let input = prepare(cpu, normed, config.hidden_size, &matrices, quantized);
-    let products = [set(&weights.query, queries), set(&weights.key, keys), set(&weights.value, values)];
-    linear(cpu, input, products);
+    let (keys_set, values_set) = (set(&weights.key, keys), set(&weights.value, values));
+    if outputs == tokens {
+        linear(cpu, input, [set(&weights.query, queries), keys_set, values_set]);
+    } else {
+        linear(cpu, input, [keys_set, values_set]);
+        let last = &normed[normed.len() - hidden.len()..];
+        let input = prepare(cpu, last, config.hidden_size, &[&weights.query], quantized);
+        linear(cpu, input, [set(&weights.query, queries)]);
+    }
 
     let norm = QueryKeyNorm { query: &weights.query_norm, key: &weights.key_norm, eps: config.rms_norm_eps };
     prepare_query_key(cpu, shape, rope, norm, queries, keys);

@@ -8,7 +8,10 @@ use crate::kernels::Cpu;
 use crate::kernels::norm::rms_norm;
 use crate::weights::model::{LayerWeights, MixerWeights};
 
-/// Moves the residual stream in `scratch` `[tokens, hidden]` through one layer.
+/// Moves the residual stream in `scratch` `[tokens, hidden]` through one layer, all of it or only its last `outputs` tokens.
+///
+/// All tokens move the state on. After the last layer only the last token is of interest, and a layer of attention owes the
+/// others nothing but their keys and values.
 pub fn forward(
     cpu: &Cpu,
     config: &TextConfig,
@@ -16,11 +19,13 @@ pub fn forward(
     state: &mut LayerState,
     scratch: &mut Scratch,
     tokens: usize,
+    outputs: usize,
 ) {
     let hidden = &mut scratch.hidden[..tokens * config.hidden_size];
     let normed = &mut scratch.normed[..tokens * config.hidden_size];
     let quantized = &mut scratch.quantized;
 
+    let skipped = (tokens - outputs) * config.hidden_size;
     rms_norm(cpu, hidden, &weights.input_norm, config.rms_norm_eps, normed);
     match (&weights.mixer, state) {
         (MixerWeights::GatedDelta(mixer), LayerState::GatedDelta(state)) => {
@@ -29,10 +34,12 @@ pub fn forward(
         }
         (MixerWeights::Attention(mixer), LayerState::Attention(cache)) => {
             let (rope, scratch) = (&scratch.rope, &mut scratch.attention);
+            let hidden = &mut hidden[skipped..];
             attention::forward(cpu, config, mixer, rope, cache, scratch, quantized, normed, hidden);
         }
         _ => unreachable!("weights and state are built from the same list of layers"),
     }
+    let (hidden, normed) = (&mut hidden[skipped..], &mut normed[skipped..]);
     rms_norm(cpu, hidden, &weights.post_norm, config.rms_norm_eps, normed);
     feed_forward::forward(
         cpu,

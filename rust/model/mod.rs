@@ -56,8 +56,8 @@ pub enum Stage {
 pub type Watch<'a> = &'a mut dyn FnMut(Stage, &[f32]);
 
 impl Model {
-    /// Appends the tokens of `pass` (at most [`Scratch::tokens`]) to `state`; leaves their hidden states before the final norm
-    /// in `scratch` and the last one in `state`.
+    /// Appends the tokens of `pass` (at most [`Scratch::tokens`]) to `state`, and leaves the last one's hidden state before the
+    /// final norm there. If watched, all of them are left in `scratch` too.
     fn forward(
         &self,
         cpu: &Cpu,
@@ -72,14 +72,17 @@ impl Model {
         let hidden = tokens * self.config.hidden_size;
         self.embed(pass, &mut scratch.hidden[..hidden]);
         Self::place(scratch, state, pass);
+        let watched = watch.is_some();
         let mut show = |stage, x: &[f32]| {
             if let Some(watch) = &mut watch {
                 watch(stage, x);
             }
         };
         show(Stage::Embedding, &scratch.hidden[..hidden]);
+        let last = self.weights.layers.len() - 1;
         for (i, (weights, state)) in self.weights.layers.iter().zip(&mut state.layers).enumerate() {
-            layer::forward(cpu, &self.config, weights, state, scratch, tokens);
+            let outputs = if i == last && !watched { 1 } else { tokens };
+            layer::forward(cpu, &self.config, weights, state, scratch, tokens, outputs);
             show(Stage::Layer(i), &scratch.hidden[..hidden]);
             pass.add_deepstack(i, &mut scratch.hidden[..hidden]);
         }

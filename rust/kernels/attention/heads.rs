@@ -7,7 +7,7 @@ use super::super::rope::RopeTable;
 use crate::config::AttentionConfig;
 
 /// Prepares the projections of one call in place: RMSNorm of each query and key head, rotary positions, and queries divided
-/// by `sqrt(head_dim)`. `queries` as in [`attention`](super::attention), `keys` is `[tokens, kv_heads, head_dim]`.
+/// by `sqrt(head_dim)`. `queries`, perhaps of the last tokens only, as in [`attention`](super::attention), `keys` is `[tokens, kv_heads, head_dim]`.
 pub fn prepare_query_key(
     cpu: &Cpu,
     config: &AttentionConfig,
@@ -19,10 +19,20 @@ pub fn prepare_query_key(
     let stride = config.query_width() / config.heads;
     let scale = 1.0 / (config.head_dim as f32).sqrt();
     let heads = Heads { rope, eps: norm.eps, width: config.head_dim };
+    let all = keys.len() / (config.kv_heads * config.head_dim);
     let rows = |x: &mut [f32], heads_per_token: usize, stride: usize, weight: &[f32], scale: f32| {
         let width = heads_per_token * stride;
+        let skipped = all - x.len() / width;
         cpu.rows(x, width, row_grain(width), |tokens, x| {
-            cpu.run(PrepareHeads { heads, first: tokens.start, heads_per_token, stride, weight, scale, x });
+            cpu.run(PrepareHeads {
+                heads,
+                first: skipped + tokens.start,
+                heads_per_token,
+                stride,
+                weight,
+                scale,
+                x,
+            });
         });
     };
     rows(queries, config.heads, stride, norm.query, scale);
