@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import threading
 import time
@@ -101,11 +100,14 @@ class Model:
             path_or_id: a folder as Hugging Face lays it out, a file written by `edgewise quantize`, the id
                 of a repository on the Hugging Face hub such as `Qwen/Qwen3.5-0.8B`, or `demo` for the small
                 model that comes with this package.
-            dtype: how the large matrices are held: as the checkpoint stores them (`auto`), or converted while
-                opening.
+            dtype: how the large matrices are held. `auto` takes a file of `edgewise quantize` as it is, and
+                converts any other checkpoint to INT4 by the recipe `int4`, which keeps some tensors in INT8
+                or f32; `int8` and `int4` convert by the recipe of that name, `bf16` to bf16. `f32` keeps the
+                exact values: what is stored in f32, f16 or bf16 as it is, INT4 and INT8 widened.
             threads: how many to compute with. `None` takes what suits this computer, see `edgewise info`.
-            kv_dtype: how keys and values of past tokens are held.
-            recipe: which tensors get which format; the name of a recipe or a file. `None` follows `dtype`.
+            kv_dtype: how keys and values of past tokens are held: `f16`, `f32`, or `auto`, which is f32
+                beside a `dtype` of `f32` and else f16.
+            recipe: which tensors get which format; the name of a recipe or a file, in place of `dtype`.
             progress: `True` draws a bar on stderr; a function is called with (bytes done, bytes in all,
                 name).
             cache: keep the converted weights in the user's cache folder, and open that file the next time.
@@ -148,8 +150,7 @@ class Model:
     @cached_property
     def config(self) -> dict[str, Any]:
         """The checkpoint's `config.json`."""
-        config: dict[str, Any] = json.loads(self._engine.config)
-        return config
+        return chat.parse_json(self._engine.config, "config.json")
 
     @property
     def tokenizer(self) -> Tokenizer:

@@ -48,9 +48,14 @@ def add_opening(parser: argparse.ArgumentParser) -> None:
         "--dtype",
         choices=["auto", "f32", "bf16", "int8", "int4"],
         default="auto",
-        help="how the large matrices are held (default: as stored)",
+        help="how the large matrices are held (default: files of 'edgewise quantize' as they are, others int4)",
     )
-    group.add_argument("--kv-dtype", default="auto", help="how keys and values of past tokens are held")
+    group.add_argument(
+        "--kv-dtype",
+        choices=["auto", "f32", "f16"],
+        default="auto",
+        help="how keys and values of past tokens are held (default: f32 beside --dtype f32, else f16)",
+    )
     group.add_argument("--recipe", help="name or file: which tensors get which format")
     group.add_argument("--threads", type=int, help="how many to compute with (default: see 'edgewise info')")
     group.add_argument("--cache", action="store_true", help="keep converted weights for the next time")
