@@ -126,7 +126,7 @@ def parse_json(text: str, file: str) -> dict[str, Any]:
     """Return the object that is the text of a JSON file.
 
     Raises:
-        CheckpointError: if it is not a JSON object, nested too deeply, or has integers of thousands of digits.
+        CheckpointError: if it is none, or not for Python: nested too deeply, or an integer too long.
     """
     try:
         value = json.loads(text)

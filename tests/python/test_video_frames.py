@@ -101,7 +101,7 @@ class TestSources:
         ("source", "message"),
         [
             (b"", "is empty"),
-            ("a\0b", "is no path"),
+            ("a\0b", "cannot be read"),
             ("data:video/mp4,abc", "not of the form data:video"),
             ("data:text/plain;base64,YWJj", "not of the form data:video"),
             ("data:video/mp4;base64,a?b", "not valid base64"),

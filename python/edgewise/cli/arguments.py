@@ -48,7 +48,7 @@ def add_opening(parser: argparse.ArgumentParser) -> None:
         "--dtype",
         choices=["auto", "f32", "bf16", "int8", "int4"],
         default="auto",
-        help="how the large matrices are held (default: files of 'edgewise quantize' as they are, others int4)",
+        help="how the large matrices are held (default: int4, or as 'edgewise quantize' stored them)",
     )
     group.add_argument(
         "--kv-dtype",

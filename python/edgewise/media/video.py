@@ -10,10 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgewise.checks import Range
+from edgewise.media.file import MediaFile
 from edgewise.media.image import ImageSource
 from edgewise.media.sampling import DEFAULT_SOURCE_FPS
 from edgewise.media.video_av import VideoStreamFile
-from edgewise.media.video_file import VideoFile
 from edgewise.media.video_frames import FrameList, pictures_of
 from edgewise.media.video_pillow import Animation, reader_for
 
@@ -82,6 +82,6 @@ def open_video(source: VideoSource, *, source_fps: float | None = None, where: s
         raise TypeError(
             f"{where}: expected a path, bytes, a list of frames or a numpy array, got {type(source).__name__}"
         )
-    file = VideoFile.of(source, where)
+    file = MediaFile.of(source, "video", where)
     reader = reader_for(file.head())
     return VideoStreamFile(file, source_fps) if reader is None else Animation(file, reader, source_fps)
