@@ -269,11 +269,11 @@ class Model:
             **options: any of these.
 
                 images: an image or a list of images: paths, data URIs, bytes, Pillow images, or arrays
-                    [height, width, 3] of uint8 or of floats from 0 to 1.
+                    [height, width, 3] of uint8 or of floats from 0 to 1, in the order red, green, blue.
                 videos: a video or a list of videos: paths, data URIs, bytes, arrays [frames, height,
                     width, 3], or lists of frames. A list of frames is one video: of Pillow images, of arrays
-                    [height, width, 3], of paths that end in .png, .jpg and the like. Several such videos are
-                    a list of lists.
+                    [height, width, 3], of paths that end in .png, .jpg and the like, of the bytes of JPEG
+                    files. Several such videos are a list of lists.
                 min_pixels: enlarge images and videos to so many pixels, over all sampled frames of a video
                     (the checkpoint's).
                 max_pixels: reduce them to so many (the checkpoint's, but 1,048,576 for an image and 8,388,608

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+from collections import deque
 from pathlib import Path
 from typing import Any
 
@@ -192,6 +193,7 @@ class TestFill:
 
 FRAME = np.zeros((32, 32, 3), np.uint8)
 CLIP = np.zeros((4, 32, 32, 3), np.uint8)
+JPEG = b"\xff\xd8\xff\xe0"
 
 
 class TestArguments:
@@ -222,6 +224,9 @@ class TestArguments:
             (["data:video/mp4;base64,", "b.gif"], 2),
             (["a.mp4"], 1),
             ([b"..", b"..", b".."], 3),
+            ([JPEG, JPEG, PICTURE], 1),
+            (deque([FRAME, FRAME, FRAME], maxlen=3), 1),
+            ([deque([FRAME]), (FRAME, FRAME)], 2),
             ([[PICTURE, PICTURE], [PICTURE]], 2),
             ([["f0.png", "f1.png"]], 1),
             ([CLIP, CLIP], 2),
@@ -232,7 +237,9 @@ class TestArguments:
     def test_one_video_or_a_list(self, videos: Any, count: int) -> None:
         assert len(inputs.video_list(videos)) == count
 
-    @pytest.mark.parametrize("videos", [5, {"video": "a"}, PICTURE, [PICTURE, "a.mp4"], [CLIP, FRAME]])
+    @pytest.mark.parametrize(
+        "videos", [5, {"video": "a"}, PICTURE, [PICTURE, "a.mp4"], [CLIP, FRAME], bytearray(3)]
+    )
     def test_what_is_no_video(self, videos: Any) -> None:
         with pytest.raises(TypeError, match=r"^videos(\[1\])?: "):
             inputs.video_list(videos)

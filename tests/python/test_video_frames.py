@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections import deque
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,13 @@ class TestPictures:
         array = frames()
         video = open_video(array)
         assert (video.total_frames, video.height, video.width, video.fps) == (5, 6, 8, 24.0)
+        np.testing.assert_array_equal(read(video), array)
+
+    def test_a_queue_that_goes_on_changing(self) -> None:
+        array = frames(3)
+        queue = deque(array, maxlen=3)
+        video = open_video(queue)
+        queue.clear()
         np.testing.assert_array_equal(read(video), array)
 
     def test_a_list_of_anything_that_is_an_image(self, tmp_path: Path) -> None:

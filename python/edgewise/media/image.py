@@ -52,7 +52,8 @@ def load_image(source: ImageSource, where: str = "image") -> Image.Image:
     Args:
         source: a path, a `data:image/...;base64,` URI, the bytes of an image file, a Pillow image (which is
             not changed), or a numpy array [height, width], [height, width, 1], [height, width, 3] or
-            [height, width, 4], either uint8 or floating-point numbers from 0 to 1.
+            [height, width, 4] in the order red, green, blue (that of OpenCV is the reverse), either uint8 or
+            floating-point numbers from 0 to 1.
         where: what the image is called in errors, such as `images[1]`.
 
     Raises:

@@ -80,6 +80,8 @@ class Animation:
         with self._file.open() as stream:
             try:
                 image = self._reader(stream)
+            except MemoryError:
+                raise
             except Exception as error:
                 raise self._file.error(f"cannot be opened: {error}") from error
             with image:
@@ -92,6 +94,8 @@ class Animation:
             )
         try:
             count: int = getattr(image, "n_frames", 1) - self._start
+        except MemoryError:
+            raise
         except Exception as error:
             raise self._file.error(f"cannot be read: {error}") from error
         if not 1 <= count <= MAX_SOURCE_FRAMES:
