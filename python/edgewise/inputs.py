@@ -69,7 +69,8 @@ def video_list(videos: Any) -> list[Any]:
 
     A list of frames is one video: of Pillow images, of arrays [height, width, 3], of paths that end in
     `.png`, `.jpg` and the like, of the bytes of JPEG files. A list of anything else holds one video in each
-    element: a list of frames, an array [frames, height, width, 3], a path, a data URI, or other bytes.
+    element: a list of frames, an array [frames, height, width, 3], a path, a data URI, or other bytes. The
+    path of a single `.png` file is a video of its own, as it may be an animation.
 
     Raises:
         TypeError: if it is no video and no list of videos, or a list of both frames and videos.
@@ -78,6 +79,8 @@ def video_list(videos: Any) -> list[Any]:
         return [videos]
     if not is_list(videos):
         raise TypeError(f"videos: expected a video or a list of videos, got {type(videos).__name__}")
+    if len(videos) == 1 and _is_png_file(videos[0]):
+        return list(videos)
     frames = [_is_frame(element) for element in videos]
     if any(frames) and not all(frames):
         index = frames.index(not frames[0])
@@ -95,6 +98,10 @@ def _is_frame(element: Any) -> bool:
     if isinstance(element, bytes):
         return element.startswith(_JPEG)
     return isinstance(element, Image.Image)
+
+
+def _is_png_file(element: Any) -> bool:
+    return isinstance(element, str | os.PathLike) and PurePath(element).suffix.lower() == ".png"
 
 
 def token_ids(ids: Any, vocab_size: int) -> list[int]:

@@ -73,7 +73,8 @@ def fill(parts: Sequence[MediaPart], images: Sequence[Any], videos: Sequence[Any
             raise ValueError(f"{empty[0]}: this {kind} has no source, and {kind}s= gives none")
         if len(empty) != len(given):
             raise ValueError(
-                f"{kind}s: {len(given)} given, but {len(empty)} {kind} parts of messages have no source"
+                f"{kind}s: {len(given)} given, but the messages have {len(empty)} places for them: each is a "
+                f"part {{'type': '{kind}'}} without a source"
             )
         sources[kind] = iter(arguments(kind, given))
     return [_filled(part, sources) for part in parts]

@@ -183,11 +183,9 @@ class TestFill:
     def test_missing_and_left_over_ones(self) -> None:
         with pytest.raises(ValueError, match=r"^messages\[0\]\.content\[1\]: this image has no source"):
             self.fill([TEXT, {"type": "image"}], [], [])
-        with pytest.raises(
-            ValueError, match=r"^images: 1 given, but 2 image parts of messages have no source"
-        ):
+        with pytest.raises(ValueError, match=r"^images: 1 given, but the messages have 2 places for them"):
             self.fill([{"type": "image"}, {"type": "image"}], ["a"], [])
-        with pytest.raises(ValueError, match=r"^videos: 2 given, but 0 video parts"):
+        with pytest.raises(ValueError, match=r"^videos: 2 given, but the messages have 0 places"):
             self.fill([{"type": "image", "image": "a"}], [], ["a", "b"])
 
 
@@ -197,6 +195,11 @@ JPEG = b"\xff\xd8\xff\xe0"
 
 
 class TestArguments:
+    @pytest.mark.parametrize("path", ["a.png", Path("a.PNG")])
+    def test_a_single_png_file_may_be_an_animation(self, path: Any) -> None:
+        assert inputs.video_list([path]) == [path]
+        assert inputs.video_list([path, "b.png"]) == [[path, "b.png"]]
+
     @pytest.mark.parametrize("images", ["a.png", Path("a.png"), b"..", PICTURE, FRAME])
     def test_one_image_or_a_list(self, images: Any) -> None:
         assert inputs.image_list(images)[0] is images

@@ -114,7 +114,12 @@ def add_media(parser: argparse.ArgumentParser) -> None:
         help="shown before the question; may be given again",
     )
     group.add_argument(
-        "--video", action="append", default=[], metavar="FILE", dest="videos", help="the same, after images"
+        "--video",
+        action="append",
+        default=[],
+        metavar="FILE",
+        dest="videos",
+        help="the same, after images; several of .png, .jpg and the like are the frames of one video",
     )
     for flag, kind, text in _MEDIA:
         group.add_argument(flag, type=kind, help=text, metavar="N" if kind is int else "X")
