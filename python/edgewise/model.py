@@ -110,7 +110,8 @@ class Model:
             recipe: which tensors get which format; the name of a recipe or a file, in place of `dtype`.
             progress: `True` draws a bar on stderr; a function is called with (bytes done, bytes in all,
                 name).
-            cache: keep the converted weights in the user's cache folder, and open that file the next time.
+            cache: keep the converted weights in the user's cache folder, and open that file the next time;
+                with a `dtype` of `int4` or `int8`, or a recipe.
             media_cache_bytes: how much memory may hold what the vision tower made of the images and frames
                 used last, so that a picture seen before is not encoded again; 0 keeps nothing.
 
