@@ -280,9 +280,10 @@ class Model:
                 max_pixels: reduce them to so many (the checkpoint's, but 1,048,576 for an image and 8,388,608
                     for a video at most). A token is 1024 pixels of an image, 2048 of a video.
                 fps: frames taken of each second of a video (2).
-                num_frames: frames taken in all, in place of `fps`.
-                max_frames: the most frames taken (768).
-                source_fps: frames a second of a video that does not tell, such as a list of frames.
+                num_frames: frames taken in all, in place of `fps`; up to 4096.
+                max_frames: the most frames taken by `fps` (768); up to 4096.
+                source_fps: frames a second of a video that does not tell, such as a list of frames (24), or
+                    in place of what a file says.
                 video_prompt: `flat` writes each pair of frames after its time; `nested` puts start and end
                     tokens around all of that once more, as transformers 5 does.
                 raw: continue a string as it stands (False).

@@ -220,9 +220,10 @@ class TestGenerate:
         self, system: list[str], opened: list[FakeModel], files: dict[str, str]
     ) -> None:
         model = use(opened)
-        argv = ["generate", "m", "What?", "--video", files["red"], "--video", files["red"], *system]
+        argv = ["generate", "m", "What?", *["--video", files["red"]] * 4, "--source-fps", "0.5", *system]
         assert main(argv) == 0
-        assert len(model.engine.sequences[0].media) == 1
+        assert len(model.engine.sequences[0].media) == 2
+        assert "<5.0 seconds>" in prompts(model)[0]
 
     def test_videos_and_single_frames_do_not_mix(
         self, opened: list[FakeModel], files: dict[str, str], capsys: Captured

@@ -30,6 +30,9 @@ _MEDIA: list[tuple[str, type, str]] = [
     ("--min-pixels", int, "enlarge images and videos to so many pixels"),
     ("--max-pixels", int, "reduce them to so many; 1024 pixels of an image are a token"),
     ("--fps", float, "frames taken of each second of a video"),
+    ("--num-frames", int, "frames taken of a video in all, in place of --fps"),
+    ("--max-frames", int, "the most frames taken of a video"),
+    ("--source-fps", float, "frames a second of a video that does not tell, such as several pictures"),
 ]
 
 
