@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 from edgewise import _native
@@ -40,9 +41,11 @@ def converted(
 
 
 def _key(path: Path, recipe: str) -> str:
-    """Change with the recipe and with any file of the checkpoint."""
+    """Change with the recipe, with any file of the checkpoint, and with the version of this package."""
     files = sorted(path.iterdir()) if path.is_dir() else [path]
-    digest = hashlib.sha256(f"{path.resolve()}\n{recipe}\n{_file_version(Path(recipe))}".encode())
+    digest = hashlib.sha256(
+        f"{version('edgewise')}\n{path.resolve()}\n{recipe}\n{_file_version(Path(recipe))}".encode()
+    )
     for file in files:
         digest.update(_file_version(file).encode())
     return digest.hexdigest()[:16]

@@ -119,11 +119,18 @@ def read_json(read_file: ReadFile, file: str) -> dict[str, Any]:
         CheckpointError: if the file is not a JSON object.
     """
     data = read_file(file)
-    if data is None:
-        return {}
+    return {} if data is None else parse_json(_utf8(data, file), file)
+
+
+def parse_json(text: str, file: str) -> dict[str, Any]:
+    """Return the object that is the text of a JSON file.
+
+    Raises:
+        CheckpointError: if it is none, or not for Python: nested too deeply, or an integer too long.
+    """
     try:
-        value = json.loads(_utf8(data, file))
-    except (json.JSONDecodeError, RecursionError) as error:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{file}: not valid JSON: {error}") from None
     if not isinstance(value, dict):
         raise CheckpointError(f"{file}: expected a JSON object, got {type(value).__name__}")
@@ -203,7 +210,7 @@ def _checked_call(where: str, call: Any) -> dict[str, Any]:
 def _json_object(where: str, name: str, text: str) -> dict[str, Any]:
     try:
         value = json.loads(text or "{}")
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{where}: the arguments of '{name}' are not valid JSON: {error}") from None
     if not isinstance(value, dict):
         raise ValueError(f"{where}: the arguments of '{name}' are not a JSON object")

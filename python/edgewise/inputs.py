@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image
 
 from edgewise.media import ImageSource, VideoSource
+from edgewise.media.video import is_list
 from edgewise.prompt import Prompt
 
 Kind = Literal["text", "messages", "ids", "prompt"]
@@ -22,6 +23,8 @@ VideoInput: TypeAlias = VideoSource | Sequence[VideoSource]
 
 _STILL_PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".ppm", ".pgm")
 """File names that end so hold a single frame."""
+_JPEG = b"\xff\xd8\xff"
+"""How JPEG files begin, as cameras send them; other formats may hold one picture or many."""
 
 
 def kind(prompt: Any) -> Kind:
@@ -54,7 +57,7 @@ def image_list(images: Any) -> list[Any]:
     Raises:
         TypeError: if it is neither an image nor a list of them.
     """
-    if isinstance(images, list | tuple):
+    if is_list(images):
         return list(images)
     if isinstance(images, str | os.PathLike | bytes | np.ndarray | Image.Image):
         return [images]
@@ -65,16 +68,19 @@ def video_list(videos: Any) -> list[Any]:
     """Return what was given as `videos=` as a list of videos.
 
     A list of frames is one video: of Pillow images, of arrays [height, width, 3], of paths that end in
-    `.png`, `.jpg` and the like. A list of anything else holds one video in each element: a list of frames, an
-    array [frames, height, width, 3], a path, a data URI, or bytes.
+    `.png`, `.jpg` and the like, of the bytes of JPEG files. A list of anything else holds one video in each
+    element: a list of frames, an array [frames, height, width, 3], a path, a data URI, or other bytes. The
+    path of a single `.png` file is a video of its own, as it may be an animation.
 
     Raises:
         TypeError: if it is no video and no list of videos, or a list of both frames and videos.
     """
     if isinstance(videos, str | os.PathLike | bytes | np.ndarray):
         return [videos]
-    if not isinstance(videos, list | tuple):
+    if not is_list(videos):
         raise TypeError(f"videos: expected a video or a list of videos, got {type(videos).__name__}")
+    if len(videos) == 1 and _is_png_file(videos[0]):
+        return list(videos)
     frames = [_is_frame(element) for element in videos]
     if any(frames) and not all(frames):
         index = frames.index(not frames[0])
@@ -89,7 +95,13 @@ def _is_frame(element: Any) -> bool:
         return element[5:11].lower() == "image/"
     if isinstance(element, str | os.PathLike):
         return PurePath(element).suffix.lower() in _STILL_PICTURES
+    if isinstance(element, bytes):
+        return element.startswith(_JPEG)
     return isinstance(element, Image.Image)
+
+
+def _is_png_file(element: Any) -> bool:
+    return isinstance(element, str | os.PathLike) and PurePath(element).suffix.lower() == ".png"
 
 
 def token_ids(ids: Any, vocab_size: int) -> list[int]:

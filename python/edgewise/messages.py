@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
 import difflib
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,6 +11,7 @@ from typing import Any
 
 from edgewise import chat, media_options
 from edgewise.chat import Message
+from edgewise.media.file import from_base64
 from edgewise.media_options import MediaKind
 
 _KINDS: dict[str, MediaKind] = {
@@ -74,7 +73,8 @@ def fill(parts: Sequence[MediaPart], images: Sequence[Any], videos: Sequence[Any
             raise ValueError(f"{empty[0]}: this {kind} has no source, and {kind}s= gives none")
         if len(empty) != len(given):
             raise ValueError(
-                f"{kind}s: {len(given)} given, but {len(empty)} {kind} parts of messages have no source"
+                f"{kind}s: {len(given)} given, but the messages have {len(empty)} places for them: each is a "
+                f"part {{'type': '{kind}'}} without a source"
             )
         sources[kind] = iter(arguments(kind, given))
     return [_filled(part, sources) for part in parts]
@@ -189,14 +189,7 @@ def _data_uri(address: str, where: str) -> bytes:
 def _decoded(value: Any, where: str) -> bytes:
     if not isinstance(value, str | bytes):
         raise TypeError(f"{where}: expected a string in base64, got {type(value).__name__}")
-    try:
-        return base64.b64decode(b"".join(_ascii(value).split()), validate=True)
-    except (binascii.Error, ValueError) as error:
-        raise ValueError(f"{where}: not valid base64: {error}") from None
-
-
-def _ascii(value: str | bytes) -> bytes:
-    return value if isinstance(value, bytes) else value.encode("ascii")
+    return from_base64(value, where)
 
 
 def _options(kind: MediaKind, given: Mapping[str, Any], where: str) -> dict[str, Any]:

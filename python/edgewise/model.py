@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import threading
 import time
@@ -101,14 +100,18 @@ class Model:
             path_or_id: a folder as Hugging Face lays it out, a file written by `edgewise quantize`, the id
                 of a repository on the Hugging Face hub such as `Qwen/Qwen3.5-0.8B`, or `demo` for the small
                 model that comes with this package.
-            dtype: how the large matrices are held: as the checkpoint stores them (`auto`), or converted while
-                opening.
+            dtype: how the large matrices are held. `auto` takes a file of `edgewise quantize` as it is, and
+                converts any other checkpoint to INT4 by the recipe `int4`, which keeps some tensors in INT8
+                or f32; `int8` and `int4` convert by the recipe of that name, `bf16` to bf16. `f32` keeps the
+                exact values: what is stored in f32, f16 or bf16 as it is, INT4 and INT8 widened.
             threads: how many to compute with. `None` takes what suits this computer, see `edgewise info`.
-            kv_dtype: how keys and values of past tokens are held.
-            recipe: which tensors get which format; the name of a recipe or a file. `None` follows `dtype`.
+            kv_dtype: how keys and values of past tokens are held: `f16`, `f32`, or `auto`, which is f32
+                beside a `dtype` of `f32` and else f16.
+            recipe: which tensors get which format; the name of a recipe or a file, in place of `dtype`.
             progress: `True` draws a bar on stderr; a function is called with (bytes done, bytes in all,
                 name).
-            cache: keep the converted weights in the user's cache folder, and open that file the next time.
+            cache: keep the converted weights in the user's cache folder, and open that file the next time;
+                with a `dtype` of `int4` or `int8`, or a recipe.
             media_cache_bytes: how much memory may hold what the vision tower made of the images and frames
                 used last, so that a picture seen before is not encoded again; 0 keeps nothing.
 
@@ -148,8 +151,7 @@ class Model:
     @cached_property
     def config(self) -> dict[str, Any]:
         """The checkpoint's `config.json`."""
-        config: dict[str, Any] = json.loads(self._engine.config)
-        return config
+        return chat.parse_json(self._engine.config, "config.json")
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -268,19 +270,20 @@ class Model:
             **options: any of these.
 
                 images: an image or a list of images: paths, data URIs, bytes, Pillow images, or arrays
-                    [height, width, 3] of uint8 or of floats from 0 to 1.
+                    [height, width, 3] of uint8 or of floats from 0 to 1, in the order red, green, blue.
                 videos: a video or a list of videos: paths, data URIs, bytes, arrays [frames, height,
                     width, 3], or lists of frames. A list of frames is one video: of Pillow images, of arrays
-                    [height, width, 3], of paths that end in .png, .jpg and the like. Several such videos are
-                    a list of lists.
+                    [height, width, 3], of paths that end in .png, .jpg and the like, of the bytes of JPEG
+                    files. Several such videos are a list of lists.
                 min_pixels: enlarge images and videos to so many pixels, over all sampled frames of a video
                     (the checkpoint's).
                 max_pixels: reduce them to so many (the checkpoint's, but 1,048,576 for an image and 8,388,608
                     for a video at most). A token is 1024 pixels of an image, 2048 of a video.
                 fps: frames taken of each second of a video (2).
-                num_frames: frames taken in all, in place of `fps`.
-                max_frames: the most frames taken (768).
-                source_fps: frames a second of a video that does not tell, such as a list of frames.
+                num_frames: frames taken in all, in place of `fps`; up to 4096.
+                max_frames: the most frames taken by `fps` (768); up to 4096.
+                source_fps: frames a second of a video that does not tell, such as a list of frames (24), or
+                    in place of what a file says.
                 video_prompt: `flat` writes each pair of frames after its time; `nested` puts start and end
                     tokens around all of that once more, as transformers 5 does.
                 raw: continue a string as it stands (False).

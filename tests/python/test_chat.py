@@ -133,6 +133,7 @@ def test_other_faults_are_reported_with_the_file(source: str) -> None:
     ("file", "data", "reason"),
     [
         ("tokenizer_config__json", b"{", "not valid JSON"),
+        ("tokenizer_config__json", b'{"a": ' + b"1" * 4301 + b"}", "not valid JSON: Exceeds the limit"),
         ("tokenizer_config__json", b"[]", "expected a JSON object, got list"),
         ("tokenizer_config__json", b"\xff", "not UTF-8"),
         ("tokenizer_config__json", b'{"chat_template": 5}', "neither a text nor a list"),
@@ -192,7 +193,7 @@ def test_arguments_of_a_tool_call_may_be_json_in_a_string() -> None:
     assert template(CALLS).render(call({"a": 1e20})) == "a=1e+20 "
 
 
-@pytest.mark.parametrize("arguments", ["{", "[1]", "5"])
+@pytest.mark.parametrize("arguments", ["{", "[1]", "5", "1" * 4301, "[" * 100_000])
 def test_arguments_that_are_no_json_object(arguments: str) -> None:
     with pytest.raises(ValueError, match=r"messages\[1\]: the arguments of 'f' are not"):
         template(CALLS).render(call(arguments))

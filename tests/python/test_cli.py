@@ -215,6 +215,24 @@ class TestGenerate:
         assert prompt.count("<|image_pad|>") == 8, "as --max-pixels says"
         assert prompt.startswith("<|im_start|>system") == bool(system)
 
+    @pytest.mark.parametrize("system", [[], ["--system", "Be kind."]])
+    def test_several_pictures_are_one_video(
+        self, system: list[str], opened: list[FakeModel], files: dict[str, str]
+    ) -> None:
+        model = use(opened)
+        argv = ["generate", "m", "What?", *["--video", files["red"]] * 4, "--source-fps", "0.5", *system]
+        assert main(argv) == 0
+        assert len(model.engine.sequences[0].media) == 2
+        assert "<5.0 seconds>" in prompts(model)[0]
+
+    def test_videos_and_single_frames_do_not_mix(
+        self, opened: list[FakeModel], files: dict[str, str], capsys: Captured
+    ) -> None:
+        use(opened)
+        argv = ["generate", "m", "What?", "--video", files["clip"], "--video", files["red"]]
+        assert main(argv) == 1
+        assert capsys.readouterr().err.startswith("edgewise: videos[1]: ")
+
     def test_a_raw_prompt_with_an_image(self, opened: list[FakeModel], files: dict[str, str]) -> None:
         model = use(opened)
         text = "Look: <|vision_start|><|image_pad|><|vision_end|>"

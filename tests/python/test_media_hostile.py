@@ -164,7 +164,7 @@ def test_other_data_uris(uri: str) -> None:
 
 @pytest.mark.parametrize("data", ["a", "iVBO*w0K", "äöü", "YQ=", "YQ==YQ"])
 def test_bad_base64(data: str) -> None:
-    assert "is not valid base64" in refusal(f"data:image/png;base64,{data}")
+    assert "not valid base64" in refusal(f"data:image/png;base64,{data}")
 
 
 def test_base64_of_no_image() -> None:

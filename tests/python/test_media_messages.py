@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+from collections import deque
 from pathlib import Path
 from typing import Any
 
@@ -182,19 +183,23 @@ class TestFill:
     def test_missing_and_left_over_ones(self) -> None:
         with pytest.raises(ValueError, match=r"^messages\[0\]\.content\[1\]: this image has no source"):
             self.fill([TEXT, {"type": "image"}], [], [])
-        with pytest.raises(
-            ValueError, match=r"^images: 1 given, but 2 image parts of messages have no source"
-        ):
+        with pytest.raises(ValueError, match=r"^images: 1 given, but the messages have 2 places for them"):
             self.fill([{"type": "image"}, {"type": "image"}], ["a"], [])
-        with pytest.raises(ValueError, match=r"^videos: 2 given, but 0 video parts"):
+        with pytest.raises(ValueError, match=r"^videos: 2 given, but the messages have 0 places"):
             self.fill([{"type": "image", "image": "a"}], [], ["a", "b"])
 
 
 FRAME = np.zeros((32, 32, 3), np.uint8)
 CLIP = np.zeros((4, 32, 32, 3), np.uint8)
+JPEG = b"\xff\xd8\xff\xe0"
 
 
 class TestArguments:
+    @pytest.mark.parametrize("path", ["a.png", Path("a.PNG")])
+    def test_a_single_png_file_may_be_an_animation(self, path: Any) -> None:
+        assert inputs.video_list([path]) == [path]
+        assert inputs.video_list([path, "b.png"]) == [[path, "b.png"]]
+
     @pytest.mark.parametrize("images", ["a.png", Path("a.png"), b"..", PICTURE, FRAME])
     def test_one_image_or_a_list(self, images: Any) -> None:
         assert inputs.image_list(images)[0] is images
@@ -222,6 +227,9 @@ class TestArguments:
             (["data:video/mp4;base64,", "b.gif"], 2),
             (["a.mp4"], 1),
             ([b"..", b"..", b".."], 3),
+            ([JPEG, JPEG, PICTURE], 1),
+            (deque([FRAME, FRAME, FRAME], maxlen=3), 1),
+            ([deque([FRAME]), (FRAME, FRAME)], 2),
             ([[PICTURE, PICTURE], [PICTURE]], 2),
             ([["f0.png", "f1.png"]], 1),
             ([CLIP, CLIP], 2),
@@ -232,7 +240,9 @@ class TestArguments:
     def test_one_video_or_a_list(self, videos: Any, count: int) -> None:
         assert len(inputs.video_list(videos)) == count
 
-    @pytest.mark.parametrize("videos", [5, {"video": "a"}, PICTURE, [PICTURE, "a.mp4"], [CLIP, FRAME]])
+    @pytest.mark.parametrize(
+        "videos", [5, {"video": "a"}, PICTURE, [PICTURE, "a.mp4"], [CLIP, FRAME], bytearray(3)]
+    )
     def test_what_is_no_video(self, videos: Any) -> None:
         with pytest.raises(TypeError, match=r"^videos(\[1\])?: "):
             inputs.video_list(videos)

@@ -289,11 +289,11 @@ class TestRefused:
 
     @pytest.mark.parametrize("container", ["mp4", "matroska", "mp3"])
     def test_sound_only(self, container: str) -> None:
-        with pytest.raises(MediaError, match=r"^video: a file of \d+ bytes (has no video in it|is no video)"):
+        with pytest.raises(MediaError, match=r"^video: data of \d+ bytes (has no video in it|is no video)"):
             open_video(sound(container))
 
     def test_no_frames(self) -> None:
-        with pytest.raises(MediaError, match=r"^video: a file of \d+ bytes "):
+        with pytest.raises(MediaError, match=r"^video: data of \d+ bytes "):
             open_video(encoded(pictures(0), *KINDS["mkv"]))
 
     def test_limits(self, monkeypatch: pytest.MonkeyPatch) -> None:

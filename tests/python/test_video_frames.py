@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections import deque
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,13 @@ class TestPictures:
         array = frames()
         video = open_video(array)
         assert (video.total_frames, video.height, video.width, video.fps) == (5, 6, 8, 24.0)
+        np.testing.assert_array_equal(read(video), array)
+
+    def test_a_queue_that_goes_on_changing(self) -> None:
+        array = frames(3)
+        queue = deque(array, maxlen=3)
+        video = open_video(queue)
+        queue.clear()
         np.testing.assert_array_equal(read(video), array)
 
     def test_a_list_of_anything_that_is_an_image(self, tmp_path: Path) -> None:
@@ -101,7 +109,7 @@ class TestSources:
         ("source", "message"),
         [
             (b"", "is empty"),
-            ("a\0b", "is no path"),
+            ("a\0b", "cannot be read"),
             ("data:video/mp4,abc", "not of the form data:video"),
             ("data:text/plain;base64,YWJj", "not of the form data:video"),
             ("data:video/mp4;base64,a?b", "not valid base64"),

@@ -30,6 +30,9 @@ _MEDIA: list[tuple[str, type, str]] = [
     ("--min-pixels", int, "enlarge images and videos to so many pixels"),
     ("--max-pixels", int, "reduce them to so many; 1024 pixels of an image are a token"),
     ("--fps", float, "frames taken of each second of a video"),
+    ("--num-frames", int, "frames taken of a video in all, in place of --fps"),
+    ("--max-frames", int, "the most frames taken of a video"),
+    ("--source-fps", float, "frames a second of a video that does not tell, such as several pictures"),
 ]
 
 
@@ -48,9 +51,14 @@ def add_opening(parser: argparse.ArgumentParser) -> None:
         "--dtype",
         choices=["auto", "f32", "bf16", "int8", "int4"],
         default="auto",
-        help="how the large matrices are held (default: as stored)",
+        help="how the large matrices are held (default: int4, or as 'edgewise quantize' stored them)",
     )
-    group.add_argument("--kv-dtype", default="auto", help="how keys and values of past tokens are held")
+    group.add_argument(
+        "--kv-dtype",
+        choices=["auto", "f32", "f16"],
+        default="auto",
+        help="how keys and values of past tokens are held (default: f32 beside --dtype f32, else f16)",
+    )
     group.add_argument("--recipe", help="name or file: which tensors get which format")
     group.add_argument("--threads", type=int, help="how many to compute with (default: see 'edgewise info')")
     group.add_argument("--cache", action="store_true", help="keep converted weights for the next time")
@@ -109,7 +117,12 @@ def add_media(parser: argparse.ArgumentParser) -> None:
         help="shown before the question; may be given again",
     )
     group.add_argument(
-        "--video", action="append", default=[], metavar="FILE", dest="videos", help="the same, after images"
+        "--video",
+        action="append",
+        default=[],
+        metavar="FILE",
+        dest="videos",
+        help="the same, after images; several of .png, .jpg and the like are the frames of one video",
     )
     for flag, kind, text in _MEDIA:
         group.add_argument(flag, type=kind, help=text, metavar="N" if kind is int else "X")

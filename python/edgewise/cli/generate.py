@@ -7,7 +7,7 @@ import json
 import sys
 from typing import TYPE_CHECKING, Any
 
-from edgewise import messages
+from edgewise import inputs, messages
 from edgewise.cli import terminal
 from edgewise.cli.arguments import (
     add_generation,
@@ -75,5 +75,5 @@ def _prompt(arguments: argparse.Namespace) -> Any:
         return text
     if arguments.raw:
         raise ValueError("--system: has no place in a raw prompt")
-    question = messages.question(text, arguments.images, arguments.videos)
+    question = messages.question(text, arguments.images, inputs.video_list(arguments.videos))
     return [{"role": "system", "content": arguments.system}, *question]

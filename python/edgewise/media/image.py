@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import os
-import re
-import stat
 import struct
 import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
-from pathlib import Path
-from typing import IO, Any, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from edgewise.media.errors import MediaError
+from edgewise.media.file import MediaFile
 
 ImageSource: TypeAlias = str | os.PathLike[str] | bytes | Image.Image | NDArray[Any]
 """A path, a `data:image/...;base64,` URI, the bytes of a file, a Pillow image or a numpy array."""
@@ -31,7 +27,6 @@ MAX_SOURCE_PIXELS = 80_000_000
 FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
 """Pillow knows more, but some start other programs (EPS) or are seldom tested against hostile files."""
 
-_URL = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 _ALPHA_MODES = ("RGBA", "LA", "PA", "RGBa")
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -57,7 +52,8 @@ def load_image(source: ImageSource, where: str = "image") -> Image.Image:
     Args:
         source: a path, a `data:image/...;base64,` URI, the bytes of an image file, a Pillow image (which is
             not changed), or a numpy array [height, width], [height, width, 1], [height, width, 3] or
-            [height, width, 4], either uint8 or floating-point numbers from 0 to 1.
+            [height, width, 4] in the order red, green, blue (that of OpenCV is the reverse), either uint8 or
+            floating-point numbers from 0 to 1.
         where: what the image is called in errors, such as `images[1]`.
 
     Raises:
@@ -68,42 +64,19 @@ def load_image(source: ImageSource, where: str = "image") -> Image.Image:
         return _to_rgb(_from_array(source, where))
     if isinstance(source, Image.Image):
         return _decode(source, where, "the Pillow image")
-    if isinstance(source, bytes):
-        return _load_stream(io.BytesIO(source), where, f"data of {len(source)} bytes")
-    if isinstance(source, str) and source[:5].lower() == "data:":
-        return _load_stream(io.BytesIO(_data_uri(source, where)), where, _shortened(source))
-    if isinstance(source, str | os.PathLike):
-        return _load_path(source, where)
+    if isinstance(source, str | os.PathLike | bytes):
+        return _load_file(MediaFile.of(source, "image", where))
     raise TypeError(
         f"{where}: expected a path, bytes, a Pillow image or a numpy array, got {type(source).__name__}"
     )
 
 
-def _load_path(source: str | os.PathLike[str], where: str) -> Image.Image:
-    name = _shortened(os.fspath(source))
-    if isinstance(source, str) and _URL.match(source):
-        raise MediaError(f"{where}: {name} is a URL, and nothing is downloaded: give a path or the bytes")
-    with _open_file(source, where, name) as stream:
-        return _load_stream(stream, where, name)
-
-
-def _open_file(source: str | os.PathLike[str], where: str, name: str) -> IO[bytes]:
-    try:
-        path = Path(source)
-        if stat.S_ISREG(path.stat().st_mode):
-            return path.open("rb")
-    except OSError as error:
-        raise MediaError(f"{where}: {name} cannot be read: {error.strerror}") from None
-    except ValueError as error:  # a NUL in the path
-        raise MediaError(f"{where}: {name} cannot be read: {error}") from None
-    raise MediaError(f"{where}: {name} is not a file")
-
-
-def _load_stream(stream: IO[bytes], where: str, name: str) -> Image.Image:
-    with _decoding(where, name), _no_warnings():
-        image = Image.open(stream, formats=_formats())
-    with image:
-        return _decode(image, where, name)
+def _load_file(file: MediaFile) -> Image.Image:
+    with file.open() as stream:
+        with _decoding(file.where, file.name), _no_warnings():
+            image = Image.open(stream, formats=_formats())
+        with image:
+            return _decode(image, file.where, file.name)
 
 
 def _decode(image: Image.Image, where: str, name: str) -> Image.Image:
@@ -157,17 +130,6 @@ def _to_levels(array: NDArray[Any], where: str) -> NDArray[np.uint8]:
     return np.rint(array.astype(np.float32) * 255).astype(np.uint8)
 
 
-def _data_uri(uri: str, where: str) -> bytes:
-    kind, comma, data = uri.partition(",")
-    kind = kind.lower() if len(kind) <= 200 else ""
-    if not comma or not kind.startswith("data:image/") or not kind.endswith(";base64"):
-        raise MediaError(f"{where}: {_shortened(uri)} is not of the form data:image/...;base64,...")
-    try:
-        return base64.b64decode("".join(data.split()), validate=True)
-    except ValueError as error:
-        raise MediaError(f"{where}: {_shortened(uri)} is not valid base64: {error}") from None
-
-
 def _check_size(width: int, height: int, where: str, name: str) -> None:
     if width * height == 0:
         raise MediaError(f"{where}: {name} has {width} x {height} pixels, so there is nothing to see")
@@ -198,10 +160,6 @@ def _no_warnings() -> Iterator[None]:
     with _warning_filters, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
-
-
-def _shortened(name: str) -> str:
-    return repr(name) if len(name) <= 80 else f"{name[:60]!r}... ({len(name)} characters)"
 
 
 @cache

@@ -14,6 +14,12 @@ DEFAULT_SOURCE_FPS = 24.0
 MAX_SAMPLED_FRAMES = 4096
 """No call may ask for more frames than this."""
 
+MAX_SOURCE_FRAMES = 6_000_000
+"""Most frames a video file may have: above 24 hours at 60 frames per second. 8 bytes are kept of each."""
+
+MAX_DURATION = 24 * 60 * 60
+"""Longest video file in seconds."""
+
 _RATE = Range(float, 0, above=True)
 _COUNT = Range(int, 1, MAX_SAMPLED_FRAMES)
 

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from typing import Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias, TypeGuard
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgewise.checks import Range
+from edgewise.media.file import MediaFile
 from edgewise.media.image import ImageSource
 from edgewise.media.sampling import DEFAULT_SOURCE_FPS
 from edgewise.media.video_av import VideoStreamFile
-from edgewise.media.video_file import VideoFile
 from edgewise.media.video_frames import FrameList, pictures_of
 from edgewise.media.video_pillow import Animation, reader_for
 
@@ -61,8 +61,8 @@ def open_video(source: VideoSource, *, source_fps: float | None = None, where: s
     `pip install edgewise[video]` brings. Nothing is downloaded.
 
     Args:
-        source: a path, a `data:video/...;base64,` URI or the bytes of a video file; a list or tuple of
-            pictures of one size (see `load_image`); or a numpy array uint8 [frames, height, width, 3].
+        source: a path, a `data:video/...;base64,` URI or the bytes of a video file; a list (or tuple, deque)
+            of pictures of one size (see `load_image`); or a numpy array uint8 [frames, height, width, 3].
         source_fps: frames per second. For a file, this replaces what the file says; for pictures, `None`
             means 24, as in the original code.
         where: what the video is called in errors, such as `videos[1]`.
@@ -76,12 +76,17 @@ def open_video(source: VideoSource, *, source_fps: float | None = None, where: s
         source_fps = float(Range(float, 0, above=True).check(f"{where}: source_fps", source_fps))
     if isinstance(source, np.ndarray):
         return FrameList(pictures_of(source, where), source_fps or DEFAULT_SOURCE_FPS, where)
-    if isinstance(source, list | tuple):
+    if is_list(source):
         return FrameList(source, source_fps or DEFAULT_SOURCE_FPS, where)
     if not isinstance(source, str | bytes | os.PathLike):
         raise TypeError(
             f"{where}: expected a path, bytes, a list of frames or a numpy array, got {type(source).__name__}"
         )
-    file = VideoFile.of(source, where)
+    file = MediaFile.of(source, "video", where)
     reader = reader_for(file.head())
     return VideoStreamFile(file, source_fps) if reader is None else Animation(file, reader, source_fps)
+
+
+def is_list(source: object) -> TypeGuard[Sequence[Any]]:
+    """Tell a list, tuple, deque or the like from a text and from bytes, which are sequences too."""
+    return isinstance(source, Sequence) and not isinstance(source, str | bytes | bytearray | memoryview)

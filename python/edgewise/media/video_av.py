@@ -24,9 +24,9 @@ from typing import TYPE_CHECKING, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from edgewise.media.file import MediaFile
 from edgewise.media.image import MAX_SOURCE_PIXELS
-from edgewise.media.sampling import DEFAULT_SOURCE_FPS
-from edgewise.media.video_file import MAX_DURATION, MAX_SOURCE_FRAMES, VideoFile
+from edgewise.media.sampling import DEFAULT_SOURCE_FPS, MAX_DURATION, MAX_SOURCE_FRAMES
 
 if TYPE_CHECKING:
     from av import Packet, VideoFrame
@@ -58,7 +58,7 @@ MISSING_FRAMES = 2
 class VideoStreamFile:
     """The first video stream of a file."""
 
-    def __init__(self, file: VideoFile, source_fps: float | None) -> None:
+    def __init__(self, file: MediaFile, source_fps: float | None) -> None:
         """Read the times of all frames, and decode the first one.
 
         Args:
@@ -202,7 +202,7 @@ class _Decoder:
 
 
 @contextmanager
-def _opened(file: VideoFile) -> Iterator[tuple[VideoStream, Iterator[Packet[VideoStream]]]]:
+def _opened(file: MediaFile) -> Iterator[tuple[VideoStream, Iterator[Packet[VideoStream]]]]:
     """Give the video stream and its packets; the last packet is empty and makes the decoder finish."""
     try:
         import av
@@ -229,7 +229,7 @@ def _opened(file: VideoFile) -> Iterator[tuple[VideoStream, Iterator[Packet[Vide
 
 
 def _packets(
-    file: VideoFile, container: InputContainer, stream: VideoStream
+    file: MediaFile, container: InputContainer, stream: VideoStream
 ) -> Iterator[Packet[VideoStream]]:
     try:
         yield from container.demux(stream)
@@ -238,7 +238,7 @@ def _packets(
         raise file.error("is damaged, or has streams that begin in its middle") from None
 
 
-def _video_stream(file: VideoFile, streams: Sequence[VideoStream]) -> VideoStream:
+def _video_stream(file: MediaFile, streams: Sequence[VideoStream]) -> VideoStream:
     """Return the first stream that is no cover picture."""
     from av.stream import Disposition
 
@@ -257,7 +257,7 @@ def _video_stream(file: VideoFile, streams: Sequence[VideoStream]) -> VideoStrea
     return stream
 
 
-def _timeline(file: VideoFile, stream: VideoStream, packets: Iterator[Packet[VideoStream]]) -> _Timeline:
+def _timeline(file: MediaFile, stream: VideoStream, packets: Iterator[Packet[VideoStream]]) -> _Timeline:
     """Read all packets, and see that the file is whole."""
     times, keyframes = array("q"), array("q")
     count, end, ends_damaged = 0, 0, False

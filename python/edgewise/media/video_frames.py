@@ -27,9 +27,9 @@ class FrameList:
             MediaError: if there are none, or the first one cannot be used.
             TypeError: if it is no picture.
         """
-        if not len(pictures):
+        if not pictures:
             raise MediaError(f"{where}: there are no frames")
-        self._pictures = pictures
+        self._pictures = tuple(pictures)
         self._where = where
         self.total_frames = len(pictures)
         self.fps = fps

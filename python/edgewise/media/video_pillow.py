@@ -15,9 +15,9 @@ from PIL.PngImagePlugin import PngImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
 from edgewise.media.errors import MediaError
+from edgewise.media.file import MediaFile
 from edgewise.media.image import MAX_SOURCE_PIXELS, load_image
-from edgewise.media.sampling import DEFAULT_SOURCE_FPS
-from edgewise.media.video_file import MAX_DURATION, MAX_SOURCE_FRAMES, VideoFile
+from edgewise.media.sampling import DEFAULT_SOURCE_FPS, MAX_DURATION, MAX_SOURCE_FRAMES
 
 MAX_ANIMATION_PIXELS = 10_000_000_000
 """Most pixels of all frames together, since all are decoded: 20 minutes of full HD at 4 frames a second."""
@@ -42,7 +42,7 @@ def reader_for(head: bytes) -> Reader | None:
 class Animation:
     """A video in an image file. A file with one picture is a video of one frame."""
 
-    def __init__(self, file: VideoFile, reader: Reader, source_fps: float | None) -> None:
+    def __init__(self, file: MediaFile, reader: Reader, source_fps: float | None) -> None:
         """Go through all frames once: how long each is shown stands with it.
 
         Args:
@@ -80,6 +80,8 @@ class Animation:
         with self._file.open() as stream:
             try:
                 image = self._reader(stream)
+            except MemoryError:
+                raise
             except Exception as error:
                 raise self._file.error(f"cannot be opened: {error}") from error
             with image:
@@ -92,6 +94,8 @@ class Animation:
             )
         try:
             count: int = getattr(image, "n_frames", 1) - self._start
+        except MemoryError:
+            raise
         except Exception as error:
             raise self._file.error(f"cannot be read: {error}") from error
         if not 1 <= count <= MAX_SOURCE_FRAMES:

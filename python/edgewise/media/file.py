@@ -1,9 +1,8 @@
-"""The bytes of a video file, wherever they are: in a file, in memory, in a data URI."""
+"""The bytes of an image or video file, wherever they are: in a file, in memory, in a data URI."""
 
 from __future__ import annotations
 
 import base64
-import binascii
 import io
 import os
 import re
@@ -14,18 +13,17 @@ from typing import BinaryIO
 
 from edgewise.media.errors import MediaError
 
-MAX_SOURCE_FRAMES = 6_000_000
-"""Most frames a video file may have: above 24 hours at 60 frames per second. 8 bytes are kept of each."""
+_DATA_URIS = {
+    "image": re.compile(r"data:image/[^,]{0,200};base64,", re.IGNORECASE),
+    "video": re.compile(r"data:(?:video|image)/[^,]{0,200};base64,", re.IGNORECASE),
+}
+"""What data URIs of each kind begin with; animations are images by their type."""
 
-MAX_DURATION = 24 * 60 * 60
-"""Longest video file in seconds."""
-
-_DATA_URI = re.compile(r"data:(?:video|image)/[^,]*?;base64,", re.IGNORECASE)
 _URL = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class VideoFile:
+class MediaFile:
     """Bytes that can be read any number of times. Nothing is held open between."""
 
     source: Path | bytes
@@ -35,24 +33,30 @@ class VideoFile:
     """The argument it came from, such as `videos[1]`."""
 
     @classmethod
-    def of(cls, source: str | os.PathLike[str] | bytes, where: str) -> VideoFile:
+    def of(cls, source: str | os.PathLike[str] | bytes, kind: str, where: str) -> MediaFile:
         """Return the file at a path or in a data URI, or the bytes of one.
 
+        Args:
+            source: a path, a `data:image/...;base64,` URI (or `data:video/...`), or the bytes themselves.
+            kind: `image` or `video`.
+            where: what it is called in errors.
+
         Raises:
-            MediaError: if there is no file, or the URI is of another kind.
+            MediaError: if the URI is of another kind, or `source` is a URL. Whether there is a file at a path
+                is seen when it is opened.
         """
         if isinstance(source, bytes):
-            return cls(source, f"a file of {len(source)} bytes", where)
+            return cls(source, f"data of {len(source)} bytes", where)
+        name = _shortened(os.fspath(source))
         if isinstance(source, str) and source[:5].lower() == "data:":
-            data = _data_uri(source, where)
+            match = _DATA_URIS[kind].match(source)
+            if match is None:
+                raise MediaError(f"{where}: {name} is not of the form data:{kind}/...;base64,...")
+            data = from_base64(source[match.end() :], where)
             return cls(data, f"a data URI of {len(data)} bytes", where)
         if isinstance(source, str) and _URL.match(source):
-            name = _shortened(source)
             raise MediaError(f"{where}: {name} is a URL, and nothing is downloaded: give a path or the bytes")
-        path = os.fspath(source)
-        file = cls(Path(path), _shortened(path), where)
-        file.open().close()
-        return file
+        return cls(Path(source), name, where)
 
     def open(self) -> BinaryIO:
         """Return a new stream of the bytes.
@@ -63,13 +67,13 @@ class VideoFile:
         if isinstance(self.source, bytes):
             return io.BytesIO(self.source)
         try:
-            if not stat.S_ISREG(self.source.stat().st_mode):
-                raise self.error("is not a file")
-            return self.source.open("rb")
+            if stat.S_ISREG(self.source.stat().st_mode):
+                return self.source.open("rb")
         except OSError as error:
             raise self.error(f"cannot be read: {error.strerror or error}") from None
-        except ValueError as error:
-            raise error if isinstance(error, MediaError) else self.error(f"is no path: {error}") from None
+        except ValueError as error:  # a NUL in the path
+            raise self.error(f"cannot be read: {error}") from None
+        raise self.error("is not a file")
 
     def head(self) -> bytes:
         """Return the first 12 bytes, by which some formats are known.
@@ -88,14 +92,17 @@ class VideoFile:
         return MediaError(f"{self.where}: {self.name} {reason}")
 
 
-def _data_uri(uri: str, where: str) -> bytes:
-    match = _DATA_URI.match(uri)
-    if match is None:
-        raise MediaError(f"{where}: {_shortened(uri)} is not of the form data:video/...;base64,...")
+def from_base64(text: str | bytes, where: str) -> bytes:
+    """Return the bytes that stand in base64, in which white space is allowed.
+
+    Raises:
+        MediaError: if it is no base64.
+    """
     try:
-        return base64.b64decode("".join(uri[match.end() :].split()), validate=True)
-    except (binascii.Error, ValueError) as error:
-        raise MediaError(f"{where}: {_shortened(uri)} is not valid base64: {error}") from None
+        data = text if isinstance(text, bytes) else text.encode("ascii")
+        return base64.b64decode(b"".join(data.split()), validate=True)
+    except ValueError as error:
+        raise MediaError(f"{where}: not valid base64: {error}") from None
 
 
 def _shortened(name: str) -> str:
