@@ -367,15 +367,16 @@ class Engine:
         """Encode one image, or one pair of frames of a video, with the vision tower.
 
         May be called from several threads at once; the result depends on the arguments only. Memory beyond
-        the features is taken for the call: 30 KB for each patch in the widest towers of Qwen3.5, of which 6 are
-        a copy of the pixels.
+        the features is taken for the call: 30 KB for each patch in the widest towers of Qwen3.5, of which 6
+        are a copy of the pixels.
 
         Args:
             pixel_values: float32 [rows * columns, in_channels * temporal_patch_size * patch_size^2], one row
                 for each patch, normalised as the checkpoint's preprocessor says. The four patches of a token
                 stand side by side, tokens row by row; in a patch channels, frames, rows, columns, outermost
                 first. A single image is a pair of the same frame twice.
-            grid_hw: (rows, columns) of the grid in patches, multiples of `merge_size`; at most 262144 patches.
+            grid_hw: (rows, columns) of the grid in patches, multiples of `merge_size`; at most
+                262144 patches.
             progress: called with (blocks done, all blocks, "vision") before the patches are embedded, before
                 each block and after the last. What it raises ends the work and is raised here, as is what
                 signals raise.
