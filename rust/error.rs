@@ -109,8 +109,15 @@ impl Error {
 /// Zeros for an array `[rows, width]` whose size a caller chose.
 pub fn try_zeros(rows: usize, width: usize) -> Result<Vec<f32>> {
     let needed = rows.saturating_mul(width);
-    let mut out = Vec::new();
-    out.try_reserve_exact(needed).map_err(|_| Error::Memory { needed: needed.saturating_mul(4) })?;
+    let mut out = try_with_capacity(needed)?;
     out.resize(needed, 0.0);
+    Ok(out)
+}
+
+/// An empty vector with room for `len` elements, whose number a caller chose.
+pub fn try_with_capacity<T>(len: usize) -> Result<Vec<T>> {
+    let mut out = Vec::new();
+    let needed = len.saturating_mul(size_of::<T>());
+    out.try_reserve_exact(len).map_err(|_| Error::Memory { needed })?;
     Ok(out)
 }

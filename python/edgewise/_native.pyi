@@ -12,7 +12,7 @@ _Blocks = NDArray[np.uint8]
 _Floats = NDArray[np.float32]
 _Ids = NDArray[np.uint32] | _Seq[int]
 _Media = _Seq[tuple[int, "VisualFeatures"]]
-"""(index of the first placeholder, what stands there) of each image or pair of frames."""
+"""(index in `ids` of the first placeholder, what stands there) of each image or pair of frames, in order."""
 
 class CheckpointError(ValueError):
     """A file of a checkpoint is unusable; the message names file, tensor or entry, and the reason."""
@@ -302,7 +302,7 @@ def gated_delta_rule(
 def position_ids(
     tokens: int, spans: _Seq[tuple[int, int, int]], first: int = 0
 ) -> tuple[NDArray[np.uint32], int]:
-    """Rotary positions of a prompt with images.
+    """Return the rotary positions of a prompt with images.
 
     A text token advances time, row and column by one. The tokens of an image, or of a pair of video frames,
     share the time at which it begins and count rows and columns from there; text goes on one behind the
@@ -310,15 +310,18 @@ def position_ids(
 
     Args:
         tokens: tokens of the prompt.
-        spans: (index of the first token, rows, columns) of each image, in tokens, in order and apart.
-        first: position of the first token.
+        spans: (index of the first token, rows, columns) of each image or pair of frames, in order and apart.
+            Rows and columns count tokens, not patches: half of those in `grid_hw`.
+        first: position of the first token, what `Sequence.next_position` says before the prompt is appended.
 
     Returns:
-        Positions [3, tokens] on the axes time, row and column, and the position of the token after the
-        prompt.
+        uint32 [3, tokens], the positions on the axes time, row and column; and the position of the token
+        after the prompt.
 
     Raises:
-        ValueError: if the spans overlap or do not fit into the prompt.
+        ValueError: if spans are empty, overlap or do not fit into the prompt, or there are more than 2^30
+            tokens.
+        MemoryError: if there is no memory for so many positions.
 
     >>> from edgewise import _native
     >>> positions, next_position = _native.position_ids(5, [(1, 1, 3)])
@@ -350,42 +353,145 @@ class Engine:
     def side_file(self, name: str) -> bytes | None: ...
     def info(self) -> dict[str, Any]: ...
     @property
-    def vision(self) -> dict[str, int] | None: ...
+    def vision(self) -> dict[str, int] | None:
+        """Shapes and token ids of the vision tower; `None` for a model that reads text only.
+
+        `depth` blocks of width `hidden_size`; `patch_size` pixels a side, `temporal_patch_size` frames and
+        `in_channels` colours of a patch; `merge_size` patches a side of a token; `image_token_id` and
+        `video_token_id`, the placeholders; `vision_start_token_id` and `vision_end_token_id` around them.
+        """
+
     def encode(
         self, pixel_values: _Floats, grid_hw: tuple[int, int], progress: _Progress | None = None
-    ) -> VisualFeatures: ...
-    def trace_vision(
-        self, pixel_values: _Floats, grid_hw: tuple[int, int]
-    ) -> dict[str, NDArray[np.float32]]: ...
-    def logits(self, ids: _Ids, media: _Media | None = None) -> NDArray[np.float32]: ...
-    def trace(self, ids: _Ids, media: _Media | None = None) -> dict[str, NDArray[np.float32]]: ...
+    ) -> VisualFeatures:
+        """Encode one image, or one pair of frames of a video, with the vision tower.
+
+        May be called from several threads at once; the result depends on the arguments only. Memory beyond
+        the features is taken for the call: 30 KB for each patch in the widest towers of Qwen3.5, of which 6
+        are a copy of the pixels.
+
+        Args:
+            pixel_values: float32 [rows * columns, in_channels * temporal_patch_size * patch_size^2], one row
+                for each patch, normalised as the checkpoint's preprocessor says. The four patches of a token
+                stand side by side, tokens row by row; in a patch channels, frames, rows, columns, outermost
+                first. A single image is a pair of the same frame twice.
+            grid_hw: (rows, columns) of the grid in patches, multiples of `merge_size`; at most
+                262144 patches.
+            progress: called with (blocks done, all blocks, "vision") before the patches are embedded, before
+                each block and after the last. What it raises ends the work and is raised here, as is what
+                signals raise.
+
+        Returns:
+            rows * columns / merge_size^2 tokens.
+
+        Raises:
+            TypeError: if an argument has the wrong type; pixels are never converted to float32.
+            ValueError: if the model has no vision tower, the grid is out of range, or the pixels do not fit
+                it or are not finite.
+            NonFiniteError: if features come out that are not finite.
+            MemoryError: if there is no memory for an image of that size.
+        """
+
+    def trace_vision(self, pixel_values: _Floats, grid_hw: tuple[int, int]) -> dict[str, NDArray[np.float32]]:
+        """Encode as `encode` does, and return what was computed on the way.
+
+        Returns:
+            `patch_embed`, `block_input` (with positions) and `block{i}`, float32 [rows * columns, width of
+            the tower]; `merged` and `deepstack{j}`, as `VisualFeatures` has them.
+        """
+
+    def logits(self, ids: _Ids, media: _Media | None = None) -> NDArray[np.float32]:
+        """Return the logits after every token of a text, float32 [tokens, vocab].
+
+        Arguments and errors are those of `Sequence.append`; also NonFiniteError, if a logit is not finite.
+        """
+
+    def trace(self, ids: _Ids, media: _Media | None = None) -> dict[str, NDArray[np.float32]]:
+        """Run a text and return what was computed on the way, for comparison with other implementations.
+
+        Arguments and errors are those of `logits`.
+
+        Returns:
+            `embed` (with features in place), `layer{i}.hidden` (before DeepStack features are added) and
+            `final_norm`, float32 [tokens, hidden]; `logits` [tokens, vocab]; of the state after the text,
+            `layer{i}.recurrent_state` [value heads, key width, value width] and `layer{i}.conv_state`
+            [channels, 3] or `layer{i}.k_cache` and `layer{i}.v_cache` [heads, tokens, head width].
+        """
+
     def sequence(self) -> Sequence: ...
 
 @final
 class VisualFeatures:
-    """What an engine has seen of one image or pair of frames: embeddings that stand in place of tokens."""
+    """What an engine has seen of one image or pair of frames: embeddings that stand in place of tokens.
+
+    Made by `Engine.encode`, for that engine only, which it keeps alive. It never changes; any number of
+    sequences and threads may use it.
+    """
 
     @property
-    def grid_hw(self) -> tuple[int, int]: ...
+    def grid_hw(self) -> tuple[int, int]:
+        """(rows, columns) of the grid in patches, as given to `encode`."""
+
     @property
-    def tokens(self) -> int: ...
+    def tokens(self) -> int:
+        """How many placeholders it takes the place of."""
+
     @property
-    def nbytes(self) -> int: ...
+    def nbytes(self) -> int:
+        """Bytes held."""
+
     @property
-    def embeddings(self) -> NDArray[np.float32]: ...
+    def embeddings(self) -> NDArray[np.float32]:
+        """Float32 [tokens, hidden], row by row of the picture; a new copy each time."""
+
     @property
-    def deepstack(self) -> list[NDArray[np.float32]]: ...
+    def deepstack(self) -> list[NDArray[np.float32]]:
+        """What is added to the hidden states after decoder layers 0, 1, ..; nothing in Qwen3.5.
+
+        Float32 [tokens, hidden] each, new copies.
+        """
 
 @final
 class Sequence:
     """The state of one text: everything the model keeps of the tokens appended so far."""
 
-    def append(self, ids: _Ids, media: _Media | None = None) -> None: ...
-    def reserve(self, tokens: int) -> None: ...
+    def append(self, ids: _Ids, media: _Media | None = None) -> None:
+        """Read tokens.
+
+        Args:
+            ids: token ids.
+            media: features and where they stand: (index in `ids` of the first placeholder, features), in
+                order. Each takes `features.tokens` ids, all of them image or video placeholders, and lies in
+                `ids` as a whole. Placeholders that nothing takes are read as ordinary tokens.
+
+        Raises:
+            TypeError: if an argument has the wrong type.
+            ValueError: if an id is outside the vocabulary, or media overlap, reach outside, stand on other
+                ids or come from another engine.
+            ContextError: if the context has no room for all tokens.
+            MemoryError: if the state cannot grow.
+            KeyboardInterrupt: at Ctrl-C, or what else a signal raises.
+
+        After the first three errors nothing has been read. After the others the sequence holds the first of
+        the tokens, see `len`, and perhaps a part of an image, whose rest cannot be appended.
+        """
+
+    def reserve(self, tokens: int) -> None:
+        """Take memory for `tokens` tokens in all, at most the context, before they come.
+
+        Raises:
+            MemoryError: if there is not so much.
+        """
+
     def logits(self) -> NDArray[np.float32]: ...
     def __len__(self) -> int: ...
     @property
-    def next_position(self) -> int: ...
+    def next_position(self) -> int:
+        """Rotary position of the next token.
+
+        Equal to `len` as long as there is only text; an image moves it on by its longer side in tokens.
+        """
+
     @property
     def nbytes(self) -> int: ...
     def fork(self) -> Sequence: ...

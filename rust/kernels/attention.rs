@@ -1,4 +1,5 @@
-//! Causal attention over a paged KV cache, with grouped heads and an output gate.
+//! Causal attention over a paged KV cache, with grouped heads and, in models that have it, an output gate.
+//! Attention without a mask, which the vision tower has, is [`bidirectional`].
 //!
 //! A query visits the cache in pages of 64 tokens and spans of 8 pages, both at fixed absolute positions:
 //!
@@ -10,7 +11,7 @@
 //!     p      = e^(scores - max')                                    0 for tokens after the query
 //!     sum    = sum * c + p's sum by the fixed tree
 //!     acc    = acc * c + p . V, token by token                      lanes are channels
-//! combine spans in order:  out = acc / sum, times sigmoid(gate)
+//! combine spans in order:  out = acc / sum, times sigmoid(gate) if there is one
 //! ```
 //!
 //! Nothing depends on which other queries are in the call, on threads, or on how the cache was filled. Long prompts run
@@ -20,7 +21,7 @@
 //! Up to four query heads of one token and one KV head share each load of keys and values.
 //!
 //! Source: online softmax (Milakov and Gimelshein 2018, arXiv 1805.02867), as in FlashAttention.
-#![allow(unsafe_code, reason = "disjoint outputs of threads; raw reads of cached pages")]
+#![allow(unsafe_code, reason = "disjoint outputs of threads; in tile.rs, raw reads of cached pages")]
 
 mod bidirectional;
 mod heads;

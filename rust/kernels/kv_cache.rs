@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use super::cpu::Cpu;
 use super::lanes::{LANES, Op, Simd};
+use crate::error::{Result, try_with_capacity};
 
 /// Tokens of a page.
 pub const PAGE: usize = 64;
@@ -108,12 +109,15 @@ impl KvCache {
         PAGE * self.head_dim * self.kv_type.size()
     }
 
-    /// Allocates pages for `tokens` tokens in all.
-    pub fn reserve(&mut self, tokens: usize) {
+    /// Allocates pages for `tokens` tokens in all. Where memory ends, those allocated so far stay.
+    pub fn reserve(&mut self, tokens: usize) -> Result<()> {
         let bytes = self.page_bytes();
         while self.pages.len() * PAGE < tokens {
-            self.pages.push(Arc::new(vec![0; bytes]));
+            let mut page = try_with_capacity(bytes)?;
+            page.resize(bytes, 0);
+            self.pages.push(Arc::new(page));
         }
+        Ok(())
     }
 
     /// Forgets all tokens from `len` on. Their pages stay for reuse.
@@ -128,11 +132,14 @@ impl KvCache {
     }
 
     /// Appends keys and values `[tokens, kv_heads, head_dim]`.
+    ///
+    /// # Panics
+    /// If there is no memory for pages; not after [`Self::reserve`].
     pub fn append(&mut self, cpu: &Cpu, keys: &[f32], values: &[f32]) {
         let width = self.kv_heads * self.head_dim;
         assert_eq!(keys.len(), values.len());
         let tokens = keys.len() / width;
-        self.reserve(self.len + tokens);
+        self.reserve(self.len + tokens).expect("memory for the pages");
         let mut token = 0;
         while token < tokens {
             let slot = (self.len + token) % PAGE;

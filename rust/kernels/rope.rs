@@ -8,6 +8,7 @@
 //! Source: RoFormer (Su et al. 2021, arXiv 2104.09864); interleaved axes as in the Qwen3-VL model code.
 
 use crate::config::RopeConfig;
+use crate::error::{Result, try_with_capacity};
 
 /// Time, height and width of a token.
 pub type Position = [u32; 3];
@@ -31,25 +32,22 @@ impl RopeTable {
         let half = config.rotary_dim / 2;
         let axes = (0..half).map(|i| axis(i, config.sections)).collect();
         let frequencies = (0..half).map(|i| frequency(config.theta, i, half)).collect();
-        Self::with(frequencies, axes, tokens)
+        let room = tokens * half;
+        Self { frequencies, axes, cos: Vec::with_capacity(room), sin: Vec::with_capacity(room) }
     }
 
     /// The vision tower's table for heads of `head_dim` channels: the first half of the pairs turns with the row, the second
     /// with the column, both through the same frequencies.
-    pub fn two_axes(theta: f64, head_dim: usize, tokens: usize) -> Self {
+    pub fn two_axes(theta: f64, head_dim: usize, tokens: usize) -> Result<Self> {
         let quarter = head_dim / 4;
         let frequencies = (0..2 * quarter).map(|i| frequency(theta, i % quarter, quarter)).collect();
         let axes = (0..2 * quarter).map(|i| 1 + i / quarter).collect();
-        Self::with(frequencies, axes, tokens)
-    }
-
-    fn with(frequencies: Vec<f32>, axes: Vec<usize>, tokens: usize) -> Self {
-        let room = tokens * frequencies.len();
-        Self { frequencies, axes, cos: Vec::with_capacity(room), sin: Vec::with_capacity(room) }
+        let room = tokens * 2 * quarter;
+        Ok(Self { frequencies, axes, cos: try_with_capacity(room)?, sin: try_with_capacity(room)? })
     }
 
     /// Computes the rows of `positions`.
-    pub fn fill(&mut self, positions: &[Position]) {
+    pub fn fill(&mut self, positions: impl IntoIterator<Item = Position>) {
         self.cos.clear();
         self.sin.clear();
         for position in positions {

@@ -52,8 +52,8 @@ impl Engine {
         State::new(&self.model.config, self.kv_type)
     }
 
-    /// Appends `prompt` to `state`. `proceed` is asked before each chunk and stops the work with an error; the state then
-    /// holds the chunks done so far.
+    /// Appends `prompt` to `state`. `proceed` is asked before each chunk and stops the work with an error, as does a lack of
+    /// memory; the state then holds the chunks done so far, perhaps a part of an image.
     pub fn append(
         &self,
         state: &mut State,
@@ -66,6 +66,7 @@ impl Engine {
             proceed()?;
             let range = self.next_pass(done, prompt);
             done = range.end;
+            state.reserve(state.len() + range.len())?;
             let start = Instant::now();
             self.model.forward(&self.cpu, &mut self.scratch(), state, &prompt.pass(range.clone()), None);
             self.adapt_chunk(range.len(), start.elapsed().as_secs_f64());
@@ -92,10 +93,11 @@ impl Engine {
     }
 
     /// Makes room for `tokens` tokens in all, so that appending them one at a time allocates nothing.
-    pub fn reserve(&self, state: &mut State, tokens: usize) {
+    pub fn reserve(&self, state: &mut State, tokens: usize) -> Result<()> {
         let tokens = tokens.min(self.model.config.max_position_embeddings);
-        state.reserve(tokens);
+        state.reserve(tokens)?;
         self.scratch().attention.partials.reserve(1, self.model.config.attention.heads, tokens);
+        Ok(())
     }
 
     /// Logits after the last token of `state`, into `out` `[vocab]`.
@@ -139,6 +141,7 @@ impl Engine {
         while done < tokens {
             proceed()?;
             let range = self.next_pass(done, prompt);
+            state.reserve(range.end)?;
             let (normed, later_norms) = norms.split_at_mut(range.len() * config.hidden_size);
             let (logits, later_scores) = scores.split_at_mut(range.len() * config.vocab_size);
             let start = Instant::now();

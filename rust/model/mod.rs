@@ -104,7 +104,7 @@ impl Model {
     fn place(scratch: &mut Scratch, state: &mut State, pass: &Pass<'_>) {
         scratch.positions.clear();
         pass.positions(&mut state.next_position, &mut scratch.positions);
-        scratch.rope.fill(&scratch.positions);
+        scratch.rope.fill(scratch.positions.iter().copied());
     }
 
     /// Final norm and vocabulary head of `hidden` `[tokens, hidden]`: `normed` `[tokens, hidden]`, `logits` `[tokens, vocab]`.

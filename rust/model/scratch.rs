@@ -81,7 +81,7 @@ impl Scratch {
             rope: RopeTable::new(&config.rope, tokens),
             hidden: buffer(config.hidden_size),
             normed: buffer(config.hidden_size),
-            quantized: QuantizedRows::with_capacity(tokens, widest + 31),
+            quantized: QuantizedRows::with_capacity(tokens, widest),
             delta: DeltaScratch {
                 projected: buffer(channels),
                 qkv: buffer(channels),

@@ -1,6 +1,7 @@
 //! What the model keeps of one sequence: constant-size states of the delta layers, and a KV cache that grows.
 
 use crate::config::{LayerKind, TextConfig};
+use crate::error::Result;
 use crate::kernels::conv::TAIL;
 use crate::kernels::kv_cache::{KvCache, KvType};
 
@@ -76,12 +77,13 @@ impl State {
     }
 
     /// Allocates KV pages for `tokens` tokens in all; see [`Engine::reserve`](super::Engine::reserve).
-    pub(super) fn reserve(&mut self, tokens: usize) {
+    pub(super) fn reserve(&mut self, tokens: usize) -> Result<()> {
         for layer in &mut self.layers {
             if let LayerState::Attention(cache) = layer {
-                cache.reserve(tokens);
+                cache.reserve(tokens)?;
             }
         }
+        Ok(())
     }
 }
 

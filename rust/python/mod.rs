@@ -8,8 +8,10 @@ mod convert;
 mod engine;
 mod errors;
 mod ops;
+mod report;
 mod sampler;
 mod sequence;
+mod trace;
 mod vision;
 
 use pyo3::prelude::*;

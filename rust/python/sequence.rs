@@ -55,10 +55,7 @@ impl PySequence {
     }
 
     fn reserve(&mut self, py: Python<'_>, tokens: usize) -> PyResult<()> {
-        released(py, |_| {
-            self.engine.reserve(&mut self.state, tokens);
-            Ok(())
-        })
+        released(py, |_| self.engine.reserve(&mut self.state, tokens))
     }
 
     fn logits<'py>(&mut self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {

@@ -7,7 +7,7 @@ use numpy::PyArrayMethods;
 use pyo3::prelude::*;
 
 use super::arrays::float_array;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, try_with_capacity, try_zeros};
 use crate::model::positions::{Area, place};
 use crate::model::vision::Features;
 use crate::model::{Engine, Span};
@@ -28,7 +28,9 @@ impl PyVisualFeatures {
     /// `[tokens, hidden]`
     fn array<'py>(&self, py: Python<'py>, rows: &[f32]) -> PyResult<Bound<'py, PyAny>> {
         let tokens = self.features.tokens();
-        float_array(py, rows.to_vec(), &[tokens, rows.len() / tokens])
+        let mut copy = try_zeros(rows.len(), 1)?;
+        copy.copy_from_slice(rows);
+        float_array(py, copy, &[tokens, rows.len() / tokens])
     }
 }
 
@@ -88,10 +90,11 @@ pub fn position_ids(
     first: u32,
 ) -> PyResult<(Bound<'_, PyAny>, u32)> {
     let areas = areas(tokens, &spans, first)?;
-    let (mut positions, mut next) = (Vec::with_capacity(tokens), first);
+    let (mut positions, mut next) = (try_with_capacity(tokens)?, first);
     place(areas.into_iter(), 0..tokens, &mut next, &mut positions);
-    let rows = (0..3).flat_map(|axis| positions.iter().map(move |position| position[axis]));
-    let array = PyArray1::from_vec(py, rows.collect()).reshape([3, tokens])?;
+    let mut rows: Vec<u32> = try_with_capacity(3 * tokens)?;
+    rows.extend((0..3).flat_map(|axis| positions.iter().map(move |position| position[axis])));
+    let array = PyArray1::from_vec(py, rows).reshape([3, tokens])?;
     Ok((array.into_any(), next))
 }
 

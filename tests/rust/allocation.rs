@@ -120,7 +120,7 @@ const BEFORE: usize = SPAN - 2 * STEPS;
 fn check_decode(engine: &Engine, mut state: State, what: &str) {
     assert_eq!(state.len(), BEFORE);
     let mut scores = vec![0.0; engine.model.config.vocab_size];
-    engine.reserve(&mut state, SPAN + 8 * STEPS);
+    engine.reserve(&mut state, SPAN + 8 * STEPS).unwrap();
     let mut token = 1;
     for (name, mut sampler) in samplers(scores.len()) {
         token = step(engine, &mut state, &mut scores, &mut sampler, token);

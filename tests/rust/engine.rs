@@ -117,7 +117,7 @@ fn reserving_changes_no_bit() {
     let ids = text(&engine, 200, 13);
     let wanted = Run::at_once(&engine, &ids);
     let mut state = engine.state();
-    engine.reserve(&mut state, 1000);
+    engine.reserve(&mut state, 1000).unwrap();
     let bytes = state.nbytes();
     append(&engine, &mut state, &ids);
     assert_eq!(state.nbytes(), bytes);

@@ -35,11 +35,12 @@ pub fn visit<S: Simd, E: Element, const T: usize>(
     partial: &mut [Partial],
 ) {
     let head_dim = queries[0].len();
-    assert!(queries.iter().all(|query| query.len() == head_dim) && head_dim <= MAX_HEAD_DIM);
+    assert!(queries.iter().all(|query| query.len() == head_dim));
+    assert!(head_dim <= MAX_HEAD_DIM && head_dim.is_multiple_of(LANES) && visible <= PAGE);
     assert!(keys.len() == PAGE * head_dim * E::SIZE && values.len() == keys.len());
     let partial = &mut partial[..T];
     let mut weights = [[0.0; PAGE]; T];
-    // SAFETY: keys and values hold a whole page, queries hold head_dim numbers.
+    // SAFETY: keys and values hold a whole page, of which no more than all is visible; queries hold head_dim numbers.
     unsafe { scores::<S, E, T>(s, queries, keys.as_ptr(), visible, &mut weights) };
     let mut factors = [0.0; T];
     for t in 0..T {
@@ -82,7 +83,7 @@ fn exp_scalar<S: Simd>(s: S, x: f32) -> f32 {
 /// weights[t][i] = queries[t] . key i, for the first `visible` tokens rounded up to whole vectors.
 ///
 /// # Safety
-/// `keys` points to `[4][head_dim][16]` elements.
+/// `keys` points to `[4][head_dim][16]` elements, `head_dim` the length of each query; `visible` is at most 64.
 #[inline(always)]
 unsafe fn scores<S: Simd, E: Element, const T: usize>(
     s: S,
@@ -141,7 +142,7 @@ fn softmax_step<S: Simd>(s: S, weights: &mut [f32; PAGE], visible: usize, partia
 /// partial[t].acc = acc * factors[t] + sum over visible tokens of weights[t][i] * value i, token by token.
 ///
 /// # Safety
-/// `values` points to `[64][head_dim]` elements; `partial` holds T results.
+/// `values` points to `[64][head_dim]` elements, `head_dim` a multiple of 16; `visible` is at most 64.
 #[inline(always)]
 unsafe fn weighted_values<S: Simd, E: Element, const T: usize>(
     s: S,

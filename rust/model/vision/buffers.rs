@@ -40,13 +40,13 @@ impl Buffers {
         let rows = ROWS.min(patches);
         let head = padded(config.head_dim());
         let heads = config.heads * head;
-        let wide = (3 * width).max(config.intermediate_size).max(width);
+        let wide = (3 * width).max(config.intermediate_size);
         let widest = wide.max(config.patch_values()).max(config.merged_width());
-        let mut rope = RopeTable::two_axes(config.rope_theta, config.head_dim(), patches);
+        let mut rope = RopeTable::two_axes(config.rope_theta, config.head_dim(), patches)?;
         let places = (0..patches).map(|i| grid.place(i));
-        rope.fill(&places.map(|(row, column)| [0, row as u32, column as u32]).collect::<Vec<_>>());
+        rope.fill(places.map(|(row, column)| [0, row as u32, column as u32]));
         let mut cache = KvCache::new(KvType::F32, config.heads, head);
-        cache.reserve(patches);
+        cache.reserve(patches)?;
         Ok(Self {
             x: try_zeros(patches, width)?,
             queries: try_zeros(patches, heads)?,
@@ -57,7 +57,7 @@ impl Buffers {
             wide: try_zeros(rows, wide)?,
             keys: try_zeros(rows, heads)?,
             values: try_zeros(rows, heads)?,
-            quantized: QuantizedRows::with_capacity(rows, widest + 31),
+            quantized: QuantizedRows::with_capacity(rows, widest),
         })
     }
 }

@@ -16,7 +16,7 @@ pub struct Grid {
 }
 
 impl Grid {
-    /// A grid of `rows` x `columns` patches for the tower of `config`.
+    /// A grid of `rows` x `columns` patches for the tower of `config`. Errors call it `grid_hw`.
     pub fn new(config: &VisionConfig, rows: usize, columns: usize) -> Result<Self> {
         let merge = config.merge_size;
         let fits = |side: usize| side > 0 && side.is_multiple_of(merge);

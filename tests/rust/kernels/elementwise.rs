@@ -172,7 +172,7 @@ fn rotary_positions_turn_queries_and_keys() {
         let rope = RopeConfig { theta: 1e7, rotary_dim, sections };
         let positions = positions(&mut random, tokens);
         let mut table = RopeTable::new(&rope, tokens);
-        table.fill(&positions);
+        table.fill(positions.iter().copied());
         let weights = [random.numbers(head_dim), random.numbers(head_dim)];
         let norm = QueryKeyNorm { query: &weights[0], key: &weights[1], eps: 1e-6 };
         let queries = random.numbers(tokens * config.query_width());

@@ -301,8 +301,8 @@ fn rotary_positions_by_row_and_column() {
         let mut places: Vec<(usize, usize)> = (0..40).map(|_| place(&mut random)).collect();
         places.extend([(0, 0), (0, 1), (1, 0), (1 << 17, 2)]);
         let positions: Vec<Position> = places.iter().map(|&(y, x)| [7, y as u32, x as u32]).collect();
-        let mut table = RopeTable::two_axes(10_000.0, head_dim, places.len());
-        table.fill(&positions);
+        let mut table = RopeTable::two_axes(10_000.0, head_dim, places.len()).unwrap();
+        table.fill(positions.iter().copied());
         let x = random.numbers(places.len() * heads * head_dim);
         let mut found = x.clone();
         for (i, head) in found.chunks_mut(head_dim).enumerate() {
@@ -321,8 +321,8 @@ fn turned_scores_depend_on_differences() {
     let (mut random, head_dim) = (Random::new(70), 72);
     let (query, key) = (random.numbers(head_dim), random.numbers(head_dim));
     let score = |query_at: (u32, u32), key_at: (u32, u32)| -> f64 {
-        let mut table = RopeTable::two_axes(10_000.0, head_dim, 2);
-        table.fill(&[[0, query_at.0, query_at.1], [0, key_at.0, key_at.1]]);
+        let mut table = RopeTable::two_axes(10_000.0, head_dim, 2).unwrap();
+        table.fill([[0, query_at.0, query_at.1], [0, key_at.0, key_at.1]]);
         let (mut q, mut k) = (query.clone(), key.clone());
         table.rotate(0, &mut q);
         table.rotate(1, &mut k);

@@ -1,0 +1,141 @@
+//! Traces: what the engine computed on the way, by name, for comparison with other implementations.
+
+use pyo3::prelude::*;
+use pyo3::types::PyDict;
+
+use super::arrays::float_array;
+use crate::config::{DeltaConfig, TextConfig};
+use crate::error::{Result, try_with_capacity};
+use crate::kernels::conv::TAIL;
+use crate::kernels::delta_rule_arrays::{DeltaShape, unpack_state};
+use crate::model::vision::{Features, Grid, VisionStage};
+use crate::model::{LayerState, Stage, Trace};
+
+/// Hidden states of a text, by stage: `[tokens, hidden]` each.
+pub struct TextStages(Vec<Vec<f32>>);
+
+impl TextStages {
+    /// Room for the stages of `tokens` tokens.
+    pub fn new(config: &TextConfig, tokens: usize) -> Result<Self> {
+        Ok(Self(rooms(1 + config.layers.len(), tokens, config.hidden_size)?))
+    }
+
+    /// Appends the rows of one pass.
+    pub fn push(&mut self, stage: Stage, rows: &[f32]) {
+        let index = match stage {
+            Stage::Embedding => 0,
+            Stage::Layer(i) => i + 1,
+        };
+        self.0[index].extend_from_slice(rows);
+    }
+
+    /// Adds the arrays to `out`.
+    fn set(self, out: &Bound<'_, PyDict>, hidden: [usize; 2]) -> PyResult<()> {
+        for (i, rows) in self.0.into_iter().enumerate() {
+            let name = if i == 0 { "embed".to_owned() } else { format!("layer{}.hidden", i - 1) };
+            out.set_item(name, float_array(out.py(), rows, &hidden)?)?;
+        }
+        Ok(())
+    }
+}
+
+/// Everything of a text of `tokens` tokens.
+pub fn text<'py>(
+    py: Python<'py>,
+    config: &TextConfig,
+    tokens: usize,
+    stages: TextStages,
+    trace: Trace,
+) -> PyResult<Bound<'py, PyDict>> {
+    let out = PyDict::new(py);
+    let hidden = [tokens, config.hidden_size];
+    stages.set(&out, hidden)?;
+    out.set_item("final_norm", float_array(py, trace.final_norm, &hidden)?)?;
+    out.set_item("logits", float_array(py, trace.logits, &[tokens, config.vocab_size])?)?;
+    for (i, layer) in trace.state.layers().iter().enumerate() {
+        set_layer_state(&out, config, i, layer)?;
+    }
+    Ok(out)
+}
+
+/// Adds the arrays of one layer's state to a trace.
+fn set_layer_state(
+    out: &Bound<'_, PyDict>,
+    config: &TextConfig,
+    index: usize,
+    layer: &LayerState,
+) -> PyResult<()> {
+    let py = out.py();
+    match layer {
+        LayerState::GatedDelta(state) => {
+            let delta = config.delta_shapes();
+            let memory = unpack_state(&state.memory, delta_shape(delta), delta);
+            let shape = [delta.value_heads, delta.key_dim, delta.value_dim];
+            out.set_item(format!("layer{index}.recurrent_state"), float_array(py, memory, &shape)?)?;
+            let channels = delta.conv_dim();
+            let tail =
+                (0..channels * TAIL).map(|i| state.conv_tail[i % TAIL * channels + i / TAIL]).collect();
+            out.set_item(format!("layer{index}.conv_state"), float_array(py, tail, &[channels, TAIL])?)
+        }
+        LayerState::Attention(cache) => {
+            let (keys, values) = cache.to_f32();
+            let shape = [cache.kv_heads(), cache.len(), cache.head_dim()];
+            out.set_item(format!("layer{index}.k_cache"), float_array(py, keys, &shape)?)?;
+            out.set_item(format!("layer{index}.v_cache"), float_array(py, values, &shape)?)
+        }
+    }
+}
+
+/// The sizes of a model's delta rule, without tokens.
+fn delta_shape(delta: &DeltaConfig) -> DeltaShape {
+    let DeltaConfig { key_heads, value_heads, key_dim, value_dim, .. } = *delta;
+    DeltaShape { tokens: 0, key_heads, value_heads, key_dim, value_dim }
+}
+
+/// The residual stream of the vision tower, by stage: `[patches, width]` each.
+pub struct VisionStages(Vec<Vec<f32>>);
+
+impl VisionStages {
+    /// Room for the stages of a tower of `depth` blocks.
+    pub fn new(depth: usize, grid: Grid, width: usize) -> Result<Self> {
+        Ok(Self(rooms(2 + depth, grid.patches(), width)?))
+    }
+
+    /// Keeps the rows of a stage.
+    pub fn push(&mut self, stage: VisionStage, rows: &[f32]) {
+        let index = match stage {
+            VisionStage::PatchEmbedding => 0,
+            VisionStage::BlockInput => 1,
+            VisionStage::Block(i) => i + 2,
+        };
+        self.0[index].extend_from_slice(rows);
+    }
+}
+
+/// Everything of an image or pair of frames.
+pub fn vision(py: Python<'_>, stages: VisionStages, features: Features) -> PyResult<Bound<'_, PyDict>> {
+    let out = PyDict::new(py);
+    let set = |name: String, rows: Vec<f32>, count: usize| {
+        let shape = [count, rows.len() / count];
+        out.set_item(name, float_array(py, rows, &shape)?)
+    };
+    for (i, rows) in stages.0.into_iter().enumerate() {
+        let name = match i {
+            0 => "patch_embed".to_owned(),
+            1 => "block_input".to_owned(),
+            _ => format!("block{}", i - 2),
+        };
+        set(name, rows, features.grid.patches())?;
+    }
+    let tokens = features.tokens();
+    for (j, rows) in features.deepstack.into_iter().enumerate() {
+        set(format!("deepstack{j}"), rows, tokens)?;
+    }
+    set("merged".to_owned(), features.embeddings, tokens)?;
+    Ok(out)
+}
+
+/// Empty arrays, each with room for `[rows, width]`.
+fn rooms(count: usize, rows: usize, width: usize) -> Result<Vec<Vec<f32>>> {
+    (0..count).map(|_| try_with_capacity(rows.saturating_mul(width))).collect()
+}
