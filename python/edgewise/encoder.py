@@ -7,11 +7,11 @@ that stands still.
 
 from __future__ import annotations
 
-import threading
 from collections import OrderedDict
 from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeAlias
 
+from edgewise.locks import ForkSafeLock
 from edgewise.media import FrameGroup
 from edgewise.progress import Progress
 from edgewise.prompt import PlacedMedia, Prompt
@@ -29,7 +29,7 @@ class FeatureCache:
     def __init__(self, limit: int) -> None:
         """Hold at most `limit` bytes; with 0, nothing."""
         self._limit = limit
-        self._lock = threading.Lock()
+        self._lock = ForkSafeLock()
         self._entries: OrderedDict[bytes, VisualFeatures] = OrderedDict()
         self._bytes = 0
 
@@ -66,7 +66,7 @@ class Encoder:
 
     def __init__(self, engine: Engine, cache_bytes: int) -> None:
         self._engine = engine
-        self._encoding = threading.Lock()
+        self._encoding = ForkSafeLock()
         self.cache = FeatureCache(cache_bytes)
 
     def encode(self, prompt: Prompt, progress: Progress | None = None) -> Encoded:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import threading
 import time
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import asdict
@@ -20,6 +19,7 @@ from edgewise._native import Sequence as NativeSequence
 from edgewise.chat import ChatTemplate, Message
 from edgewise.checks import Range
 from edgewise.encoder import Encoded, Encoder
+from edgewise.locks import ForkSafeLock
 from edgewise.options import (
     GENERATION_CONFIG,
     GenerationArguments,
@@ -69,7 +69,7 @@ class Model:
             TypeError, ValueError: if `media_cache_bytes` is not a whole number of at least 0.
         """
         self._engine = engine
-        self._lock = threading.Lock()
+        self._lock = ForkSafeLock()
         self._loaded_tokenizer: Tokenizer | None = None
         self.name = name
         """What the model was opened as."""
