@@ -41,9 +41,8 @@ pub fn forward(
     }
     let (hidden, normed) = (&mut hidden[skipped..], &mut normed[skipped..]);
     rms_norm(cpu, hidden, &weights.post_norm, config.rms_norm_eps, normed);
-    feed_forward::forward(
+    feed_forward::dense::forward(
         cpu,
-        config,
         &weights.feed_forward,
         &mut scratch.feed_forward,
         quantized,

@@ -18,7 +18,7 @@ pub struct Scratch {
     pub(super) quantized: QuantizedRows,
     pub(super) delta: DeltaScratch,
     pub(super) attention: AttentionScratch,
-    pub(super) feed_forward: FeedForwardScratch,
+    pub(super) feed_forward: SwiGluScratch,
 }
 
 /// Buffers of a Gated DeltaNet layer.
@@ -54,7 +54,7 @@ pub struct AttentionScratch {
 
 /// Buffers of a feed-forward network.
 #[derive(Debug)]
-pub struct FeedForwardScratch {
+pub struct SwiGluScratch {
     /// `[tokens, intermediate]`
     pub(super) gate: Vec<f32>,
     /// `[tokens, intermediate]`
@@ -97,7 +97,7 @@ impl Scratch {
                 out: buffer(attention_out),
                 partials: Partials::default(),
             },
-            feed_forward: FeedForwardScratch {
+            feed_forward: SwiGluScratch {
                 gate: buffer(config.intermediate_size),
                 up: buffer(config.intermediate_size),
             },

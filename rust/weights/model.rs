@@ -28,7 +28,7 @@ pub struct LayerWeights {
     /// `[H]`
     pub post_norm: Vec<f32>,
     /// What follows.
-    pub feed_forward: FeedForwardWeights,
+    pub feed_forward: SwiGluWeights,
 }
 
 /// The two kinds of token mixer.
@@ -82,7 +82,7 @@ pub struct AttentionWeights {
 
 /// SwiGLU.
 #[derive(Debug)]
-pub struct FeedForwardWeights {
+pub struct SwiGluWeights {
     /// `[I, H]`
     pub gate: Matrix,
     /// `[I, H]`

@@ -5,7 +5,7 @@
 //! exponential; a tied head is the embedding.
 
 use super::matrix::Matrix;
-use super::model::{AttentionWeights, DeltaWeights, FeedForwardWeights, LayerWeights, MixerWeights, Weights};
+use super::model::{AttentionWeights, DeltaWeights, LayerWeights, MixerWeights, SwiGluWeights, Weights};
 use crate::config::{LayerKind, TextConfig};
 use crate::error::Result;
 use crate::kernels::conv::{TAPS, taps_first};
@@ -99,9 +99,9 @@ impl Layer<'_> {
         })
     }
 
-    fn feed_forward(&mut self) -> Result<FeedForwardWeights> {
+    fn feed_forward(&mut self) -> Result<SwiGluWeights> {
         let (hidden, width) = (self.config.hidden_size, self.config.intermediate_size);
-        Ok(FeedForwardWeights {
+        Ok(SwiGluWeights {
             gate: self.matrix("mlp.gate_proj", [width, hidden])?,
             up: self.matrix("mlp.up_proj", [width, hidden])?,
             down: self.matrix("mlp.down_proj", [hidden, width])?,
