@@ -9,6 +9,7 @@ mod family;
 mod fields;
 mod rope;
 mod vision;
+mod yarn;
 
 use std::path::Path;
 
@@ -17,6 +18,7 @@ use serde_json::Value;
 use self::family::{Family, Form};
 use self::fields::{Fields, MAX_SIZE, describe};
 pub use self::vision::{MediaTokens, Vision, VisionConfig};
+pub use self::yarn::YarnConfig;
 use crate::checkpoint::json::{self, quote};
 use crate::error::{Error, Result};
 
@@ -90,6 +92,8 @@ pub struct RopeConfig {
     pub rotary_dim: usize,
     /// Frequencies on the time, height and width axes; they sum to `rotary_dim / 2`.
     pub sections: [usize; 3],
+    /// How positions are stretched over texts longer than those of training, if they are.
+    pub yarn: Option<YarnConfig>,
 }
 
 /// The text model.
@@ -101,7 +105,7 @@ pub struct TextConfig {
     pub hidden_size: usize,
     /// Width of the feed-forward's inner layer.
     pub intermediate_size: usize,
-    /// Most tokens in one sequence.
+    /// Most tokens in one sequence: the entry of this name, or with YaRN the length it extends to.
     pub max_position_embeddings: usize,
     /// The mixer of each layer.
     pub layers: Vec<LayerKind>,
@@ -233,15 +237,17 @@ fn text_config(fields: &Fields, family: &Family, tie_word_embeddings: bool) -> R
     }
     let attention = attention(fields, family)?;
     let layers = layers(fields, family)?;
+    let context = fields.size("max_position_embeddings", MAX_SIZE)?;
+    let rope = rope::parse(fields, attention.head_dim, family.rotary_factor, context)?;
     Ok(TextConfig {
         vocab_size: fields.size("vocab_size", MAX_SIZE)?,
         hidden_size: fields.size("hidden_size", MAX_SIZE)?,
         intermediate_size: fields.size("intermediate_size", MAX_SIZE)?,
-        max_position_embeddings: fields.size("max_position_embeddings", MAX_SIZE)?,
+        max_position_embeddings: rope.yarn.as_ref().map_or(context, YarnConfig::context),
         rms_norm_eps: rms_norm_eps(fields)?,
         zero_centred_norms: family.zero_centred_norms,
         delta: if layers.contains(&LayerKind::GatedDelta) { Some(delta(fields)?) } else { None },
-        rope: rope::parse(fields, attention.head_dim, family.rotary_factor)?,
+        rope,
         layers,
         attention,
         tie_word_embeddings,

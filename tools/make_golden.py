@@ -34,6 +34,7 @@ TEXT_CASES = [
     "dense_text_kv_groups/v2x_untied",
     "dense_text_kv_groups/veq_tied",
     "dense_text_kv_groups/veq_untied",
+    "yarn",
 ]
 # Hidden states of sequences longer than LONG keep their last TAIL rows: logits and caches cover the rest.
 LONG = 60
@@ -62,6 +63,8 @@ CASE_KEYS = [
     "tolerances",
     "versions",
 ]
+# Only the case `yarn` has these.
+YARN_KEYS = ["attention_scaling", "inv_freq_table"]
 
 IMAGE_CASES = ["image", "image_pos64", "multi_image_multi_video", "deepstack_qwen3_vl"]
 CHECKPOINT_FILES = {
@@ -164,7 +167,8 @@ def copy_text_case(source: Path, case: str, out: Path) -> None:
     shutil.copyfile(source / case / "model.safetensors", folder / "model.safetensors")
     write_arrays(trim_text(case, load_file(source / case / "case.safetensors")), folder / "case.safetensors")
     record = json.loads((source / case / "case.json").read_text(encoding="utf-8"))
-    write_json({key: record[key] for key in CASE_KEYS}, folder / "case.json")
+    keys = CASE_KEYS + [key for key in YARN_KEYS if key in record]
+    write_json({key: record[key] for key in keys}, folder / "case.json")
 
 
 def copy_delta_rule(source: Path, out: Path) -> None:

@@ -341,6 +341,7 @@ class Engine:
         recipe: str | None = None,
         threads: int | None = None,
         progress: _Progress | None = None,
+        yarn_factor: float | None = None,
     ) -> Engine: ...
     @property
     def vocab_size(self) -> int: ...

@@ -69,6 +69,11 @@ def threads(value: Any) -> int | None:
     return None if value is None else int(Range(int, 1).check("threads", value))
 
 
+def yarn_factor(value: Any) -> float | None:
+    """Return a factor of YaRN, `None` if the context is left as it is."""
+    return None if value is None else float(Range(float, 1, above=True).check("yarn_factor", value))
+
+
 def within_vocabulary(name: str, ids: Iterable[int], vocab_size: int) -> None:
     """Raise ValueError if one of `ids` is no token of the model."""
     for token_id in ids:

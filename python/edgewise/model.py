@@ -93,6 +93,7 @@ class Model:
         progress: Progress | bool | None = None,
         cache: bool = False,
         media_cache_bytes: int = MEDIA_CACHE_BYTES,
+        yarn_factor: float | None = None,
     ) -> Model:
         """Open a checkpoint.
 
@@ -114,20 +115,32 @@ class Model:
                 with a `dtype` of `int4` or `int8`, or a recipe.
             media_cache_bytes: how much memory may hold what the vision tower made of the images and frames
                 used last, so that a picture seen before is not encoded again; 0 keeps nothing.
+            yarn_factor: extend the context to so many times its length by stretching the rotary positions
+                (YaRN), as if `config.json` said so: 4 makes 1,048,576 tokens of 262,144. It holds for short
+                texts too, which may lose by it, so give no more than the longest text needs. Not for a model
+                whose configuration has YaRN already.
 
         Raises:
             OSError: if there is no such checkpoint, here or on the hub, or a file cannot be read.
             CheckpointError: if a file of the checkpoint is unusable.
-            ValueError: for an argument that is not one of those above.
+            ValueError: for an argument that is not one of those above, or `yarn_factor` for a model that has
+                YaRN already.
+
+        >>> from edgewise import Model
+        >>> Model.from_pretrained("demo").context_length
+        32768
+        >>> Model.from_pretrained("demo", yarn_factor=2.5).context_length
+        81920
         """
         name = str(path_or_id)
         threads = checks.threads(threads)
+        yarn_factor = checks.yarn_factor(yarn_factor)
         path = hub.resolve(path_or_id)
         with shown(progress, "opening") as report:
             if cache:
                 path = quantised_cache.converted(path, dtype, recipe, threads, report)
                 dtype, recipe = "auto", None
-            engine = Engine.open(path, dtype, kv_dtype, recipe, threads, report)
+            engine = Engine.open(path, dtype, kv_dtype, recipe, threads, report, yarn_factor)
         return cls(engine, name, media_cache_bytes)
 
     def __repr__(self) -> str:
@@ -150,7 +163,7 @@ class Model:
 
     @cached_property
     def config(self) -> dict[str, Any]:
-        """The checkpoint's `config.json`."""
+        """The checkpoint's `config.json` as it stands there, whatever `yarn_factor` says."""
         return chat.parse_json(self._engine.config, "config.json")
 
     @property

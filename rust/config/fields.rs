@@ -77,6 +77,12 @@ impl<'a> Fields<'a> {
         self.typed(key, "a number above 0", |value| value.as_f64().filter(|&x| x.is_finite() && x > 0.0))
     }
 
+    /// A number of at least `min`.
+    pub(super) fn at_least(&self, key: &str, min: f64) -> Result<Option<f64>> {
+        let wanted = format!("a number of at least {min}");
+        self.typed(key, &wanted, |value| value.as_f64().filter(|&x| x.is_finite() && x >= min))
+    }
+
     /// A whole number from 1 to `max`, which may be absent.
     pub(super) fn optional_size(&self, key: &str, max: usize) -> Result<Option<usize>> {
         let wanted = format!("a whole number from 1 to {max}");

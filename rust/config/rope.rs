@@ -1,24 +1,43 @@
 //! The text model's rotary settings.
 
 use super::fields::Fields;
-use super::{RopeConfig, expect_text};
+use super::{RopeConfig, YarnConfig};
+use crate::checkpoint::json::quote;
 use crate::error::Result;
 
-/// Rotary settings for heads of `head_dim`, of which `factor` turns where no other part stands.
-pub(super) fn parse(fields: &Fields, head_dim: usize, factor: f64) -> Result<RopeConfig> {
+/// Values of `rope_type`.
+const TYPES: [&str; 2] = ["default", "yarn"];
+
+/// Rotary settings for heads of `head_dim`, of which `factor` turns where no other part stands, in a model whose
+/// `max_position_embeddings` is `context`.
+pub(super) fn parse(fields: &Fields, head_dim: usize, factor: f64, context: usize) -> Result<RopeConfig> {
     let settings = settings(fields)?;
     let inner = settings.as_ref().unwrap_or(fields);
-    if settings.is_some() {
-        for key in ["rope_type", "type"] {
-            expect_text(inner, key, "default")?;
-        }
-    }
+    let stretched = settings.is_some() && rope_type(inner)? == "yarn";
     let theta = match inner.positive("rope_theta")? {
         Some(theta) => theta,
         None => inner.require("rope_theta", fields.positive("rope_theta")?)?,
     };
     let rotary_dim = rotary_dim(inner, fields, head_dim, factor)?;
-    Ok(RopeConfig { theta, rotary_dim, sections: sections(inner, rotary_dim)? })
+    let yarn = if stretched { Some(YarnConfig::parse(inner, context, theta, rotary_dim)?) } else { None };
+    Ok(RopeConfig { theta, rotary_dim, sections: sections(inner, rotary_dim)?, yarn })
+}
+
+/// `rope_type`, or the older `type`.
+fn rope_type<'a>(rope: &Fields<'a>) -> Result<&'a str> {
+    let mut found = None;
+    for key in ["rope_type", "type"] {
+        let Some(name) = rope.text(key)? else { continue };
+        if !TYPES.contains(&name) {
+            let known = TYPES.join(", ");
+            return Err(rope.error(key, format!("'{}' is not supported; known: {known}", quote(name))));
+        }
+        if found.is_some_and(|found| found != name) {
+            return Err(rope.error(key, format!("'{name}' is not what rope_type says")));
+        }
+        found = Some(name);
+    }
+    Ok(found.unwrap_or("default"))
 }
 
 /// An image has three axes: a model that sees must say which frequencies are whose.

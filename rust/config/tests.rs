@@ -4,7 +4,7 @@ use serde_json::json;
 use super::*;
 
 /// The text model of the family's smallest published size.
-fn text_0_8b() -> Value {
+pub(super) fn text_0_8b() -> Value {
     json!({
         "model_type": "qwen3_5_text", "vocab_size": 248_320, "hidden_size": 1024, "num_hidden_layers": 24,
         "num_attention_heads": 8, "num_key_value_heads": 2, "head_dim": 256, "hidden_act": "silu",
@@ -123,7 +123,7 @@ fn reads_a_full_model() {
     assert_eq!(delta.conv_dim(), 6144);
     assert_eq!(text.delta, Some(delta));
     assert_eq!(text.attention, AttentionConfig { heads: 8, kv_heads: 2, head_dim: 256, output_gate: true });
-    assert_eq!(text.rope, RopeConfig { theta: 1e7, rotary_dim: 64, sections: [11, 11, 10] });
+    assert_eq!(text.rope, RopeConfig { theta: 1e7, rotary_dim: 64, sections: [11, 11, 10], yarn: None });
     assert!(text.tie_word_embeddings && text.zero_centred_norms);
 }
 
@@ -145,7 +145,7 @@ fn reads_qwen3_vl() {
     assert_eq!(text.delta, None);
     assert!(!text.zero_centred_norms);
     assert_eq!(text.attention, AttentionConfig { heads: 4, kv_heads: 2, head_dim: 32, output_gate: false });
-    assert_eq!(text.rope, RopeConfig { theta: 5e6, rotary_dim: 32, sections: [6, 5, 5] });
+    assert_eq!(text.rope, RopeConfig { theta: 5e6, rotary_dim: 32, sections: [6, 5, 5], yarn: None });
     let alone = parse(&qwen3_vl()["text_config"]).unwrap();
     assert_eq!((alone.model_type.as_str(), alone.vision), ("qwen3_vl_text", None));
     assert_eq!(alone.text, config.text);
@@ -240,7 +240,7 @@ fn older_rope_settings_are_read() {
     let old = without(small(), "rope_parameters");
     let old = with(with(old, "rope_theta", 5e6), "partial_rotary_factor", 0.5);
     let rope = parse(&old).unwrap().text.rope;
-    assert_eq!(rope, RopeConfig { theta: 5e6, rotary_dim: 32, sections: [16, 0, 0] });
+    assert_eq!(rope, RopeConfig { theta: 5e6, rotary_dim: 32, sections: [16, 0, 0], yarn: None });
     let scaling = json!({"type": "default", "mrope_section": [6, 5, 5], "mrope_interleaved": true});
     let scaled = with(old.clone(), "rope_scaling", scaling);
     assert_eq!(parse(&scaled).unwrap().text.rope.sections, [6, 5, 5]);
@@ -253,11 +253,12 @@ fn older_rope_settings_are_read() {
 fn other_rope_settings_are_refused() {
     let rope = |key: &str, value: Value| with(small(), &format!("rope_parameters.{key}"), value);
     expect(
-        &rope("rope_type", json!("yarn")),
+        &rope("rope_type", json!("llama3")),
         "rope_parameters.rope_type",
-        "'yarn' is not supported; known: default",
+        "'llama3' is not supported; known: default, yarn",
     );
     expect(&rope("type", json!("linear")), "rope_parameters.type", "'linear' is not supported");
+    expect(&rope("type", json!("yarn")), "rope_parameters.type", "'yarn' is not what rope_type says");
     expect(
         &rope("mrope_interleaved", json!(false)),
         "rope_parameters.mrope_interleaved",
@@ -276,8 +277,8 @@ fn other_rope_settings_are_refused() {
     }
     let both = with(small(), "rope_scaling", json!({"rope_type": "default"}));
     expect(&both, "rope_scaling", "stands beside rope_parameters");
-    let nested = with(full(&small()), "text_config.rope_parameters.rope_type", "yarn");
-    expect(&nested, "text_config.rope_parameters.rope_type", "'yarn'");
+    let nested = with(full(&small()), "text_config.rope_parameters.rope_type", "dynamic");
+    expect(&nested, "text_config.rope_parameters.rope_type", "'dynamic'");
 }
 
 #[test]

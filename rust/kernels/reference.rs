@@ -297,7 +297,7 @@ pub fn sigmoid_gate(x: &[f32], gate: &[f32]) -> Vec<f32> {
 ///
 /// `x` and the result are `[tokens, heads, head_dim]`. Which of a token's three positions turns pair i: height if
 /// i mod 3 = 1 and i < `3 sections[1]`, width if i mod 3 = 2 and i < `3 sections[2]`, else time. Frequencies and angles are
-/// rounded to f32 as in the model code.
+/// rounded to f32 as in the model code. YaRN is not known here; its frequencies are compared with recordings.
 pub fn rope(
     config: &RopeConfig,
     x: &[f32],
@@ -306,6 +306,7 @@ pub fn rope(
     head_dim: usize,
 ) -> Vec<f32> {
     assert_eq!(x.len(), positions.len() * heads * head_dim);
+    assert_eq!(config.yarn, None);
     let half = config.rotary_dim / 2;
     let mut out = x.to_vec();
     for (i, head) in out.chunks_exact_mut(head_dim).enumerate() {

@@ -5,9 +5,19 @@
 //! the same position on all axes. Angles are rounded to f32 as in the model code; sine and cosine come from `libm`,
 //! the same code on every machine.
 //!
-//! Source: RoFormer (Su et al. 2021, arXiv 2104.09864); interleaved axes as in the Qwen3-VL model code.
+//! With YaRN, pairs that turn often within the length of training keep their frequency, those that hardly turn have it
+//! divided by the factor of extension, and those between are mixed; sines and cosines are multiplied by one number:
+//!
+//! ```text
+//! period = theta^(2i / rotary_dim)
+//! ramp = clamp((i - low) / (high - low), 0, 1)
+//! frequency = ramp / (factor * period) + (1 - ramp) / period
+//! ```
+//!
+//! Source: RoFormer (Su et al. 2021, arXiv 2104.09864); interleaved axes as in the Qwen3-VL model code; YaRN (Peng et
+//! al. 2023, arXiv 2309.00071) as in transformers' `_compute_yarn_parameters`.
 
-use crate::config::RopeConfig;
+use crate::config::{RopeConfig, YarnConfig};
 use crate::error::{Result, try_with_capacity};
 
 /// Time, height and width of a token.
@@ -16,8 +26,10 @@ pub type Position = [u32; 3];
 /// Sines and cosines of the tokens of one call, shared by all layers and heads.
 #[derive(Debug)]
 pub struct RopeTable {
-    /// theta^(-2i / rotary_dim), `[rotary_dim / 2]`
+    /// Angle of pair i at position 1, `[rotary_dim / 2]`
     frequencies: Vec<f32>,
+    /// Multiplies sines and cosines.
+    scale: f32,
     /// Which axis turns pair i, `[rotary_dim / 2]`
     axes: Vec<usize>,
     /// `[tokens, rotary_dim / 2]`
@@ -31,9 +43,10 @@ impl RopeTable {
     pub fn new(config: &RopeConfig, tokens: usize) -> Self {
         let half = config.rotary_dim / 2;
         let axes = (0..half).map(|i| axis(i, config.sections)).collect();
-        let frequencies = (0..half).map(|i| frequency(config.theta, i, half)).collect();
+        let frequencies = frequencies(config);
+        let scale = config.yarn.as_ref().map_or(1.0, |yarn| yarn.attention_factor as f32);
         let room = tokens * half;
-        Self { frequencies, axes, cos: Vec::with_capacity(room), sin: Vec::with_capacity(room) }
+        Self { frequencies, scale, axes, cos: Vec::with_capacity(room), sin: Vec::with_capacity(room) }
     }
 
     /// The vision tower's table for heads of `head_dim` channels: the first half of the pairs turns with the row, the second
@@ -43,7 +56,8 @@ impl RopeTable {
         let frequencies = (0..2 * quarter).map(|i| frequency(theta, i % quarter, quarter)).collect();
         let axes = (0..2 * quarter).map(|i| 1 + i / quarter).collect();
         let room = tokens * 2 * quarter;
-        Ok(Self { frequencies, axes, cos: try_with_capacity(room)?, sin: try_with_capacity(room)? })
+        let (cos, sin) = (try_with_capacity(room)?, try_with_capacity(room)?);
+        Ok(Self { frequencies, scale: 1.0, axes, cos, sin })
     }
 
     /// Computes the rows of `positions`.
@@ -53,8 +67,8 @@ impl RopeTable {
         for position in positions {
             for (frequency, &axis) in self.frequencies.iter().zip(&self.axes) {
                 let (sin, cos) = libm::sincosf(position[axis] as f32 * frequency);
-                self.cos.push(cos);
-                self.sin.push(sin);
+                self.cos.push(cos * self.scale);
+                self.sin.push(sin * self.scale);
             }
         }
     }
@@ -71,6 +85,30 @@ impl RopeTable {
             rest[i] = b * cos[i] + a * sin[i];
         }
     }
+}
+
+/// The angle of each channel pair at position 1, `[rotary_dim / 2]`.
+pub fn frequencies(config: &RopeConfig) -> Vec<f32> {
+    let half = config.rotary_dim / 2;
+    match &config.yarn {
+        None => (0..half).map(|i| frequency(config.theta, i, half)).collect(),
+        Some(yarn) => stretched_frequencies(config, yarn),
+    }
+}
+
+/// Rounds to f32 wherever the model code does: at a position of a million, the last bit of a frequency moves an angle by
+/// some hundredths.
+fn stretched_frequencies(config: &RopeConfig, yarn: &YarnConfig) -> Vec<f32> {
+    let [low, high] = yarn.ramp(config.theta, config.rotary_dim);
+    let (low, width) = (low as f32, (high - low) as f32);
+    let (theta, factor) = (f64::from(config.theta as f32), yarn.factor as f32);
+    let frequencies = (0..config.rotary_dim / 2).map(|i| {
+        let exponent = (2 * i) as f32 / config.rotary_dim as f32;
+        let period = libm::pow(theta, f64::from(exponent)) as f32;
+        let kept = 1.0 - ((i as f32 - low) / width).clamp(0.0, 1.0);
+        (1.0 / (factor * period)) * (1.0 - kept) + (1.0 / period) * kept
+    });
+    frequencies.collect()
 }
 
 /// theta^(-i / pairs)

@@ -38,6 +38,8 @@ pub struct Options {
     pub precision: Precision,
     /// Number type of the KV cache; by default f32 beside exact weights, else f16.
     pub kv_type: Option<KvType>,
+    /// By how much to extend the context through YaRN, in a model whose configuration does not.
+    pub yarn_factor: Option<f64>,
 }
 
 impl Options {
@@ -74,7 +76,7 @@ impl Options {
                 ));
             }
         };
-        Ok(Self { precision, kv_type })
+        Ok(Self { precision, kv_type, yarn_factor: None })
     }
 
     /// Number type of the KV cache.
@@ -91,7 +93,7 @@ pub struct Opened {
     pub engine: Engine,
     /// For the files beside the tensors.
     pub checkpoint: Checkpoint,
-    /// The parsed `config.json`.
+    /// The parsed `config.json`, with the context that the options ask for.
     pub config: ModelConfig,
 }
 
@@ -102,7 +104,10 @@ pub type Progress<'a> = &'a mut dyn FnMut(u64, u64, &str) -> Result<()>;
 pub fn open(path: &Path, options: &Options, cpu: Cpu, progress: Progress<'_>) -> Result<Opened> {
     let _standard = StandardFloat::enter();
     let checkpoint = Checkpoint::open(path)?;
-    let config = read_config(&checkpoint)?;
+    let mut config = read_config(&checkpoint)?;
+    if let Some(factor) = options.yarn_factor {
+        config.text.extend(factor)?;
+    }
     if checkpoint.is_native() && matches!(options.precision, Precision::Bf16 | Precision::Recipe(_)) {
         let reason = "an edgewise file is opened as it is stored (auto) or widened (f32); for other formats quantise the \
                       original checkpoint";

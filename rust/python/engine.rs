@@ -40,7 +40,8 @@ fn cpu(threads: Option<usize>) -> PyResult<Cpu> {
 #[pymethods]
 impl PyEngine {
     #[staticmethod]
-    #[pyo3(signature = (path, dtype = "auto", kv_dtype = "auto", recipe = None, threads = None, progress = None))]
+    #[pyo3(signature = (path, dtype = "auto", kv_dtype = "auto", recipe = None, threads = None, progress = None, yarn_factor = None))]
+    #[expect(clippy::too_many_arguments, reason = "keyword arguments of Python")]
     fn open(
         py: Python<'_>,
         path: &str,
@@ -49,8 +50,9 @@ impl PyEngine {
         recipe: Option<&str>,
         threads: Option<usize>,
         progress: Option<Py<PyAny>>,
+        yarn_factor: Option<f64>,
     ) -> PyResult<Self> {
-        let options = Options::parse(dtype, kv_dtype, recipe)?;
+        let options = Options { yarn_factor, ..Options::parse(dtype, kv_dtype, recipe)? };
         let cpu = cpu(threads)?;
         let opened = released(py, |callbacks| {
             let mut report =
@@ -104,6 +106,7 @@ impl PyEngine {
         out.set_item("kv_bytes_per_token", kv)?;
         out.set_item("kv_dtype", self.engine.kv_type().name())?;
         out.set_item("context_length", self.context_length())?;
+        out.set_item("yarn_factor", self.config.text.rope.yarn.as_ref().map(|yarn| yarn.factor))?;
         out.set_item("threads", self.threads())?;
         out.set_item("tier", self.engine.cpu.tier.name())?;
         Ok(out)

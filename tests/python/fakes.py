@@ -239,6 +239,7 @@ INFO: dict[str, Any] = {
     "tier": "portable",
     "threads": 2,
     "context_length": 32768,
+    "yarn_factor": None,
     "kv_dtype": "f16",
     "thread_report": {"affinity": 4, "quota": 2, "performance_cores": 4, "chosen": 2},
 }

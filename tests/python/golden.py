@@ -19,6 +19,7 @@ TEXT_CASES = [
     "dense_text_kv_groups/v2x_untied",
     "dense_text_kv_groups/veq_tied",
     "dense_text_kv_groups/veq_untied",
+    "yarn",
 ]
 
 Array = NDArray[Any]

@@ -95,6 +95,14 @@ fn other_shapes() {
     }
 }
 
+/// Stretched positions, most of them beyond the length of training.
+#[test]
+fn yarn() {
+    for dtype in ["f32", "int4"] {
+        check_everything(Model::new("tests/golden/yarn", dtype), 200);
+    }
+}
+
 #[test]
 fn demo_model() {
     check_everything(DEMO, LONG);

@@ -60,6 +60,12 @@ def add_opening(parser: argparse.ArgumentParser) -> None:
         help="how keys and values of past tokens are held (default: f32 beside --dtype f32, else f16)",
     )
     group.add_argument("--recipe", help="name or file: which tensors get which format")
+    group.add_argument(
+        "--yarn-factor",
+        type=float,
+        metavar="X",
+        help="extend the context to so many times its length (YaRN); no more than needed",
+    )
     group.add_argument("--threads", type=int, help="how many to compute with (default: see 'edgewise info')")
     group.add_argument("--cache", action="store_true", help="keep converted weights for the next time")
 
@@ -74,6 +80,7 @@ def open_model(arguments: argparse.Namespace) -> Model:
         recipe=arguments.recipe,
         progress=True,
         cache=arguments.cache,
+        yarn_factor=arguments.yarn_factor,
     )
 
 

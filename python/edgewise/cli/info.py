@@ -124,7 +124,7 @@ def _model_text(model: dict[str, Any]) -> str:
         ("parameters", f"{terminal.count(model['parameters'])}, {bits:.1f} bits each"),
         ("weights", terminal.size(model["weight_bytes"])),
         ("file", terminal.size(model["file_bytes"])),
-        ("context", f"{model['context_length']} tokens"),
+        ("context", f"{model['context_length']} tokens{_extension(model['yarn_factor'])}"),
         ("one text", f"{terminal.size(model['state_bytes'])} and {_per_token(model)}"),
         ("threads", str(model["threads"])),
     ]
@@ -134,6 +134,10 @@ def _model_text(model: dict[str, Any]) -> str:
     ]
     formats = terminal.formats_table(model["formats"])
     return f"{_entries(rows)}\n\n{formats}\n\n{terminal.table(plan)}"
+
+
+def _extension(factor: float | None) -> str:
+    return "" if factor is None else f" (YaRN, factor {factor:g})"
 
 
 def _per_token(model: dict[str, Any]) -> str:

@@ -169,7 +169,7 @@ fn rotary_positions_turn_queries_and_keys() {
     ];
     for (tokens, heads, kv_heads, head_dim, rotary_dim, sections, output_gate) in cases {
         let config = AttentionConfig { heads, kv_heads, head_dim, output_gate };
-        let rope = RopeConfig { theta: 1e7, rotary_dim, sections };
+        let rope = RopeConfig { theta: 1e7, rotary_dim, sections, yarn: None };
         let positions = positions(&mut random, tokens);
         let mut table = RopeTable::new(&rope, tokens);
         table.fill(positions.iter().copied());

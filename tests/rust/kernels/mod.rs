@@ -8,5 +8,6 @@ mod golden;
 mod lanes;
 mod linear;
 mod math;
+mod rope;
 pub mod support;
 mod vision;
