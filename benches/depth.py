@@ -1,6 +1,6 @@
 """What writing one token costs after texts of different lengths: time, and memory of the text's state.
 
-    python benches/depth.py                     # 1,024 to 131,072 tokens, some minutes
+    python benches/depth.py                     # 1,024 to 131,072 tokens, half a minute
     python benches/depth.py --depths 1024 8192  # others
     python benches/depth.py --csv               # rows for benches/record
 
@@ -10,8 +10,8 @@ three of them and one of attention, the ratio of the family. Their delta heads h
 reads all of it. So a token costs `delta` the same at any depth, and `hybrid` more the deeper it is.
 
 Each text is read once, and goes on from depth to depth. Then both models write after forks of all depths in
-turn, round after round, so that whatever else the machine does meets all of them alike. A round notes the
-median time of its tokens; printed is the median of the rounds.
+turn, round after round in a random order, so that whatever else the machine does meets all of them alike. A
+round notes the median time of its tokens; printed is the median of the rounds.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from random import Random
 
 from edgewise import _native
 
@@ -120,10 +121,10 @@ def measure(depths: Sequence[int], rounds: int, tokens: int, threads: int | None
             path = str(Path(folder) / f"{model}.safetensors")
             _native.write_random(config(layers, depths[-1] + tokens + 1), path, "int4")
             texts += read(model, _native.Engine.open(path, threads=threads), depths)
-        for i in range(rounds):
-            # Whoever writes behind the longest cache finds its own data gone: not the same one each time.
-            first = i % len(texts)
-            for text in texts[first:] + texts[:first]:
+        order = Random(0)
+        for _ in range(rounds):
+            # What writes next to a long KV cache finds its own data gone from the processor's caches.
+            for text in order.sample(texts, len(texts)):
                 text.write(tokens)
     return texts
 
@@ -153,7 +154,7 @@ def main() -> None:
         "--depths", type=positive, nargs="+", default=DEPTHS, metavar="N", help="tokens read before"
     )
     parser.add_argument(
-        "--rounds", type=positive, default=9, metavar="N", help="measurements at each depth (9)"
+        "--rounds", type=positive, default=16, metavar="N", help="measurements at each depth (16)"
     )
     parser.add_argument("--tokens", type=positive, default=128, metavar="N", help="written in each (128)")
     parser.add_argument("--threads", type=positive, metavar="N", help="how many to compute with")
