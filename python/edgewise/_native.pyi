@@ -27,6 +27,29 @@ def build_info() -> dict[str, Any]: ...
 def tiers() -> list[str]: ...
 def active_tier() -> str: ...
 def available_threads() -> int: ...
+def machine_limits(threads: int, seconds: float = 0.2, path: str | None = None) -> dict[str, Any]:
+    """Measure what this machine can do at most, on the active tier.
+
+    Each limit is the best pass of about `seconds`. Memory is read from a buffer of `buffer_bytes`, many times as
+    large as the last-level cache; an INT8 operation is a multiplication or an addition of the tier's dot products
+    with weights in registers, an f32 operation the same of its fused multiply-adds.
+
+    Args:
+        threads: the most to measure; 1, 2, 4 and so on are measured too.
+        seconds: for each limit; 0 for a single pass.
+        path: a file to read through a mapping. It is left out if it is smaller than the buffer.
+
+    Returns:
+        `tier`, `buffer_bytes` and `threads`, a list of dicts, one for each number of threads: `threads`,
+        `memory_bytes_per_second`, `mapped_bytes_per_second` (or None), `int8_operations_per_second` and
+        `f32_operations_per_second`.
+
+    Raises:
+        OSError: if `path` cannot be read.
+        MemoryError: if the system does not give the buffer.
+        ValueError: if `threads` or `seconds` is out of range.
+    """
+
 def default_recipe(name: str = "int4") -> str: ...
 def quantize(
     source: str,

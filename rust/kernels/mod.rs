@@ -16,6 +16,7 @@ mod disjoint;
 mod elements;
 pub mod kv_cache;
 pub mod lanes;
+pub mod limits;
 pub mod linear;
 pub mod math;
 pub mod norm;
