@@ -94,6 +94,24 @@ impl Plan<'_> {
         self.tensors.insert(name, Tensor { planned, blocks, content });
     }
 
+    /// The `count` matrices `[rows, cols]` of a tensor of this shape.
+    fn matrices(
+        &mut self,
+        name: &str,
+        shape: &[usize],
+        [count, rows, cols]: [usize; 3],
+    ) -> Result<Vec<Matrix>> {
+        let format = match self.recipe.treatment(name, shape) {
+            Treatment::Store(format) => format,
+            Treatment::Keep => Format::F32,
+        };
+        let too_large = || Error::argument("config", format!("'{name}' {shape:?} is too large"));
+        let bytes = format.bytes(rows, cols).ok_or_else(too_large)?;
+        bytes.checked_mul(count).ok_or_else(too_large)?;
+        self.keep(name, format, shape, (3.0 / cols as f32).sqrt());
+        (0..count).map(|_| Matrix::new(format, rows, cols, self.zeros(bytes)?)).collect()
+    }
+
     fn zeros(&mut self, bytes: usize) -> Result<Bytes> {
         if self.zeros.len() < bytes {
             let pages = MmapMut::map_anon(bytes).map_err(|_| Error::Memory { needed: bytes })?;
@@ -105,15 +123,8 @@ impl Plan<'_> {
 
 impl Source for Plan<'_> {
     fn matrix(&mut self, name: &str, [rows, cols]: [usize; 2]) -> Result<Matrix> {
-        let format = match self.recipe.treatment(name, &[rows, cols]) {
-            Treatment::Store(format) => format,
-            Treatment::Keep => Format::F32,
-        };
-        let bytes = format
-            .bytes(rows, cols)
-            .ok_or_else(|| Error::argument("config", format!("'{name}' [{rows}, {cols}] is too large")))?;
-        self.keep(name, format, &[rows, cols], (3.0 / cols as f32).sqrt());
-        Matrix::new(format, rows, cols, self.zeros(bytes)?)
+        let mut matrices = self.matrices(name, &[rows, cols], [1, rows, cols])?;
+        matrices.pop().ok_or_else(|| Error::argument("config", "a count of matrices is 0"))
     }
 
     fn vector(&mut self, name: &str, shape: &[usize]) -> Result<Vec<f32>> {

@@ -351,7 +351,7 @@ fn random_checkpoints_see() {
 fn random_tensors_do_not_depend_on_the_number_of_layers() {
     let folder = tempfile::tempdir().unwrap();
     let config = fs::read(path(SMALL).join("config.json")).unwrap();
-    let mut config: serde_json::Value = serde_json::from_slice(&config).unwrap();
+    let mut config: Value = serde_json::from_slice(&config).unwrap();
     let mut tensors = |layers: usize| {
         let text = &mut config["text_config"];
         let kinds = text["layer_types"].as_array().unwrap()[..layers].to_vec();
