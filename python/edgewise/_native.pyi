@@ -27,6 +27,29 @@ def build_info() -> dict[str, Any]: ...
 def tiers() -> list[str]: ...
 def active_tier() -> str: ...
 def available_threads() -> int: ...
+def machine_limits(threads: int, seconds: float = 0.2, path: str | None = None) -> dict[str, Any]:
+    """Measure what this machine can do at most, on the active tier.
+
+    Each limit is the best pass of about `seconds`. Memory is read from a buffer of `buffer_bytes`, many times
+    as large as the last-level cache; an INT8 operation is a multiplication or an addition of the tier's dot
+    products with weights in registers, an f32 operation the same of its fused multiply-adds.
+
+    Args:
+        threads: the most to measure; 1, 2, 4 and so on are measured too.
+        seconds: for each limit; 0 for a single pass.
+        path: a file to read through a mapping. It is left out if it is smaller than the buffer.
+
+    Returns:
+        `tier`, `buffer_bytes` and `threads`, a list of dicts, one for each number of threads: `threads`,
+        `memory_bytes_per_second`, `mapped_bytes_per_second` (or None), `int8_operations_per_second` and
+        `f32_operations_per_second`.
+
+    Raises:
+        OSError: if `path` cannot be read.
+        MemoryError: if the system does not give the buffer.
+        ValueError: if `threads` or `seconds` is out of range.
+    """
+
 def default_recipe(name: str = "int4") -> str: ...
 def quantize(
     source: str,
@@ -353,6 +376,28 @@ class Engine:
     def config(self) -> str: ...
     def side_file(self, name: str) -> bytes | None: ...
     def info(self) -> dict[str, Any]: ...
+    def costs(self) -> dict[str, Any]:
+        """Return what a token costs, counted from the weights.
+
+        Returns:
+            `decode_bytes`: bytes of weights and constant state that decoding one token reads; the KV cache
+            adds `info()["kv_bytes_per_token"]` for each token of context. `layer_bytes`: bytes of all weights
+            of the layers. `prefill_operations`: multiplications and additions, counted apart, of one token of
+            a prompt with weights, `int8` and `f32`. `skipped_operations`: the part of the last layer that all
+            but the last token of a pass leave out; not in `prefill_operations`.
+        """
+
+    def start_profile(self) -> None:
+        """Begin to measure where the time of passes goes. Meant for one sequence at a time, of text."""
+
+    def stop_profile(self) -> dict[str, dict[str, float]]:
+        """Stop that, and return what each kind of operation took.
+
+        Returns:
+            By kind `calls`, `seconds`, `bytes` to read (of weights, state and cache) and `operations`
+            (multiplications and additions of products with weights).
+        """
+
     @property
     def vision(self) -> dict[str, int] | None:
         """Shapes and token ids of the vision tower; `None` for a model that reads text only.

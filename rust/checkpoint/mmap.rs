@@ -13,7 +13,7 @@ use crate::tensor::Bytes;
 ///
 /// The file must not be changed in place while it is in use: another program that shortens it makes the
 /// operating system stop this one (SIGBUS). Replacing it by rename, as [`super::writer`] does, is safe.
-pub(super) fn map(path: &Path) -> Result<Bytes> {
+pub(crate) fn map(path: &Path) -> Result<Bytes> {
     let (file, size) = open_regular(path)?;
     if size == 0 {
         return Err(Error::file(path, "is empty"));

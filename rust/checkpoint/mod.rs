@@ -14,7 +14,7 @@
 mod files;
 mod index;
 pub(crate) mod json;
-mod mmap;
+pub(crate) mod mmap;
 pub mod safetensors;
 pub mod writer;
 

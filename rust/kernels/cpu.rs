@@ -2,6 +2,7 @@
 
 use super::disjoint::Disjoint;
 use super::lanes::Op;
+use super::profile::Profile;
 use super::tier::Tier;
 use crate::threads::Pool;
 
@@ -12,12 +13,14 @@ pub struct Cpu {
     pub tier: Tier,
     /// The threads.
     pub pool: Pool,
+    /// Where the time goes, if somebody asks.
+    pub profile: Profile,
 }
 
 impl Cpu {
     /// A tier and `threads` threads, the caller's among them.
     pub fn new(tier: Tier, threads: usize) -> Self {
-        Self { tier, pool: Pool::new(threads) }
+        Self { tier, pool: Pool::new(threads), profile: Profile::default() }
     }
 
     /// Runs `op` on this thread.

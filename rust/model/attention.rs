@@ -8,6 +8,7 @@ use crate::kernels::activations::QuantizedRows;
 use crate::kernels::attention::{QueryKeyNorm, attention, prepare_query_key};
 use crate::kernels::kv_cache::KvCache;
 use crate::kernels::linear::linear;
+use crate::kernels::profile::Operation;
 use crate::kernels::rope::RopeTable;
 use crate::weights::model::AttentionWeights;
 
@@ -37,16 +38,22 @@ pub fn forward(
     let (keys_set, values_set) = (set(&weights.key, keys), set(&weights.value, values));
     if outputs == tokens {
         linear(cpu, input, [set(&weights.query, queries), keys_set, values_set]);
+        cpu.profile.products(Operation::AttentionProjections, tokens, &matrices);
     } else {
         linear(cpu, input, [keys_set, values_set]);
+        cpu.profile.products(Operation::AttentionProjections, tokens, &[&weights.key, &weights.value]);
         let last = &normed[normed.len() - hidden.len()..];
         let input = prepare(cpu, last, config.hidden_size, &[&weights.query], quantized);
         linear(cpu, input, [set(&weights.query, queries)]);
+        cpu.profile.products(Operation::AttentionProjections, outputs, &[&weights.query]);
     }
 
     let norm = QueryKeyNorm { query: &weights.query_norm, key: &weights.key_norm, eps: config.rms_norm_eps };
     prepare_query_key(cpu, shape, rope, norm, queries, keys);
+    cpu.profile.lap(Operation::Norms, size_of_val(norm.query) + size_of_val(norm.key));
     cache.append(cpu, keys, values);
     attention(cpu, shape, queries, cache, &mut scratch.partials, out);
+    cpu.profile.lap(Operation::Attention, cache.len() * cache.bytes_per_token());
     add_projection(cpu, out, &weights.out, quantized, hidden);
+    cpu.profile.products(Operation::AttentionProjections, outputs, &[&weights.out]);
 }

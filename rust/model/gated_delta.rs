@@ -10,6 +10,7 @@ use crate::kernels::conv::short_conv;
 use crate::kernels::delta_rule::{DeltaInput, delta_rule, gates, normalize_query_key};
 use crate::kernels::linear::linear;
 use crate::kernels::norm::gated_rms_norm;
+use crate::kernels::profile::Operation;
 use crate::weights::model::DeltaWeights;
 
 /// hidden += mixer(normed), both `[tokens, hidden]`; moves `state` on.
@@ -37,11 +38,19 @@ pub fn forward(
     let input = prepare(cpu, normed, config.hidden_size, &matrices, quantized);
     let products = [set(&weights.qkv, projected), set(&weights.z, z), set(&weights.a, a), set(&weights.b, b)];
     linear(cpu, input, products);
+    cpu.profile.products(Operation::DeltaProjections, tokens, &matrices);
 
     short_conv(cpu, projected, &weights.conv, &mut state.conv_tail, qkv);
+    cpu.profile
+        .lap(Operation::Convolution, size_of_val(&weights.conv[..]) + size_of_val(&state.conv_tail[..]));
     normalize_query_key(cpu, shape, qkv);
+    cpu.profile.lap(Operation::Norms, 0);
     gates(cpu, a, b, &weights.decay_rate, &weights.dt_bias);
     delta_rule(cpu, shape, DeltaInput { qkv, decay: a, beta: b }, &mut state.memory, out);
+    let gate_bytes = size_of_val(&weights.decay_rate[..]) + size_of_val(&weights.dt_bias[..]);
+    cpu.profile.lap(Operation::DeltaRule, gate_bytes + size_of_val(&state.memory[..]));
     gated_rms_norm(cpu, out, z, &weights.norm, config.rms_norm_eps);
+    cpu.profile.lap(Operation::Norms, size_of_val(&weights.norm[..]));
     add_projection(cpu, out, &weights.out, quantized, hidden);
+    cpu.profile.products(Operation::DeltaProjections, tokens, &[&weights.out]);
 }

@@ -3,6 +3,7 @@
 use crate::kernels::Cpu;
 use crate::kernels::activations::QuantizedRows;
 use crate::kernels::linear::{Input, Product, Store, linear};
+use crate::kernels::profile::Operation;
 use crate::weights::matrix::Matrix;
 
 /// `rows` `[tokens, cols]`, quantised into `buffer` if any of `weights` wants INT8 activations.
@@ -16,6 +17,7 @@ pub fn prepare<'a>(
     let wanted = weights.iter().any(|matrix| matrix.format().is_quantized());
     if wanted {
         buffer.fill(cpu, rows, cols);
+        cpu.profile.lap(Operation::Quantization, 0);
     }
     Input { dense: rows, quantized: wanted.then_some(&*buffer), tokens: rows.len() / cols }
 }

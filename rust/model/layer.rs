@@ -6,6 +6,7 @@ use super::{attention, feed_forward, gated_delta};
 use crate::config::TextConfig;
 use crate::kernels::Cpu;
 use crate::kernels::norm::rms_norm;
+use crate::kernels::profile::Operation;
 use crate::weights::model::{LayerWeights, MixerWeights};
 
 /// Moves the residual stream in `scratch` `[tokens, hidden]` through one layer, all of it or only its last `outputs` tokens.
@@ -27,6 +28,7 @@ pub fn forward(
 
     let skipped = (tokens - outputs) * config.hidden_size;
     rms_norm(cpu, hidden, &weights.input_norm, config.rms_norm_eps, normed);
+    cpu.profile.lap(Operation::Norms, size_of_val(&weights.input_norm[..]));
     match (&weights.mixer, state) {
         (MixerWeights::GatedDelta(mixer), LayerState::GatedDelta(state)) => {
             let scratch = &mut scratch.delta;
@@ -41,6 +43,7 @@ pub fn forward(
     }
     let (hidden, normed) = (&mut hidden[skipped..], &mut normed[skipped..]);
     rms_norm(cpu, hidden, &weights.post_norm, config.rms_norm_eps, normed);
+    cpu.profile.lap(Operation::Norms, size_of_val(&weights.post_norm[..]));
     feed_forward::dense::forward(
         cpu,
         &weights.feed_forward,

@@ -4,6 +4,7 @@
 //! Prefill and decode are the same function with more or fewer tokens, and give the same bits however a text is cut.
 
 mod attention;
+mod costs;
 mod engine;
 mod feed_forward;
 mod gated_delta;
@@ -17,6 +18,7 @@ mod state;
 pub mod vision;
 mod workspace;
 
+pub use costs::{Costs, Operations};
 pub use engine::{Engine, Trace};
 pub use media::{Prompt, Span};
 pub use scratch::Scratch;
@@ -29,6 +31,7 @@ use crate::error::{Error, Result};
 use crate::kernels::Cpu;
 use crate::kernels::linear::linear;
 use crate::kernels::norm::rms_norm;
+use crate::kernels::profile::Operation;
 use crate::threads::StandardFloat;
 use crate::weights::model::Weights;
 
@@ -67,11 +70,13 @@ impl Model {
         mut watch: Option<Watch<'_>>,
     ) {
         let _standard = StandardFloat::enter();
+        cpu.profile.begin();
         state.broken = true;
         let tokens = pass.ids().len();
         let hidden = tokens * self.config.hidden_size;
         self.embed(pass, &mut scratch.hidden[..hidden]);
         Self::place(scratch, state, pass);
+        cpu.profile.lap(Operation::Embedding, tokens * self.weights.embedding.row_bytes());
         let watched = watch.is_some();
         let mut show = |stage, x: &[f32]| {
             if let Some(watch) = &mut watch {
@@ -110,10 +115,13 @@ impl Model {
     /// Final norm and vocabulary head of `hidden` `[tokens, hidden]`: `normed` `[tokens, hidden]`, `logits` `[tokens, vocab]`.
     fn head(&self, cpu: &Cpu, scratch: &mut Scratch, hidden: &[f32], normed: &mut [f32], logits: &mut [f32]) {
         let _standard = StandardFloat::enter();
+        cpu.profile.begin();
         rms_norm(cpu, hidden, &self.weights.final_norm, self.config.rms_norm_eps, normed);
+        cpu.profile.lap(Operation::Norms, size_of_val(&self.weights.final_norm[..]));
         let head = &self.weights.head;
         let input = input::prepare(cpu, normed, self.config.hidden_size, &[head], &mut scratch.quantized);
         linear(cpu, input, [input::set(head, logits)]);
+        cpu.profile.products(Operation::Head, input.tokens, &[head]);
     }
 
     /// Checks that all logits are finite; if not, looks for the tensor at fault.

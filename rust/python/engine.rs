@@ -8,7 +8,7 @@ use pyo3::types::{PyBytes, PyDict};
 
 use super::arrays::{FloatArray, float_array, pair, token_ids};
 use super::errors::released;
-use super::report::WeightReport;
+use super::report::{self, WeightReport};
 use super::sequence::PySequence;
 use super::trace::{self, TextStages, VisionStages};
 use super::vision::{PyVisualFeatures, spans};
@@ -104,12 +104,25 @@ impl PyEngine {
         out.set_item("file_bytes", self.checkpoint.nbytes())?;
         out.set_item("state_bytes", empty.nbytes())?;
         out.set_item("kv_bytes_per_token", kv)?;
+        out.set_item("decode_bytes_per_token", self.engine.costs().decode_bytes)?;
         out.set_item("kv_dtype", self.engine.kv_type().name())?;
         out.set_item("context_length", self.context_length())?;
         out.set_item("yarn_factor", self.config.text.rope.yarn.as_ref().map(|yarn| yarn.factor))?;
         out.set_item("threads", self.threads())?;
         out.set_item("tier", self.engine.cpu.tier.name())?;
         Ok(out)
+    }
+
+    fn costs<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
+        report::costs(py, &self.engine.costs())
+    }
+
+    fn start_profile(&self) {
+        self.engine.cpu.profile.start();
+    }
+
+    fn stop_profile<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
+        report::profile(py, &self.engine.cpu.profile.stop())
     }
 
     #[pyo3(signature = (ids, media = None))]

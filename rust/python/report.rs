@@ -1,9 +1,10 @@
-//! What the weights of a model take, by format.
+//! What the weights of a model take, by format; what a token costs; where the time went.
 
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
-use crate::model::Model;
+use crate::kernels::profile::{Operation, Spent};
+use crate::model::{Costs, Model, Operations};
 use crate::weights::matrix::{Format, Matrix};
 
 /// Tensors, elements and bytes.
@@ -74,4 +75,35 @@ impl WeightReport {
         tally.elements += elements;
         tally.bytes += bytes;
     }
+}
+
+/// What a token costs.
+pub fn costs<'py>(py: Python<'py>, costs: &Costs) -> PyResult<Bound<'py, PyDict>> {
+    let out = PyDict::new(py);
+    out.set_item("decode_bytes", costs.decode_bytes)?;
+    out.set_item("layer_bytes", costs.layer_bytes)?;
+    out.set_item("prefill_operations", operations(py, costs.prefill)?)?;
+    out.set_item("skipped_operations", operations(py, costs.skipped)?)?;
+    Ok(out)
+}
+
+fn operations(py: Python<'_>, operations: Operations) -> PyResult<Bound<'_, PyDict>> {
+    let out = PyDict::new(py);
+    out.set_item("int8", operations.int8)?;
+    out.set_item("f32", operations.f32)?;
+    Ok(out)
+}
+
+/// What each kind of operation took, by name; those that did not happen are left out.
+pub fn profile<'py>(py: Python<'py>, spent: &[(Operation, Spent)]) -> PyResult<Bound<'py, PyDict>> {
+    let out = PyDict::new(py);
+    for (operation, spent) in spent.iter().filter(|(_, spent)| spent.calls > 0) {
+        let entry = PyDict::new(py);
+        entry.set_item("calls", spent.calls)?;
+        entry.set_item("seconds", spent.seconds)?;
+        entry.set_item("bytes", spent.bytes)?;
+        entry.set_item("operations", spent.operations)?;
+        out.set_item(operation.name(), entry)?;
+    }
+    Ok(out)
 }

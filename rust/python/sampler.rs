@@ -6,6 +6,7 @@ use super::arrays::token_ids;
 use super::errors::released;
 use super::sequence::PySequence;
 use crate::generate::{Sampler, SamplingParams};
+use crate::kernels::profile::Operation;
 
 /// A token, its log-probability if asked for, and the likeliest tokens with theirs.
 type Sampled = (u32, Option<f32>, Vec<(u32, f32)>);
@@ -57,7 +58,14 @@ impl PySampler {
     }
 
     fn sample(&mut self, py: Python<'_>, sequence: &mut PySequence) -> PyResult<Sampled> {
-        let choice = released(py, |_| self.sampler.sample(sequence.scores()?))?;
+        let engine = sequence.engine();
+        let choice = released(py, |_| {
+            let scores = sequence.scores()?;
+            engine.cpu.profile.begin();
+            let choice = self.sampler.sample(scores)?;
+            engine.cpu.profile.lap(Operation::Sampling, 0);
+            Ok(choice)
+        })?;
         Ok((choice.token, choice.logprob, choice.top))
     }
 }

@@ -27,6 +27,11 @@ impl PySequence {
         Self { engine, state, logits: Vec::new(), scored: 0 }
     }
 
+    /// Where it is computed.
+    pub fn engine(&self) -> Arc<Engine> {
+        Arc::clone(&self.engine)
+    }
+
     /// Logits after the last token, `[vocab]`, computed once for each length.
     pub fn scores(&mut self) -> Result<&[f32]> {
         if self.scored != self.state.len() || self.state.is_empty() {

@@ -37,11 +37,26 @@ pub fn available_threads() -> usize {
 /// How [`available_threads`] comes about. Reads a few small files per CPU.
 #[cfg(any(target_os = "linux", target_os = "android"))]
 pub fn thread_report() -> ThreadReport {
-    let mut cpus = super::affinity::cpus();
-    if cpus.is_empty() {
-        cpus = (0..available_parallelism().map_or(1, usize::from)).collect();
-    }
-    report(std::path::Path::new("/"), &cpus)
+    report(std::path::Path::new("/"), &cpus())
+}
+
+/// CPUs the calling thread may run on.
+#[cfg(any(target_os = "linux", target_os = "android"))]
+fn cpus() -> Vec<usize> {
+    let cpus = super::affinity::cpus();
+    if cpus.is_empty() { (0..available_parallelism().map_or(1, usize::from)).collect() } else { cpus }
+}
+
+/// Bytes of the last-level caches of the CPUs that may be used; none if the system does not tell.
+#[cfg(any(target_os = "linux", target_os = "android"))]
+pub fn cache_bytes() -> Option<usize> {
+    super::topology::cache_bytes(std::path::Path::new("/"), &cpus())
+}
+
+/// Bytes of the last-level caches of the CPUs that may be used; none, since this system is not asked.
+#[cfg(not(any(target_os = "linux", target_os = "android")))]
+pub fn cache_bytes() -> Option<usize> {
+    None
 }
 
 /// How [`available_threads`] comes about: from what the standard library says.

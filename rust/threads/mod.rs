@@ -11,6 +11,6 @@ mod pool;
 #[cfg(any(target_os = "linux", target_os = "android"))]
 mod topology;
 
-pub use count::{ThreadReport, available_threads, thread_report};
+pub use count::{ThreadReport, available_threads, cache_bytes, thread_report};
 pub use float_mode::StandardFloat;
 pub use pool::Pool;

@@ -21,6 +21,27 @@ pub(super) fn performance_cores(root: &Path, cpus: &[usize]) -> usize {
     cores.len()
 }
 
+/// Bytes of the last-level caches of `cpus`, each counted once; none if the kernel does not tell.
+pub(super) fn cache_bytes(root: &Path, cpus: &[usize]) -> Option<usize> {
+    let caches: BTreeSet<(String, usize)> =
+        cpus.iter().filter_map(|&cpu| last_cache(&cpu_file(root, cpu, "cache"))).collect();
+    (!caches.is_empty()).then(|| caches.iter().map(|(_, bytes)| bytes).sum())
+}
+
+/// Which CPUs share the last-level cache described in `folder`, and its bytes.
+fn last_cache(folder: &Path) -> Option<(String, usize)> {
+    let cache = |i: usize| {
+        let folder = folder.join(format!("index{i}"));
+        let level: u32 = read(&folder.join("level"))?.trim().parse().ok()?;
+        let kilobytes: usize = read(&folder.join("size"))?.trim().strip_suffix('K')?.parse().ok()?;
+        let shared = read(&folder.join("shared_cpu_list"))?;
+        Some((level, shared.trim().to_owned(), kilobytes.checked_mul(1024)?))
+    };
+    // One index after the other until a file is missing: there are no gaps.
+    let last = (0..).map_while(cache).max_by_key(|(level, ..)| *level)?;
+    Some((last.1, last.2))
+}
+
 /// Drops what is much slower than the fastest of `cpus`, where the kernel gives capacities (ARM).
 fn without_small_cores(root: &Path, cpus: &[usize]) -> Vec<usize> {
     let capacity =

@@ -156,6 +156,16 @@ impl Matrix {
         &self.data
     }
 
+    /// Stored bytes of one row, in a block format its share of them.
+    pub fn row_bytes(&self) -> usize {
+        self.data.len() / self.rows.max(1)
+    }
+
+    /// Multiplications and additions, counted apart, of this matrix with one token's activations.
+    pub fn operations(&self) -> usize {
+        2 * self.rows * self.cols
+    }
+
     /// Row `row` as f32, `[cols]`.
     ///
     /// # Panics

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use half::{bf16, f16};
+use memmap2::MmapMut;
 use rand_core::Rng;
 use rand_pcg::Pcg64Mcg;
 
@@ -12,60 +13,71 @@ use super::matrix::{BLOCK_ROWS, Format, Matrix};
 use super::names::{self, Source};
 use super::recipe::{Recipe, Treatment};
 use super::stored::{BlockEntry, block_shape};
-use super::{int4, int8, vision};
+use super::vision;
 use crate::checkpoint::EMBEDDED_PREFIX;
 use crate::checkpoint::writer::{Planned, Writer};
 use crate::config::ModelConfig;
 use crate::error::{Error, Result};
 use crate::tensor::{Bytes, DType};
 
-/// Writes a file of our own at `path`: the model of `config_json` with random weights in the formats of `recipe`. The same
-/// seed gives the same file. All tensors are held in memory until they are written.
+/// Bytes drawn at a time, about.
+const PIECE: usize = 1 << 20;
+
+/// Writes a file of our own at `path`: the model of `config_json` with random weights in the formats of `recipe`.
+///
+/// The same seed gives the same file, and the same tensor in models that differ in nothing but their number of layers. A
+/// piece of a tensor is in memory at a time, so a file may be far larger than the memory.
 pub fn write_random(path: &Path, config_json: &[u8], recipe: &Recipe, seed: u64) -> Result<()> {
     let config = ModelConfig::parse(Path::new("config"), config_json)?;
-    let mut source =
-        RandomSource { recipe, rng: Pcg64Mcg::new(u128::from(seed) << 1 | 1), tensors: BTreeMap::new() };
-    names::load(&config.text, &mut source)?;
+    let mut plan = Plan { recipe, zeros: Bytes::new([]), tensors: BTreeMap::new() };
+    names::load(&config.text, &mut plan)?;
     if let Some(vision) = &config.vision {
-        vision::load(&vision.tower, &mut source)?;
+        vision::load(&vision.tower, &mut plan)?;
     }
-    let mut tensors = source.tensors;
+    let mut tensors = plan.tensors;
     let name = format!("{EMBEDDED_PREFIX}config.json");
     let shape = vec![config_json.len()];
     let planned = Planned { name: name.clone(), dtype: DType::U8, shape };
-    tensors.insert(name, Drawn { planned, blocks: None, data: Bytes::new(config_json.to_vec()) });
+    tensors.insert(name, Tensor { planned, blocks: None, content: Content::Given(config_json) });
 
     let blocks =
-        tensors.iter_mut().filter_map(|(name, drawn)| Some((name.clone(), drawn.blocks.take()?))).collect();
-    let planned = tensors.values().map(|drawn| drawn.planned.clone()).collect();
+        tensors.iter_mut().filter_map(|(name, tensor)| Some((name.clone(), tensor.blocks.take()?))).collect();
+    let planned = tensors.values().map(|tensor| tensor.planned.clone()).collect();
     let mut writer = Writer::create(path, planned, &file_metadata(&blocks, recipe))?;
     for planned in writer.order().to_vec() {
-        writer.write(&tensors[&planned.name].data)?;
+        let bytes = planned.nbytes().unwrap_or(0);
+        Draw::new(seed, &planned.name).write(&tensors[&planned.name].content, bytes, &mut writer)?;
     }
     writer.finish()
 }
 
 /// One tensor of the file.
-struct Drawn {
+struct Tensor<'a> {
     planned: Planned,
     blocks: Option<BlockEntry>,
-    data: Bytes,
+    content: Content<'a>,
 }
 
-/// Draws tensors in the order they are asked for, and keeps them by name.
-struct RandomSource<'a> {
+/// What a tensor is filled with.
+enum Content<'a> {
+    /// Blocks of random steps, all with one scale, so that weights have variance 1 / cols.
+    Blocks { format: Format, cols: usize },
+    /// Numbers in -bound..bound.
+    Numbers { dtype: DType, bound: f32 },
+    /// These bytes.
+    Given(&'a [u8]),
+}
+
+/// Notes each tensor that is asked for, and hands out zeros.
+struct Plan<'a> {
     recipe: &'a Recipe,
-    rng: Pcg64Mcg,
-    tensors: BTreeMap<String, Drawn>,
+    /// As many as the largest matrix so far has, of memory that is never touched.
+    zeros: Bytes,
+    tensors: BTreeMap<String, Tensor<'a>>,
 }
 
-impl RandomSource<'_> {
-    /// Uniform in -1..1.
-    fn uniform(&mut self) -> f32 {
-        (self.rng.next_u32() >> 8) as f32 / (1 << 23) as f32 - 1.0
-    }
-
-    fn keep(&mut self, name: &str, format: Format, shape: &[usize], data: Bytes) {
+impl Plan<'_> {
+    fn keep(&mut self, name: &str, format: Format, shape: &[usize], bound: f32) {
         let name = if name == "lm_head.weight" { name.to_owned() } else { format!("model.{name}") };
         let (dtype, stored, blocks) = match (format.dtype(), block_shape(format, shape)) {
             (None, Some(stored)) => {
@@ -74,63 +86,114 @@ impl RandomSource<'_> {
             }
             (dtype, _) => (dtype.unwrap_or(DType::F32), shape.to_vec(), None),
         };
+        let content = match &blocks {
+            Some(_) => Content::Blocks { format, cols: shape.last().copied().unwrap_or(1) },
+            None => Content::Numbers { dtype, bound },
+        };
         let planned = Planned { name: name.clone(), dtype, shape: stored };
-        self.tensors.insert(name, Drawn { planned, blocks, data });
+        self.tensors.insert(name, Tensor { planned, blocks, content });
     }
 
-    /// Blocks of random steps, all with one scale, so that weights have variance 1 / cols.
-    fn fill_blocks(&mut self, data: &mut [u8], block: usize, cols: usize, step_deviation: f32) {
-        let scale = f16::from_f32(1.0 / (step_deviation * (cols as f32).sqrt())).to_le_bytes();
-        for block in data.chunks_exact_mut(block) {
+    /// The `count` matrices `[rows, cols]` of a tensor of this shape.
+    fn matrices(
+        &mut self,
+        name: &str,
+        shape: &[usize],
+        [count, rows, cols]: [usize; 3],
+    ) -> Result<Vec<Matrix>> {
+        let format = match self.recipe.treatment(name, shape) {
+            Treatment::Store(format) => format,
+            Treatment::Keep => Format::F32,
+        };
+        let too_large = || Error::argument("config", format!("'{name}' {shape:?} is too large"));
+        let bytes = format.bytes(rows, cols).ok_or_else(too_large)?;
+        bytes.checked_mul(count).ok_or_else(too_large)?;
+        self.keep(name, format, shape, (3.0 / cols as f32).sqrt());
+        (0..count).map(|_| Matrix::new(format, rows, cols, self.zeros(bytes)?)).collect()
+    }
+
+    fn zeros(&mut self, bytes: usize) -> Result<Bytes> {
+        if self.zeros.len() < bytes {
+            let pages = MmapMut::map_anon(bytes).map_err(|_| Error::Memory { needed: bytes })?;
+            self.zeros = Bytes::new(pages);
+        }
+        self.zeros.slice(0..bytes).ok_or(Error::Memory { needed: bytes })
+    }
+}
+
+impl Source for Plan<'_> {
+    fn matrix(&mut self, name: &str, [rows, cols]: [usize; 2]) -> Result<Matrix> {
+        let mut matrices = self.matrices(name, &[rows, cols], [1, rows, cols])?;
+        matrices.pop().ok_or_else(|| Error::argument("config", "a count of matrices is 0"))
+    }
+
+    fn vector(&mut self, name: &str, shape: &[usize]) -> Result<Vec<f32>> {
+        self.keep(name, Format::F32, shape, if name.contains("conv1d") { 0.5 } else { 0.1 });
+        Ok(vec![0.0; shape.iter().product()])
+    }
+}
+
+/// The random numbers of one tensor.
+struct Draw(Pcg64Mcg);
+
+impl Draw {
+    /// Begins at a place that depends on the seed and the tensor's name (hashed by FNV-1a, 128 bits).
+    fn new(seed: u64, name: &str) -> Self {
+        const BASIS: u128 = 0x6c62_272e_07bb_0142_62b8_2175_6295_c58d;
+        const PRIME: u128 = 0x0000_0000_0100_0000_0000_0000_0000_013b;
+        let hash = |hash: u128, byte: u8| (hash ^ u128::from(byte)).wrapping_mul(PRIME);
+        Self(Pcg64Mcg::new(seed.to_le_bytes().into_iter().chain(name.bytes()).fold(BASIS, hash)))
+    }
+
+    /// Writes a tensor of `bytes` bytes.
+    fn write(mut self, content: &Content<'_>, bytes: usize, writer: &mut Writer) -> Result<()> {
+        let unit = match content {
+            Content::Given(given) => return writer.write(given),
+            Content::Blocks { format, .. } => format.block_bytes(),
+            Content::Numbers { dtype, .. } => dtype.size(),
+        };
+        let mut buffer = vec![0; (PIECE / unit * unit).min(bytes)];
+        let mut left = bytes;
+        while left > 0 {
+            let piece = &mut buffer[..left.min(PIECE / unit * unit)];
+            match content {
+                Content::Blocks { format, cols } => self.fill_blocks(*format, piece, *cols),
+                Content::Numbers { dtype, bound } => self.fill_numbers(*dtype, piece, *bound),
+                Content::Given(_) => {}
+            }
+            writer.write(piece)?;
+            left -= piece.len();
+        }
+        Ok(())
+    }
+
+    fn fill_blocks(&mut self, format: Format, data: &mut [u8], cols: usize) {
+        let deviation = if format == Format::Int4 { INT4_DEVIATION } else { INT8_DEVIATION };
+        let scale = f16::from_f32(1.0 / (deviation * (cols as f32).sqrt())).to_le_bytes();
+        for block in data.chunks_exact_mut(format.block_bytes()) {
             let (weights, scales) = block.split_at_mut(block.len() - 2 * BLOCK_ROWS);
-            self.rng.fill_bytes(weights);
+            self.0.fill_bytes(weights);
+            if format == Format::Int8 {
+                clamp_int8(weights);
+            }
             scales.as_chunks_mut::<2>().0.fill(scale);
         }
     }
 
-    fn fill_dense(&mut self, format: Format, data: &mut [u8], cols: usize) {
-        let bound = (3.0 / cols as f32).sqrt();
-        let size = format.dtype().map_or(4, DType::size);
-        for out in data.chunks_exact_mut(size) {
+    fn fill_numbers(&mut self, dtype: DType, data: &mut [u8], bound: f32) {
+        for out in data.chunks_exact_mut(dtype.size()) {
             let x = bound * self.uniform();
-            match format {
-                Format::F16 => out.copy_from_slice(&f16::from_f32(x).to_le_bytes()),
-                Format::BF16 => out.copy_from_slice(&bf16::from_f32(x).to_le_bytes()),
+            match dtype {
+                DType::F16 => out.copy_from_slice(&f16::from_f32(x).to_le_bytes()),
+                DType::BF16 => out.copy_from_slice(&bf16::from_f32(x).to_le_bytes()),
                 _ => out.copy_from_slice(&x.to_le_bytes()),
             }
         }
     }
-}
 
-impl Source for RandomSource<'_> {
-    fn matrix(&mut self, name: &str, [rows, cols]: [usize; 2]) -> Result<Matrix> {
-        let format = match self.recipe.treatment(name, &[rows, cols]) {
-            Treatment::Store(format) => format,
-            Treatment::Keep => Format::F32,
-        };
-        let bytes = format
-            .bytes(rows, cols)
-            .ok_or_else(|| Error::argument("config", format!("'{name}' [{rows}, {cols}] is too large")))?;
-        let mut data = vec![0; bytes];
-        match format {
-            Format::Int4 => self.fill_blocks(&mut data, int4::BLOCK_BYTES, cols, INT4_DEVIATION),
-            Format::Int8 => {
-                self.fill_blocks(&mut data, int8::BLOCK_BYTES, cols, INT8_DEVIATION);
-                clamp_int8(&mut data);
-            }
-            Format::F32 | Format::F16 | Format::BF16 => self.fill_dense(format, &mut data, cols),
-        }
-        let data = Bytes::new(data);
-        self.keep(name, format, &[rows, cols], data.clone());
-        Matrix::new(format, rows, cols, data)
-    }
-
-    fn vector(&mut self, name: &str, shape: &[usize]) -> Result<Vec<f32>> {
-        let spread = if name.contains("conv1d") { 0.5 } else { 0.1 };
-        let vector: Vec<f32> = (0..shape.iter().product()).map(|_| spread * self.uniform()).collect();
-        let data: Vec<u8> = vector.iter().flat_map(|x| x.to_le_bytes()).collect();
-        self.keep(name, Format::F32, shape, Bytes::new(data));
-        Ok(vector)
+    /// Uniform in -1..1.
+    fn uniform(&mut self) -> f32 {
+        (self.0.next_u32() >> 8) as f32 / (1 << 23) as f32 - 1.0
     }
 }
 
@@ -140,10 +203,8 @@ const INT4_DEVIATION: f32 = 4.6;
 const INT8_DEVIATION: f32 = 73.3;
 
 /// -128 is not a value of the format.
-fn clamp_int8(data: &mut [u8]) {
-    for block in data.chunks_exact_mut(int8::BLOCK_BYTES) {
-        for byte in &mut block[..int8::BLOCK_BYTES - 2 * BLOCK_ROWS] {
-            *byte = (*byte as i8).max(-127) as u8;
-        }
+fn clamp_int8(weights: &mut [u8]) {
+    for byte in weights {
+        *byte = (*byte as i8).max(-127) as u8;
     }
 }

@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 
 import golden
 from edgewise import _native, benchmark, hub
-from edgewise.benchmark import TEXT_AFTER, TEXT_BEFORE, TIMESTAMP, Measured, MediaShape, Plan
-from edgewise.cli import bench as command
-from edgewise.cli import main
+from edgewise.benchmark import Measured, MediaShape, Plan, seeing
+from edgewise.benchmark.seeing import TEXT_AFTER, TEXT_BEFORE, TIMESTAMP
+from edgewise.cli import bench_tables, main
 
 Captured = pytest.CaptureFixture[str]
 
@@ -84,7 +84,7 @@ def engine(monkeypatch: pytest.MonkeyPatch) -> FakeEngine:
 
 def see(shape: MediaShape, rounds: int) -> benchmark.MeasuredMedia:
     """Measures on whatever engine is opened."""
-    return benchmark._measure_media("model", Plan(rounds=rounds), shape)
+    return seeing.measure("model", Plan(rounds=rounds), shape)
 
 
 class TestShapes:
@@ -159,13 +159,13 @@ class TestSeeing:
     def test_a_model_that_does_not_see(self) -> None:
         path = str(golden.FOLDER / "dense_text")
         with pytest.raises(ValueError, match=r"^96x96: the model has no vision tower, it reads text only$"):
-            benchmark.measure(path, Plan(prompt_lengths=[], media=[MediaShape(96, 96)], rounds=1))
+            benchmark.measure(path, Plan([], media=[MediaShape(96, 96)], rounds=1, limit_seconds=None))
 
 
 class TestDemo:
     def test_text_and_media(self) -> None:
         media = [MediaShape(96, 128), MediaShape(64, 64, 2.0)]
-        plan = Plan(prompt_lengths=[8], media=media, new_tokens=4, rounds=1)
+        plan = Plan(prompt_lengths=[8], media=media, new_tokens=4, rounds=1, limit_seconds=None)
         measured = benchmark.measure(hub.resolve("demo"), plan)
         assert list(measured.prefill_tokens_per_second) == list(measured.decode_tokens_per_second) == [8]
         assert list(measured.media) == ["96x128", "64x64x2"]
@@ -182,7 +182,8 @@ class TestCommand:
         """The plans that were to be measured."""
         plans: list[Plan] = []
 
-        def measure(_: str, plan: Plan) -> Measured:
+        def measure(_: str, plan: Plan, layers: int | None = None) -> Measured:
+            assert layers is None
             plans.append(plan)
             return Measured("portable", 1, 1000, 0.001, 0.5, {}, {}, None)
 
@@ -195,6 +196,23 @@ class TestCommand:
         assert main(["bench", "demo", "--image", "96x96", "--prompt", "7", "--prompt", "9"]) == 0
         assert [list(plan.prompt_lengths) for plan in plans] == [[512], [], [7, 9]]
         assert [list(plan.media) for plan in plans] == [[], [MediaShape(96, 96)], [MediaShape(96, 96)]]
+
+    def test_depths_are_those_of_the_prompts_unless_given(self, plans: list[Plan]) -> None:
+        assert main(["bench", "demo", "--prompt", "7"]) == 0
+        assert main(["bench", "demo", "--depth", "0", "--depth", "9"]) == 0
+        assert [list(plan.decode_depths) for plan in plans] == [[7], [0, 9]]
+
+    def test_everything(self, plans: list[Plan]) -> None:
+        assert main(["bench", "demo", "--full"]) == 0
+        assert main(["bench", str(golden.FOLDER / "dense_text"), "--full"]) == 0
+        assert [list(plan.prompt_lengths) for plan in plans] == [[128, 512, 2048, 8192]] * 2
+        assert [list(plan.decode_depths) for plan in plans] == [[0, 2048, 8192]] * 2
+        assert [list(plan.media) for plan in plans] == [[MediaShape(640, 480)], []]
+
+    def test_a_depth_below_zero(self, plans: list[Plan], capsys: Captured) -> None:
+        assert main(["bench", "demo", "--depth", "-1"]) == 1
+        assert capsys.readouterr().err == "edgewise: depth: expected a number of at least 0, got -1\n"
+        assert plans == []
 
     def test_images_come_before_videos(self, plans: list[Plan]) -> None:
         argv = ["--video", "64x64x1", "--image", "96x96", "--image", "32x64", "--video", "64x32x2"]
@@ -228,7 +246,7 @@ class TestCommand:
         seen = benchmark.MeasuredMedia(300, 322, 0.004, 0.8, 1.25, 2.054, 900_000_000)
         text = Measured("avx2", 2, 1_500_000, 0.0021, 0.5, {512: 100.0}, {512: 12.5}, None)
         measured = dataclasses.replace(text, media={"640x480": seen})
-        lines = [line.split() for line in command._text(measured).splitlines()]
+        lines = [line.split() for line in bench_tables.text(measured).splitlines()]
         assert lines == [
             ["avx2,", "2", "threads"],
             ["weights", "1.5", "MB"],

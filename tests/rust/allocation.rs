@@ -1,5 +1,5 @@
 //! A decode step and a sampled token take no memory from the heap; encoding an image takes some in proportion to it and
-//! gives it back. Own test binary: it replaces the allocator, and nothing else may run beside it.
+//! gives it back; writing random weights takes little. Own test binary: it replaces the allocator, and nothing else may run beside it.
 
 #[allow(dead_code, reason = "other tests use the rest of it")]
 mod models;
@@ -15,6 +15,8 @@ use edgewise::kernels::attention::SPAN;
 use edgewise::kernels::kv_cache::PAGE;
 use edgewise::model::vision::Grid;
 use edgewise::model::{Engine, State};
+use edgewise::weights::random::write_random;
+use edgewise::weights::recipe::Recipe;
 
 use models::{DEMO, Model, TINY, append, text};
 use pictures::{Seen, picture, see};
@@ -193,10 +195,27 @@ fn encoding_takes_memory_in_proportion() {
     }
 }
 
+/// A file of random weights is written in pieces, whatever the size of a tensor.
+fn random_weights_take_a_piece_of_memory() {
+    const VOCABULARY: usize = 100_000;
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("random.safetensors");
+    let config = std::fs::read(format!("{}/{TINY}/config.json", env!("CARGO_MANIFEST_DIR"))).unwrap();
+    let mut config: serde_json::Value = serde_json::from_slice(&config).unwrap();
+    config["vocab_size"] = VOCABULARY.into();
+    let before = LIVE.load(Ordering::SeqCst);
+    PEAK.store(before, Ordering::SeqCst);
+    write_random(&file, config.to_string().as_bytes(), &Recipe::by_name("f32").unwrap(), 1).unwrap();
+    let (taken, written) = (PEAK.load(Ordering::SeqCst) - before, file.metadata().unwrap().len());
+    assert!(written > 4 * VOCABULARY as u64 * 64, "{written} bytes");
+    assert!(taken < 4 << 20, "{taken} bytes of memory for a file of {written}");
+}
+
 /// One test: a second would run beside the first.
 #[test]
 fn memory() {
     assert_ne!(allocations(|| drop(std::hint::black_box(vec![1_u8]))), 0, "the counter counts");
     decoding_takes_no_memory();
     encoding_takes_memory_in_proportion();
+    random_weights_take_a_piece_of_memory();
 }

@@ -27,6 +27,22 @@ impl Machine {
         self
     }
 
+    /// A cache of `level` at place `index` of each of `cpus`.
+    fn cache(mut self, cpus: &[usize], index: usize, level: usize, size: &str, shared: &str) -> Self {
+        for cpu in cpus {
+            let folder = format!("sys/devices/system/cpu/cpu{cpu}/cache/index{index}");
+            for (name, text) in [("level", &*level.to_string()), ("size", size), ("shared_cpu_list", shared)]
+            {
+                self = self.file(&format!("{folder}/{name}"), &format!("{text}\n"));
+            }
+        }
+        self
+    }
+
+    fn cache_bytes(&self, cpus: &[usize]) -> Option<usize> {
+        crate::threads::topology::cache_bytes(self.0.path(), cpus)
+    }
+
     fn siblings(mut self, lists: &[&str]) -> Self {
         for (cpu, list) in lists.iter().enumerate() {
             let path = format!("sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list");
@@ -220,6 +236,25 @@ fn malformed_quotas_are_ignored() {
     for text in ["", " - ", "1 2 3 - cgroup2 a b", "1 2 3 / /sys/fs/cgroup rw - cgroup2", "a b c d e f"] {
         let machine = Machine::new().version_two("/").file("proc/self/mountinfo", text);
         assert_eq!(machine.report(4).quota, None, "{text:?}");
+    }
+}
+
+#[test]
+fn caches_are_counted_once() {
+    let machine = Machine::new()
+        .cache(&[0, 1, 2, 3], 0, 1, "32K", "0")
+        .cache(&[0, 1], 1, 3, "16384K", "0-1")
+        .cache(&[2, 3], 1, 3, "16384K", "2-3");
+    assert_eq!(machine.cache_bytes(&[0, 1]), Some(16 << 20));
+    assert_eq!(machine.cache_bytes(&[0, 1, 3]), Some(32 << 20));
+    assert_eq!(machine.cache_bytes(&[7]), None);
+}
+
+#[test]
+fn malformed_caches_are_ignored() {
+    for size in ["", "K", "-1K", "32M", "99999999999999999999K"] {
+        let machine = Machine::new().cache(&[0], 0, 3, size, "0");
+        assert_eq!(machine.cache_bytes(&[0]), None, "{size:?}");
     }
 }
 

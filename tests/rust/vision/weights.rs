@@ -345,3 +345,33 @@ fn random_checkpoints_see() {
         assert!(same_seed[0] == same_seed[1] && same_seed[1] != same_seed[2]);
     }
 }
+
+/// So a measurement of a few layers is one of the same weights.
+#[test]
+fn random_tensors_do_not_depend_on_the_number_of_layers() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = fs::read(path(SMALL).join("config.json")).unwrap();
+    let mut config: Value = serde_json::from_slice(&config).unwrap();
+    let mut tensors = |layers: usize| {
+        let text = &mut config["text_config"];
+        let kinds = text["layer_types"].as_array().unwrap()[..layers].to_vec();
+        text["num_hidden_layers"] = layers.into();
+        text["layer_types"] = kinds.into();
+        let file = folder.path().join("random.safetensors");
+        write_random(&file, config.to_string().as_bytes(), &Recipe::by_name("int4").unwrap(), 3).unwrap();
+        let checkpoint = Checkpoint::open(&file).unwrap();
+        let names: Vec<_> =
+            checkpoint.names().filter(|name| name.contains("layers.")).map(str::to_owned).collect();
+        names
+            .into_iter()
+            .map(|name| (checkpoint.require(&name).unwrap().bytes.to_vec(), name))
+            .collect::<Vec<_>>()
+    };
+    let (all, few) = (tensors(4), tensors(2));
+    assert!(!few.is_empty() && few.len() < all.len());
+    assert!(few.iter().all(|tensor| all.contains(tensor)));
+    assert!(
+        few.iter().all(|(bytes, name)| few.iter().all(|(other, n)| n == name || other != bytes)),
+        "all differ"
+    );
+}

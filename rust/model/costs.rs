@@ -1,0 +1,89 @@
+//! What a token costs at least, counted from the weights: the other half of any claim that a speed is near its limit.
+
+use super::{Engine, LayerState};
+use crate::weights::matrix::Matrix;
+use crate::weights::model::{LayerWeights, MixerWeights};
+
+/// Multiplications and additions of products with weights, counted apart.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Operations {
+    /// With quantised weights.
+    pub int8: usize,
+    /// With others.
+    pub f32: usize,
+}
+
+impl Operations {
+    fn of<'a>(matrices: impl IntoIterator<Item = &'a Matrix>) -> Self {
+        let mut sum = Self::default();
+        for matrix in matrices {
+            let kind = if matrix.format().is_quantized() { &mut sum.int8 } else { &mut sum.f32 };
+            *kind += matrix.operations();
+        }
+        sum
+    }
+}
+
+/// What a token costs. Constant; attention adds the KV cache's bytes for each token of context.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Costs {
+    /// Bytes of weights and state that decoding one token reads; the state is written, too.
+    pub decode_bytes: usize,
+    /// Bytes of all weights of the layers, whether a token meets them or not.
+    pub layer_bytes: usize,
+    /// Of one token of a prompt, the parts of the last layer left out that all but the last token of a pass skip.
+    pub prefill: Operations,
+    /// Those parts.
+    pub skipped: Operations,
+}
+
+impl Engine {
+    /// What a token costs.
+    pub fn costs(&self) -> Costs {
+        let weights = &self.model.weights;
+        let met = weights.layers.iter().flat_map(touched);
+        let matrix_bytes: usize = met.clone().map(|matrix| matrix.bytes().len()).sum();
+        let vector_bytes =
+            weights.layers.iter().flat_map(LayerWeights::vectors).map(|(_, v)| size_of_val(v)).sum::<usize>();
+        let all = weights.layers.iter().flat_map(LayerWeights::matrices);
+        let outside =
+            weights.embedding.row_bytes() + size_of_val(&weights.final_norm[..]) + weights.head.bytes().len();
+        let state: usize = self.state().layers().iter().map(state_bytes).sum();
+        let (whole, skipped) =
+            (Operations::of(met), Operations::of(weights.layers.last().map_or(vec![], skipped)));
+        Costs {
+            decode_bytes: matrix_bytes + vector_bytes + state + outside,
+            layer_bytes: all.map(|(_, matrix)| matrix.bytes().len()).sum::<usize>() + vector_bytes,
+            prefill: Operations { int8: whole.int8 - skipped.int8, f32: whole.f32 - skipped.f32 },
+            skipped,
+        }
+    }
+}
+
+/// The matrices of a layer that one token meets.
+fn touched(layer: &LayerWeights) -> Vec<&Matrix> {
+    let mixer = layer.matrices().into_iter().filter(|(name, _)| !name.starts_with("mlp."));
+    mixer.map(|(_, matrix)| matrix).chain(feed_forward(layer)).collect()
+}
+
+/// Those of the feed-forward network.
+fn feed_forward(layer: &LayerWeights) -> Vec<&Matrix> {
+    let network = &layer.feed_forward;
+    vec![&network.gate, &network.up, &network.down]
+}
+
+/// Those that only the last token of a pass meets, if the layer is the last; see [`super::layer::forward`].
+fn skipped(layer: &LayerWeights) -> Vec<&Matrix> {
+    let mut matrices = feed_forward(layer);
+    if let MixerWeights::Attention(attention) = &layer.mixer {
+        matrices.extend([&attention.query, &attention.out]);
+    }
+    matrices
+}
+
+fn state_bytes(layer: &LayerState) -> usize {
+    match layer {
+        LayerState::GatedDelta(state) => size_of_val(&state.conv_tail[..]) + size_of_val(&state.memory[..]),
+        LayerState::Attention(_) => 0,
+    }
+}
