@@ -75,3 +75,28 @@ fn sines_and_cosines_of_yarn_are_the_recorded_ones() {
         }
     }
 }
+
+#[test]
+fn angles_of_a_million_tokens_are_products_in_f32() {
+    let row = &json("yarn/case.json")["inv_freq_table"][0];
+    let mut changes = row.clone();
+    changes
+        .as_object_mut()
+        .unwrap()
+        .retain(|key, _| !["inv_freq", "attention_scaling"].contains(&key.as_str()));
+    let rope = settings(&changes);
+    let (half, scale) = (rope.rotary_dim / 2, rope.yarn.as_ref().unwrap().attention_factor);
+    for position in [262_143, 262_144, 786_431, 1_048_575] {
+        let mut table = RopeTable::new(&rope, 1);
+        table.fill([[position; 3]]);
+        let mut head = [vec![1.0; half], vec![0.0; half]].concat();
+        table.rotate(0, &mut head);
+        for (i, frequency) in frequencies(&rope).into_iter().enumerate() {
+            let (sin, cos) = f64::from(position as f32 * frequency).sin_cos();
+            for (found, expected) in [(head[i], cos * scale), (head[i + half], sin * scale)] {
+                let error = (f64::from(found) - expected).abs();
+                assert!(error < 3e-7, "position {position}, pair {i}: {found}, not {expected}");
+            }
+        }
+    }
+}
