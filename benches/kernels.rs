@@ -49,22 +49,35 @@ fn numbers(n: usize) -> Vec<f32> {
     (0..n as u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 8) as f32 / (1 << 24) as f32 - 0.5).collect()
 }
 
-/// Levels that look random, and scales of 2^-7.
+/// Numbers in -0.5..0.5, or levels that look random and scales of 2^-7.
 fn matrix(format: Format, [rows, cols]: [usize; 2]) -> Matrix {
     let len = format.bytes(rows, cols).expect("a small matrix");
+    let bytes: Vec<u8> = match format {
+        Format::F32 => numbers(rows * cols).into_iter().flat_map(f32::to_le_bytes).collect(),
+        Format::F16 => {
+            numbers(rows * cols).into_iter().flat_map(|x| half::f16::from_f32(x).to_le_bytes()).collect()
+        }
+        Format::BF16 => {
+            numbers(rows * cols).into_iter().flat_map(|x| half::bf16::from_f32(x).to_le_bytes()).collect()
+        }
+        Format::Int4 | Format::Int8 => blocks(format, len),
+    };
+    Matrix::new(format, rows, cols, Bytes::new(bytes)).expect("the size that was asked for")
+}
+
+fn blocks(format: Format, len: usize) -> Vec<u8> {
     let mut bytes: Vec<u8> = (0..len as u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 25) as u8).collect();
-    let block = len / (rows.div_ceil(BLOCK_ROWS) * cols.div_ceil(32));
-    for block in bytes.chunks_exact_mut(block) {
+    for block in bytes.chunks_exact_mut(format.block_bytes()) {
         let scales = block.len() - 2 * BLOCK_ROWS;
         for scale in block[scales..].chunks_exact_mut(2) {
             scale.copy_from_slice(&0x2000_u16.to_le_bytes());
         }
     }
-    Matrix::new(format, rows, cols, Bytes::new(bytes)).expect("the size that was asked for")
+    bytes
 }
 
 fn products(criterion: &mut Criterion, cpu: &Cpu) {
-    for format in [Format::Int4, Format::Int8] {
+    for format in Format::ALL {
         for shape in SHAPES {
             let bytes = format.bytes(shape[0], shape[1]).expect("a small matrix");
             let copies: Vec<Matrix> =

@@ -1,0 +1,156 @@
+//! Speed of what stands between the matrix products, at the shapes of Qwen3.5-0.8B, on every tier of this CPU and all its
+//! threads; attention of the vision tower among it.
+//!
+//! Throughput is in numbers, of the larger operand where there are several, for one token and for a pass of prefill.
+
+use std::hint::black_box;
+use std::time::Duration;
+
+use criterion::{BatchSize, BenchmarkId, Criterion, Throughput};
+use edgewise::config::{AttentionConfig, DeltaConfig};
+use edgewise::kernels::activation::{add_bias, gelu_erf_in_place, gelu_tanh_in_place, swiglu};
+use edgewise::kernels::activations::QuantizedRows;
+use edgewise::kernels::attention::{QueryKeyNorm, bidirectional, prepare_query_key};
+use edgewise::kernels::conv::{TAIL, TAPS, short_conv};
+use edgewise::kernels::delta_rule::{gates, normalize_query_key};
+use edgewise::kernels::kv_cache::{KvCache, KvType};
+use edgewise::kernels::norm::{gated_rms_norm, layer_norm, rms_norm};
+use edgewise::kernels::rope::RopeTable;
+use edgewise::kernels::{Cpu, Tier};
+
+const HIDDEN: usize = 1024;
+const INTERMEDIATE: usize = 3584;
+/// Tokens of a prefill.
+const PREFILL: usize = 256;
+const EPS: f32 = 1e-6;
+
+const DELTA: DeltaConfig =
+    DeltaConfig { key_heads: 16, value_heads: 16, key_dim: 128, value_dim: 128, conv_kernel: 4 };
+const ATTENTION: AttentionConfig =
+    AttentionConfig { heads: 8, kv_heads: 2, head_dim: 256, output_gate: true };
+/// Channels of a head that turn with the position.
+const ROTARY: usize = 64;
+
+/// The vision tower: width, heads and a head's channels.
+const VISION: [usize; 3] = [768, 12, 64];
+/// Patches of an image.
+const PATCHES: usize = 1024;
+
+fn main() {
+    let mut criterion = Criterion::default()
+        .sample_size(10)
+        .warm_up_time(Duration::from_millis(300))
+        .measurement_time(Duration::from_secs(1))
+        .configure_from_args();
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    for tier in Tier::available() {
+        let cpu = Cpu::new(tier, threads);
+        for tokens in [1, PREFILL] {
+            let mut bench = Bench { criterion: &mut criterion, cpu: &cpu, tokens };
+            bench.norms();
+            bench.delta_layer();
+            bench.attention_layer();
+            bench.activations();
+        }
+        vision_attention(&mut criterion, &cpu);
+    }
+    criterion.final_summary();
+}
+
+/// Numbers in -0.5..0.5, the same in every run.
+fn numbers(n: usize) -> Vec<f32> {
+    (0..n as u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 8) as f32 / (1 << 24) as f32 - 0.5).collect()
+}
+
+struct Bench<'a> {
+    criterion: &'a mut Criterion,
+    cpu: &'a Cpu,
+    tokens: usize,
+}
+
+impl Bench<'_> {
+    /// Measures `work`, which is given `[tokens, width]` fresh numbers to change: what is changed again and again could
+    /// become subnormal.
+    fn run(&mut self, name: &str, width: usize, mut work: impl FnMut(&Cpu, &mut [f32])) {
+        let (cpu, tokens) = (self.cpu, self.tokens);
+        let x = numbers(tokens * width);
+        let mut group = self.criterion.benchmark_group("elementwise");
+        group.throughput(Throughput::Elements(x.len() as u64));
+        group.bench_function(
+            BenchmarkId::new(format!("{name} [{tokens}, {width}]"), cpu.tier.name()),
+            |bencher| {
+                bencher.iter_batched_ref(|| x.clone(), |x| work(cpu, black_box(x)), BatchSize::LargeInput);
+            },
+        );
+    }
+
+    fn norms(&mut self) {
+        let (x, weight) = (numbers(self.tokens * HIDDEN), vec![1.0; HIDDEN]);
+        self.run("rms norm", HIDDEN, |cpu, out| rms_norm(cpu, &x, &weight, EPS, out));
+        self.run("layer norm", HIDDEN, |cpu, out| layer_norm(cpu, &x, &weight, &weight, EPS, out));
+        let heads = DELTA.value_heads * DELTA.value_dim;
+        let gate = numbers(self.tokens * heads);
+        let weight = vec![1.0; DELTA.value_dim];
+        self.run("gated rms norm", heads, |cpu, x| gated_rms_norm(cpu, x, &gate, &weight, EPS));
+    }
+
+    fn delta_layer(&mut self) {
+        let channels = DELTA.conv_dim();
+        let (x, weight) = (numbers(self.tokens * channels), numbers(TAPS * channels));
+        let mut tail = vec![0.0; TAIL * channels];
+        self.run("convolution", channels, |cpu, out| short_conv(cpu, &x, &weight, &mut tail, out));
+        self.run("query and key norm", channels, |cpu, qkv| normalize_query_key(cpu, &DELTA, qkv));
+        let heads = DELTA.value_heads;
+        let (mut b, rate) = (numbers(self.tokens * heads), vec![0.1; heads]);
+        self.run("gates", heads, |cpu, a| gates(cpu, a, &mut b, &rate, &rate));
+    }
+
+    fn attention_layer(&mut self) {
+        let kv_width = ATTENTION.kv_heads * ATTENTION.head_dim;
+        let mut rope = RopeTable::two_axes(1e7, ROTARY, self.tokens).expect("memory for a table");
+        rope.fill((0..self.tokens as u32).map(|i| [i; 3]));
+        let weight = vec![1.0; ATTENTION.head_dim];
+        let mut keys = numbers(self.tokens * kv_width);
+        self.run("rotation", ATTENTION.query_width(), |cpu, queries| {
+            let norm = QueryKeyNorm { query: &weight, key: &weight, eps: EPS };
+            prepare_query_key(cpu, &ATTENTION, &rope, norm, queries, &mut keys);
+        });
+        for kv_type in [KvType::F16, KvType::F32] {
+            let mut cache = KvCache::new(kv_type, ATTENTION.kv_heads, ATTENTION.head_dim);
+            self.run(&format!("{} cache", kv_type.name()), kv_width, |cpu, rows| {
+                cache.truncate(0);
+                cache.append(cpu, rows, rows);
+            });
+        }
+    }
+
+    fn activations(&mut self) {
+        let up = vec![1.0; self.tokens * INTERMEDIATE];
+        self.run("swiglu", INTERMEDIATE, |cpu, gate| swiglu(cpu, gate, &up));
+        self.run("gelu tanh", INTERMEDIATE, gelu_tanh_in_place);
+        self.run("gelu erf", INTERMEDIATE, gelu_erf_in_place);
+        let bias = vec![0.0; INTERMEDIATE];
+        self.run("bias", INTERMEDIATE, |cpu, x| add_bias(cpu, x, &bias));
+        for width in [HIDDEN, INTERMEDIATE] {
+            let mut quantized = QuantizedRows::default();
+            self.run("quantisation", width, |cpu, x| quantized.fill(cpu, x, width));
+        }
+    }
+}
+
+/// Attention among the patches of an image; throughput in patches.
+fn vision_attention(criterion: &mut Criterion, cpu: &Cpu) {
+    let [width, heads, head_dim] = VISION;
+    let mut cache = KvCache::new(KvType::F32, heads, head_dim);
+    let queries = numbers(PATCHES * width);
+    cache.append(cpu, &queries, &queries);
+    let mut out = vec![0.0; queries.len()];
+    let mut group = criterion.benchmark_group("attention");
+    group.throughput(Throughput::Elements(PATCHES as u64));
+    group.bench_function(
+        BenchmarkId::new(format!("bidirectional of {PATCHES}"), cpu.tier.name()),
+        |bencher| {
+            bencher.iter(|| bidirectional(cpu, &queries, &cache, head_dim, black_box(&mut out)));
+        },
+    );
+}

@@ -1,0 +1,218 @@
+"""The scripts in `benches`, each run once and tiny."""
+
+from __future__ import annotations
+
+import csv
+import importlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+
+from edgewise import _native, benchmark, hub
+from edgewise.benchmark import Plan
+
+BENCHES = Path(__file__).parents[2] / "benches"
+LLAMA_PYTHON = "EDGEWISE_LLAMA_PYTHON"
+"""Names the Python that has llama-cpp-python, for the tests that need it."""
+
+
+@pytest.fixture
+def scripts(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Import a script by its name."""
+    monkeypatch.syspath_prepend(str(BENCHES))
+
+    def load(name: str) -> ModuleType:
+        return importlib.import_module(name)
+
+    return load
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Path:
+    """The `config.json` of a very small model of the family, without a tower."""
+    config = json.loads(benchmark.with_layers(benchmark.shapes("0.8B"), 4))
+    del config["vision_config"]
+    config["text_config"] |= {
+        "vocab_size": 320,
+        "hidden_size": 64,
+        "intermediate_size": 96,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "head_dim": 64,
+        "linear_num_key_heads": 2,
+        "linear_num_value_heads": 2,
+        "linear_key_head_dim": 64,
+        "linear_value_head_dim": 64,
+    }
+    config["text_config"]["rope_parameters"]["mrope_section"] = [3, 3, 2]
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(config))
+    return path
+
+
+def run(script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(BENCHES / script), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+class TestRandomGguf:
+    @pytest.fixture(autouse=True)
+    def package(self) -> None:
+        self.gguf: Any = pytest.importorskip("gguf", reason="the package gguf is not installed")
+
+    def tensors(self, config: Path, *options: str) -> dict[str, Any]:
+        destination = config.with_name("random.gguf")
+        done = run("random_gguf.py", str(config), str(destination), *options)
+        assert done.returncode == 0, done.stderr
+        return {tensor.name: tensor for tensor in self.gguf.GGUFReader(destination).tensors}
+
+    def bytes_of(self, tensors: dict[str, Any], kind: str) -> int:
+        return sum(int(t.n_bytes) for t in tensors.values() if t.tensor_type.name == kind)
+
+    def test_the_bits_are_those_of_edgewise(self, small: Path) -> None:
+        tensors = self.tensors(small)
+        path = str(small.with_name("random.safetensors"))
+        _native.write_random(small.read_text(), path, "int4")
+        formats = _native.Engine.open(path, threads=1).info()["formats"]
+        assert self.bytes_of(tensors, "Q4_0") == formats["int4"]["bytes"]
+        # Gates of two rows stand in panels of 16 here, and alone there.
+        assert 8 * self.bytes_of(tensors, "Q8_0") == formats["int8"]["bytes"]
+        assert self.bytes_of(tensors, "F32") == formats["f32"]["bytes"]
+
+    def test_the_head_is_the_embedding_if_it_is_tied(self, small: Path) -> None:
+        assert "output.weight" not in self.tensors(small)
+        config = json.loads(small.read_text())
+        small.write_text(json.dumps(config | {"tie_word_embeddings": False}))
+        assert list(self.tensors(small)["output.weight"].shape) == [64, 320]
+
+    def test_weights_have_the_variance_of_edgewise_s(self, small: Path) -> None:
+        for name, tensor in self.tensors(small).items():
+            if tensor.tensor_type.name in ("Q4_0", "Q8_0"):
+                weights = self.gguf.dequantize(tensor.data, tensor.tensor_type)
+                assert np.isfinite(weights).all()
+                assert weights.var() == pytest.approx(1 / int(tensor.shape[0]), rel=0.25), name
+
+    def test_kinds_of_layers(self, small: Path) -> None:
+        config = json.loads(small.read_text())
+        config["text_config"]["num_hidden_layers"] = 8
+        small.write_text(json.dumps(config))
+        attention = [i for i in range(8) if f"blk.{i}.attn_q.weight" in self.tensors(small)]
+        assert attention == [3, 7]
+        assert {name.split(".")[1] for name in self.tensors(small, "--layers", "4") if "blk" in name} == set(
+            "0123"
+        )
+
+    def test_experts(self, small: Path) -> None:
+        config = json.loads(small.read_text())
+        del config["text_config"]["intermediate_size"]
+        config["text_config"] |= {
+            "num_experts": 6,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 32,
+            "shared_expert_intermediate_size": 32,
+        }
+        small.write_text(json.dumps(config))
+        tensors = self.tensors(small)
+        assert list(tensors["blk.2.ffn_gate_exps.weight"].shape) == [64, 32, 6]
+        assert list(tensors["blk.3.ffn_down_shexp.weight"].shape) == [32, 64]
+        reader = self.gguf.GGUFReader(small.with_name("random.gguf"))
+        assert reader.get_field("general.architecture").contents() == "qwen35moe"
+        assert reader.get_field("qwen35moe.expert_used_count").contents() == 2
+
+
+class TestCompare:
+    def test_edgewise_alone(self, small: Path, tmp_path: Path) -> None:
+        record = tmp_path / "record.csv"
+        options = ["--only", "edgewise", "--rounds", "2", "--threads", "1", "--new-tokens", "2"]
+        done = run("compare.py", "--shapes", str(small), *options, "--csv", str(record))
+        assert done.returncode == 0, done.stderr
+        head, *lines = [line.split() for line in done.stdout.splitlines()]
+        assert head == ["what", "edgewise"]
+        assert {line[0]: float(line[1]) > 0 for line in lines} == dict.fromkeys(
+            [
+                "open_ms",
+                "open_to_first_token_ms",
+                "prefill_512_tokens_per_s",
+                "decode_at_0_tokens_per_s",
+                "peak_memory_mb",
+            ],
+            True,
+        )
+        comments = [line for line in record.read_text().splitlines() if line.startswith("#")]
+        assert "python benches/compare.py --shapes config.json --only edgewise" in comments[1]
+        assert str(tmp_path) not in record.read_text()
+
+    def test_with_llama_cpp(self, small: Path) -> None:
+        python = os.environ.get(LLAMA_PYTHON)
+        if python is None:
+            pytest.skip(f"{LLAMA_PYTHON} does not name a Python with llama-cpp-python")
+        options = ["--rounds", "1", "--threads", "1", "--new-tokens", "2", "--long", "--json"]
+        done = run("compare.py", "--shapes", str(small), "--llama-python", python, *options)
+        assert done.returncode == 0, done.stderr
+        found = json.loads(done.stdout)
+        assert set(found["rounds"]) == {"edgewise", "llama.cpp"}
+        for row in found["summary"]:
+            assert min(row["edgewise"], row["llama.cpp"], row["edgewise_is_better_by"]) > 0
+
+    def test_without_llama_cpp(self, small: Path, tmp_path: Path) -> None:
+        python = tmp_path / "python"
+        python.write_text("#!/bin/sh\necho 'ModuleNotFoundError: none here' >&2\nexit 1\n")
+        python.chmod(0o755)
+        done = run("compare.py", "--shapes", str(small), "--llama-python", str(python))
+        assert done.returncode == 1
+        assert done.stderr.startswith(f"{python} has no llama.cpp: ModuleNotFoundError: none here\n")
+        assert "pip install --no-binary llama-cpp-python" in done.stderr
+
+    def test_a_build_for_less_than_the_processor(self, scripts: Any) -> None:
+        compare = scripts("compare")
+        about = "CPU : SSE3 = 1 | AVX = 1 | AVX2 = 1 | AVX512 = 0 | FMA = 1 | "
+        assert compare.missing_features(about, {"avx", "avx2", "fma", "sse3"}) == []
+        assert compare.missing_features(about, {"avx2", "avx512f", "avx512_vnni"}) == [
+            "AVX512",
+            "AVX512_VNNI",
+        ]
+
+    def test_ratios_are_of_each_round(self, scripts: Any) -> None:
+        found = {
+            "edgewise": [
+                {"x_per_s": 10.0, "ms": 1.0},
+                {"x_per_s": 30.0, "ms": 3.0},
+                {"x_per_s": 20.0, "ms": 2.0},
+            ],
+            "llama.cpp": [
+                {"x_per_s": 5.0, "ms": 4.0},
+                {"x_per_s": 10.0, "ms": 6.0},
+                {"x_per_s": 20.0, "ms": 2.0},
+            ],
+        }
+        assert scripts("compare").summary(found) == [
+            {"what": "x_per_s", "edgewise": 20.0, "llama.cpp": 10.0, "edgewise_is_better_by": 2.0},
+            {"what": "ms", "edgewise": 2.0, "llama.cpp": 4.0, "edgewise_is_better_by": 2.0},
+        ]
+
+
+class TestRecord:
+    def test_lines_of_a_record(self, scripts: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+        record = scripts("record")
+        plan = Plan([8], depths=[0], new_tokens=2, rounds=1, limit_seconds=0.0, breakdown=True)
+        found = json.loads(json.dumps(benchmark.measure(hub.resolve("demo"), plan).to_dict()))
+        monkeypatch.setattr(record, "measure", lambda *_: found)
+        monkeypatch.setattr(sys, "argv", ["record.py", "here", "--shapes", "2B:8", "--folder", str(tmp_path)])
+        record.main()
+        speeds, parts = sorted((tmp_path / "here").iterdir(), key=lambda path: len(path.name))
+        [decode] = [row for row in rows(speeds) if row["what"] == "decode_tokens_per_s"]
+        assert (decode["shapes"], decode["layers"], decode["tokens"]) == ("2B", "8", "0")
+        assert float(decode["share"]) > 0
+        shares = [float(row["share"]) for row in rows(parts) if row["pass"] == "decode"]
+        assert sum(shares) == pytest.approx(1, abs=0.01)
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    return list(csv.DictReader(line for line in path.read_text().splitlines() if not line.startswith("#")))
