@@ -96,6 +96,12 @@ fn quantize_group<S: Simd>(s: S, x: &[f32], out: &mut Group) {
         let split = x.len().min(LANES);
         (s.load(&padded(&x[..split])), s.load(&padded(&x[split..])))
     };
+    quantize_lanes(s, low, high, out);
+}
+
+/// Channels 0..16 and 16..32 of a group.
+#[inline(always)]
+pub(super) fn quantize_lanes<S: Simd>(s: S, low: S::F, high: S::F, out: &mut Group) {
     let absmax = s.max_lane(s.max(s.abs(low), s.abs(high)));
     // 0 x inf and 0 x NaN are NaN; all else stays 0.
     let zero = s.splat(0.0);

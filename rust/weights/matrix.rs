@@ -156,6 +156,20 @@ impl Matrix {
         &self.data
     }
 
+    /// The stored bytes of rows `16 panel..`, at most 16.
+    ///
+    /// # Panics
+    /// If the matrix has no such row.
+    pub fn panel_bytes(&self, panel: usize) -> &[u8] {
+        let (first, last) = (panel * BLOCK_ROWS, ((panel + 1) * BLOCK_ROWS).min(self.rows));
+        assert!(first < self.rows);
+        let row_bytes = self.cols.div_ceil(BLOCK_COLS) * self.format.block_bytes() / BLOCK_ROWS;
+        match self.format.dtype() {
+            None => &self.data[first * row_bytes..][..BLOCK_ROWS * row_bytes],
+            Some(dtype) => &self.data[first * self.cols * dtype.size()..last * self.cols * dtype.size()],
+        }
+    }
+
     /// Row `row` as f32, `[cols]`.
     ///
     /// # Panics
