@@ -156,8 +156,9 @@ impl Op for JobItem<'_> {
         for i in 0..job.input.tokens.div_ceil(S::TILE) {
             let tokens = even_part(job.input.tokens, S::TILE, i);
             let places = Places { first: tokens.start, count: tokens.len(), list: None };
-            let fetch = if i == 0 { Fetch::Following } else { Fetch::Nothing };
             for panel in first..last {
+                let fetch =
+                    if i == 0 { Fetch::Then(job.weights.panel_bytes(panel + 1)) } else { Fetch::Nothing };
                 panel_tile(s, job.weights, panel, rows, places, fetch, &mut tile);
                 for (token, values) in tokens.clone().zip(&tile) {
                     // SAFETY: these rows belong to this item.

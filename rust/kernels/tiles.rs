@@ -71,10 +71,8 @@ impl Places<'_> {
 pub(super) enum Fetch<'a> {
     /// Nothing: the panel was read just now, and with it what follows was fetched.
     Nothing,
-    /// What follows in the matrix.
-    Following,
-    /// What is needed next: the beginning of these bytes, as many as the panel has.
-    Next(&'a [u8]),
+    /// What comes up next in the panel, and behind its end the beginning of these bytes, the panel read next.
+    Then(&'a [u8]),
 }
 
 /// Cuts `tokens` into the fewest tiles of at most `most`, as even as can be: tile `i` of them.
@@ -160,12 +158,8 @@ fn quantized_panel<S: Simd, B: Block>(
     out: &mut TileOut,
 ) {
     let blocks = weights.cols().div_ceil(BLOCK_COLS);
-    let bytes = &weights.bytes()[panel * blocks * B::BYTES..(panel + 1) * blocks * B::BYTES];
-    let fetch = match fetch {
-        Fetch::Nothing => None,
-        Fetch::Following => Some(bytes.as_ptr().wrapping_add(AHEAD * B::BYTES)),
-        Fetch::Next(bytes) => Some(bytes.as_ptr()),
-    };
+    let bytes = weights.panel_bytes(panel);
+    assert_eq!(bytes.len(), blocks * B::BYTES);
     match places.count {
         1 => quantized_tile::<S, B, 1>(s, bytes, blocks, input, places, fetch, out),
         2 => quantized_tile::<S, B, 2>(s, bytes, blocks, input, places, fetch, out),
@@ -192,18 +186,24 @@ fn quantized_tile<S: Simd, B: Block, const T: usize>(
     blocks: usize,
     input: Rows<'_>,
     places: Places<'_>,
-    fetch: Option<*const u8>,
+    fetch: Fetch<'_>,
     out: &mut TileOut,
 ) {
     assert_eq!(weights.len(), blocks * B::BYTES);
+    let (ahead, then) = match fetch {
+        Fetch::Nothing => (usize::MAX, std::ptr::null()),
+        Fetch::Then(bytes) => (AHEAD.min(blocks), bytes.as_ptr()),
+    };
     let mut rows = [&input.groups[..0]; T];
     for t in 0..T {
         rows[t] = &input.groups[places.row(t) * input.group_stride..][..blocks];
     }
     let mut acc = [s.splat(0.0); T];
     for b in 0..blocks {
-        if let Some(fetch) = fetch {
-            prefetch(fetch.wrapping_add(b * B::BYTES), B::BYTES);
+        if ahead < usize::MAX {
+            let (start, b) =
+                if b + ahead < blocks { (weights.as_ptr(), b + ahead) } else { (then, b + ahead - blocks) };
+            prefetch(start.wrapping_add(b * B::BYTES), B::BYTES);
         }
         // SAFETY: `weights` holds `blocks` blocks, asserted above.
         let (w, scale) = unsafe {

@@ -156,18 +156,15 @@ impl Matrix {
         &self.data
     }
 
-    /// The stored bytes of rows `16 panel..`, at most 16.
-    ///
-    /// # Panics
-    /// If the matrix has no such row.
+    /// The stored bytes of the panel of rows `16 panel..`, which are at most 16; none if there is no such row.
+    #[inline]
     pub fn panel_bytes(&self, panel: usize) -> &[u8] {
-        let (first, last) = (panel * BLOCK_ROWS, ((panel + 1) * BLOCK_ROWS).min(self.rows));
-        assert!(first < self.rows);
-        let row_bytes = self.cols.div_ceil(BLOCK_COLS) * self.format.block_bytes() / BLOCK_ROWS;
-        match self.format.dtype() {
-            None => &self.data[first * row_bytes..][..BLOCK_ROWS * row_bytes],
-            Some(dtype) => &self.data[first * self.cols * dtype.size()..last * self.cols * dtype.size()],
-        }
+        let bytes = match self.format.dtype() {
+            None => self.cols.div_ceil(BLOCK_COLS) * self.format.block_bytes(),
+            Some(dtype) => BLOCK_ROWS * self.cols * dtype.size(),
+        };
+        let end = self.data.len();
+        &self.data[(panel * bytes).min(end)..((panel + 1) * bytes).min(end)]
     }
 
     /// Row `row` as f32, `[cols]`.

@@ -10,6 +10,8 @@
 //! ```
 #![allow(unsafe_code, reason = "sums and outputs, written in parallel at places that do not overlap")]
 
+use std::ops::Range;
+
 use super::Experts;
 use super::plan::{Plan, Run};
 use crate::kernels::cpu::Cpu;
@@ -17,10 +19,7 @@ use crate::kernels::disjoint::Disjoint;
 use crate::kernels::lanes::{LANES, Op, Simd};
 use crate::kernels::linear::Store;
 use crate::kernels::tiles::{Fetch, MAX_TILE, Places, Rows, even_part, panel_tile};
-use crate::weights::matrix::{BLOCK_ROWS, Matrix};
-
-/// Panels of one item.
-const PANELS: usize = 2;
+use crate::weights::matrix::BLOCK_ROWS;
 
 /// Adds up `activations` `[slots, width]` x down projections in `sums` `[panels, tokens, 16]`, then stores them in `out`
 /// `[tokens, hidden]`.
@@ -37,8 +36,7 @@ pub(super) fn run(
     let hidden = out.len() / tokens;
     let (sums, out) = (Disjoint::new(sums), Disjoint::new(out));
     let pass = Pass { experts, plan, activations, tokens, hidden, sums, out, store };
-    let items = hidden.div_ceil(BLOCK_ROWS).div_ceil(PANELS);
-    cpu.pool.run(items, &|item| cpu.run(Down { pass: &pass, item }));
+    cpu.pool.run(plan.panel_items(), &|item| cpu.run(Down { pass: &pass, panels: plan.panels(item) }));
 }
 
 struct Pass<'a> {
@@ -54,26 +52,26 @@ struct Pass<'a> {
 
 struct Down<'a> {
     pass: &'a Pass<'a>,
-    item: usize,
+    panels: Range<usize>,
 }
 
 impl Op for Down<'_> {
     type Output = ();
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let Self { pass, item } = self;
-        let first = item * PANELS;
-        let last = (first + PANELS).min(pass.hidden.div_ceil(BLOCK_ROWS));
+        let Self { pass, panels } = self;
         let panel = pass.tokens * LANES;
         // SAFETY: these panels belong to this item.
-        let sums = unsafe { pass.sums.part(first * panel..last * panel) };
+        let sums = unsafe { pass.sums.part(panels.start * panel..panels.end * panel) };
         sums.fill(0.0);
         let runs = pass.plan.runs();
         for (i, run) in runs.iter().enumerate() {
-            let next = runs.get(i + 1).map(|run| &pass.experts.get(run.expert).down);
-            add_expert(s, pass, run, next, first..last, sums.as_chunks_mut().0);
+            let next = runs
+                .get(i + 1)
+                .map_or(&[][..], |run| pass.experts.get(run.expert).down.panel_bytes(panels.start));
+            add_expert(s, pass, run, next, panels.clone(), sums.as_chunks_mut().0);
         }
-        for (panel, sums) in (first..last).zip(sums.chunks_exact(panel)) {
+        for (panel, sums) in panels.zip(sums.chunks_exact(panel)) {
             let row = panel * BLOCK_ROWS;
             let width = BLOCK_ROWS.min(pass.hidden - row);
             for (token, sum) in sums.as_chunks().0.iter().enumerate() {
@@ -92,8 +90,8 @@ fn add_expert<S: Simd>(
     s: S,
     pass: &Pass<'_>,
     run: &Run,
-    next: Option<&Matrix>,
-    panels: std::ops::Range<usize>,
+    next: &[u8],
+    panels: Range<usize>,
     sums: &mut [[f32; LANES]],
 ) {
     let down = &pass.experts.get(run.expert).down;
@@ -103,10 +101,8 @@ fn add_expert<S: Simd>(
         let first = run.first + tile.start;
         let places = Places { first, count: tile.len(), list: None };
         for (panel, sums) in panels.clone().zip(sums.chunks_exact_mut(pass.tokens)) {
-            let fetch = match next {
-                Some(next) if i == 0 => Fetch::Next(next.panel_bytes(panel)),
-                _ => Fetch::Nothing,
-            };
+            let then = if panel + 1 < panels.end { down.panel_bytes(panel + 1) } else { next };
+            let fetch = if i == 0 { Fetch::Then(then) } else { Fetch::Nothing };
             panel_tile(s, down, panel, pass.activations, places, fetch, &mut out);
             for (slot, out) in (first..).zip(&out[..tile.len()]) {
                 let sum = &mut sums[pass.plan.tokens()[slot] as usize];

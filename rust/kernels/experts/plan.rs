@@ -1,17 +1,20 @@
 //! Slots sorted by expert, and how the work on them is cut into items.
 
+use std::ops::Range;
+
 use super::Experts;
 use crate::kernels::activation::sigmoid_in_place;
 use crate::kernels::cpu::Cpu;
 use crate::kernels::routing::Routes;
-use crate::weights::matrix::BLOCK_COLS;
+use crate::kernels::tiles::MAX_TILE;
+use crate::weights::matrix::{BLOCK_COLS, BLOCK_ROWS};
 
-/// Items for each thread of a region: enough that the last ones end at about the same time.
-const ITEMS_PER_THREAD: usize = 24;
-/// The fewest tokens of an expert that an item takes if it does not take all: they share reads of the weights.
-const PIECE: usize = 32;
-/// Tokens that cost about as much as one of them where weights come from the cache.
-const TILE: usize = 8;
+/// An item takes at most this share of a thread's part of what is left.
+const SHARE: usize = 4;
+/// The fewest tiles of an expert's tokens that an item takes if it does not take all: they share reads of the weights.
+const PIECE: usize = 4;
+/// The most panels of the output that an item takes: what is summed in them should stay in the cache.
+const MAX_PANELS: usize = 32;
 
 /// All slots of one expert, and its share of the items that compute gate and up projections.
 #[derive(Clone, Copy, Debug)]
@@ -22,10 +25,12 @@ pub(super) struct Run {
     pub(super) first: usize,
     /// Slots, at least one.
     pub(super) count: usize,
-    /// Groups of 32 channels that an item takes.
-    groups_per_item: usize,
-    /// Tokens that an item takes, at most.
-    tokens_per_item: usize,
+    /// Groups of 32 channels.
+    groups: usize,
+    /// Parts that the groups are cut into.
+    parts: usize,
+    /// Pieces that the slots are cut into.
+    pieces: usize,
     /// Items of all experts before this one.
     first_item: usize,
 }
@@ -34,9 +39,9 @@ pub(super) struct Run {
 pub(super) struct Item {
     pub(super) run: Run,
     /// Slots, counted from the expert's first.
-    pub(super) slots: std::ops::Range<usize>,
-    /// Groups of 32 channels; the last may be one that the expert has not.
-    pub(super) groups: std::ops::Range<usize>,
+    pub(super) slots: Range<usize>,
+    /// Groups of 32 channels.
+    pub(super) groups: Range<usize>,
 }
 
 /// The order of work for one pass.
@@ -49,17 +54,21 @@ pub(super) struct Plan {
     /// `[slots]`
     weights: Vec<f32>,
     runs: Vec<Run>,
+    /// Items of gate and up projections.
     items: usize,
+    /// First panel of each item of down projections, and the end of the last.
+    panels: Vec<u32>,
 }
 
 impl Plan {
-    pub(super) fn with_capacity(slots: usize, experts: usize) -> Self {
+    pub(super) fn with_capacity(slots: usize, experts: usize, panels: usize) -> Self {
         Self {
             cursors: Vec::with_capacity(experts),
             tokens: Vec::with_capacity(slots),
             weights: Vec::with_capacity(slots),
             runs: Vec::with_capacity(experts),
             items: 0,
+            panels: Vec::with_capacity(panels + 1),
         }
     }
 
@@ -83,7 +92,14 @@ impl Plan {
     }
 
     /// Sorts the routes of `tokens` tokens: by expert, and the slots of an expert by token.
-    pub(super) fn fill(&mut self, cpu: &Cpu, experts: Experts<'_>, routes: &Routes, tokens: usize) {
+    pub(super) fn fill(
+        &mut self,
+        cpu: &Cpu,
+        experts: Experts<'_>,
+        routes: &Routes,
+        tokens: usize,
+        hidden: usize,
+    ) {
         let per_token = routes.per_token();
         assert_eq!(routes.experts().len(), tokens * per_token, "routes are [tokens, per_token]");
         self.count(routes.experts(), experts.routed.len());
@@ -106,6 +122,7 @@ impl Plan {
             sigmoid_in_place(cpu, &mut self.weights[first..]);
         }
         self.cut(cpu.pool.threads(), experts);
+        self.cut_panels(cpu.pool.threads(), hidden.div_ceil(BLOCK_ROWS));
     }
 
     /// Makes the runs of the experts, and moves the cursors to their first slots.
@@ -129,22 +146,35 @@ impl Plan {
     }
 
     fn add_run(&mut self, expert: usize, first: usize, count: usize) {
-        let (groups_per_item, tokens_per_item) = (1, count);
-        self.runs.push(Run { expert, first, count, groups_per_item, tokens_per_item, first_item: 0 });
+        self.runs.push(Run { expert, first, count, groups: 0, parts: 0, pieces: 0, first_item: 0 });
     }
 
-    /// Cuts gate and up projections into items of about the same cost.
+    /// Cuts gate and up projections into items: large ones first, because memory is fast where much is read in one go,
+    /// then smaller ones, so that all threads end at about the same time.
     fn cut(&mut self, threads: usize, experts: Experts<'_>) {
-        let groups = |run: &Run| experts.get(run.expert).gate.rows().div_ceil(BLOCK_COLS);
-        let tiles = |run: &Run| run.count.div_ceil(TILE);
-        let cost: usize = self.runs.iter().map(|run| groups(run) * tiles(run)).sum();
-        let target = cost.div_ceil(threads * ITEMS_PER_THREAD).max(1);
+        for run in &mut self.runs {
+            run.groups = experts.get(run.expert).gate.rows().div_ceil(BLOCK_COLS);
+        }
+        let mut left: usize = self.runs.iter().map(Run::cost).sum();
         self.items = 0;
         for run in &mut self.runs {
-            run.groups_per_item = (target / tiles(run)).max(1);
-            run.tokens_per_item = if tiles(run) > target { (TILE * target).max(PIECE) } else { run.count };
+            let target = share(left, threads);
+            left -= run.cost();
+            run.parts = run.groups.div_ceil((target / run.tiles()).max(1));
+            run.pieces = if run.tiles() > target { run.tiles().div_ceil(target.max(PIECE)) } else { 1 };
             run.first_item = self.items;
-            self.items += groups(run).div_ceil(run.groups_per_item) * run.pieces();
+            self.items += run.parts * run.pieces;
+        }
+    }
+
+    /// Cuts `panels` panels of the output into items, in the same manner.
+    fn cut_panels(&mut self, threads: usize, panels: usize) {
+        self.panels.clear();
+        self.panels.push(0);
+        let mut first = 0;
+        while first < panels {
+            first += share(panels - first, threads).min(MAX_PANELS);
+            self.panels.push(first as u32);
         }
     }
 
@@ -157,17 +187,36 @@ impl Plan {
     pub(super) fn item(&self, item: usize) -> Item {
         let behind = self.runs.partition_point(|run| run.first_item <= item);
         let run = self.runs[behind - 1];
-        let (item, pieces) = (item - run.first_item, run.pieces());
-        let (part, piece) = (item / pieces, item % pieces);
-        let slots = piece * run.count / pieces..(piece + 1) * run.count / pieces;
-        let groups = part * run.groups_per_item..(part + 1) * run.groups_per_item;
+        let item = item - run.first_item;
+        let (part, piece) = (item / run.pieces, item % run.pieces);
+        let slots = piece * run.count / run.pieces..(piece + 1) * run.count / run.pieces;
+        let groups = part * run.groups / run.parts..(part + 1) * run.groups / run.parts;
         Item { run, slots, groups }
+    }
+
+    /// Items of down projections.
+    pub(super) fn panel_items(&self) -> usize {
+        self.panels.len() - 1
+    }
+
+    /// Panels of the output that item `item` computes.
+    pub(super) fn panels(&self, item: usize) -> Range<usize> {
+        self.panels[item] as usize..self.panels[item + 1] as usize
     }
 }
 
 impl Run {
-    /// Pieces that the tokens are cut into.
-    fn pieces(&self) -> usize {
-        self.count.div_ceil(self.tokens_per_item)
+    /// Tiles of tokens, about.
+    fn tiles(&self) -> usize {
+        self.count.div_ceil(MAX_TILE)
     }
+
+    fn cost(&self) -> usize {
+        self.groups * self.tiles()
+    }
+}
+
+/// How much of what is left an item takes.
+fn share(left: usize, threads: usize) -> usize {
+    if threads == 1 { left } else { left.div_ceil(SHARE * threads).max(1) }
 }

@@ -4,9 +4,11 @@
 mod attention;
 mod delta_rule;
 mod elementwise;
+mod experts;
 mod golden;
 mod lanes;
 mod linear;
 mod math;
+mod routing;
 pub mod support;
 mod vision;
