@@ -191,7 +191,9 @@ def copy_routing(source: Path, out: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     arrays = load_file(source / "moe_text" / "case.safetensors")
     kinds = ("router_logits", "router_weights", "selected_experts")
-    kept = {name: array for name, array in arrays.items() if name.startswith("seq1.") and name.endswith(kinds)}
+    kept = {
+        name: array for name, array in arrays.items() if name.startswith("seq1.") and name.endswith(kinds)
+    }
     write_arrays(kept, folder / "case.safetensors")
     record = json.loads((source / "moe_text" / "case.json").read_text(encoding="utf-8"))
     config = json.loads((source / "moe_text" / "config.json").read_text(encoding="utf-8"))

@@ -30,10 +30,11 @@ mod plan;
 use self::plan::Plan;
 use super::activations::Group;
 use super::cpu::Cpu;
+use super::lanes::LANES;
 use super::linear::{Input, Store};
 use super::routing::Routes;
 use super::tiles::Rows;
-use crate::weights::matrix::BLOCK_COLS;
+use crate::weights::matrix::{BLOCK_COLS, BLOCK_ROWS};
 use crate::weights::model::SwiGluWeights;
 
 /// An expert that every token uses.
@@ -73,8 +74,8 @@ pub struct ExpertScratch {
     groups: Vec<Group>,
     /// `[slots, width]`, of the others
     dense: Vec<f32>,
-    /// `[panels, tokens, 16]`
-    sums: Vec<f32>,
+    /// `[panels, tokens]`
+    sums: Vec<[f32; LANES]>,
 }
 
 impl ExpertScratch {
@@ -89,10 +90,10 @@ impl ExpertScratch {
     ) -> Self {
         let slots = tokens * per_token;
         Self {
-            plan: Plan::with_capacity(slots, experts, hidden.div_ceil(16)),
+            plan: Plan::with_capacity(slots, experts, hidden.div_ceil(BLOCK_ROWS)),
             groups: Vec::with_capacity(slots * width.div_ceil(BLOCK_COLS)),
             dense: Vec::with_capacity(slots * width),
-            sums: Vec::with_capacity(tokens * hidden.next_multiple_of(16)),
+            sums: Vec::with_capacity(tokens * hidden.div_ceil(BLOCK_ROWS)),
         }
     }
 }
@@ -129,7 +130,7 @@ pub fn expert_feed_forward(
     }
     grow(&mut scratch.groups, plan.slots() * width.groups, Group::default());
     grow(&mut scratch.dense, plan.slots() * width.dense, 0.0);
-    grow(&mut scratch.sums, tokens * hidden.next_multiple_of(16), 0.0);
+    grow(&mut scratch.sums, tokens * hidden.div_ceil(BLOCK_ROWS), [0.0; LANES]);
     gate_up::run(cpu, experts, plan, input.rows(hidden), width, &mut scratch.groups, &mut scratch.dense);
     let activations = Rows {
         dense: &scratch.dense,

@@ -15,7 +15,7 @@ use super::activations::QuantizedRows;
 use super::cpu::Cpu;
 use super::disjoint::Disjoint;
 use super::lanes::{LANES, Op, Simd};
-use super::tiles::{Fetch, MAX_TILE, Places, Rows, even_part, panel_tile};
+use super::tiles::{Fetch, NO_TILE, Panels, Places, Rows, even_part, panel_tile};
 use crate::weights::matrix::{BLOCK_ROWS, Matrix};
 
 /// What becomes of a result.
@@ -32,7 +32,10 @@ impl Store {
     #[inline(always)]
     pub(super) fn write<S: Simd>(self, s: S, values: &[f32; LANES], out: &mut [f32]) {
         match self {
-            Self::Set => out.copy_from_slice(&values[..out.len()]),
+            Self::Set => match out.as_chunks_mut::<LANES>().0 {
+                [out] => *out = *values,
+                _ => out.copy_from_slice(&values[..out.len()]),
+            },
             Self::Add => match out.as_chunks_mut::<LANES>().0 {
                 [out] => s.store(s.add(s.load(out), s.load(values)), out),
                 _ => out.iter_mut().zip(values).for_each(|(out, value)| *out += value),
@@ -99,8 +102,11 @@ pub fn linear<const N: usize>(cpu: &Cpu, input: Input<'_>, products: [Product<'_
 
 /// One matrix of a call, cut into work items of whole panels.
 struct Job<'a> {
-    input: Input<'a>,
-    weights: &'a Matrix,
+    input: Rows<'a>,
+    tokens: usize,
+    weights: Panels<'a>,
+    /// Rows of the matrix.
+    rows: usize,
     out: Disjoint<'a, f32>,
     store: Store,
     panels_per_item: usize,
@@ -116,12 +122,12 @@ impl<'a> Job<'a> {
             let groups = input.quantized.map_or(0, |q| q.groups().len());
             assert_eq!(groups, input.tokens * weights.cols().div_ceil(32), "input is quantised");
         }
-        let panels = weights.rows().div_ceil(BLOCK_ROWS);
-        let panel_bytes = (weights.bytes().len() / panels.max(1)).max(1);
-        let item_bytes = if input.tokens < PREFILL_TOKENS { ITEM_BYTES } else { PREFILL_ITEM_BYTES };
-        let panels_per_item = (item_bytes / panel_bytes).clamp(1, MAX_ITEM_PANELS);
-        let items = panels.div_ceil(panels_per_item);
-        Self { input, weights, out: Disjoint::new(product.out), store: product.store, panels_per_item, items }
+        let (rows, tokens, panels) = (weights.rows(), input.tokens, Panels::new(weights));
+        let item_bytes = if tokens < PREFILL_TOKENS { ITEM_BYTES } else { PREFILL_ITEM_BYTES };
+        let panels_per_item = (item_bytes / panels.size().max(1)).clamp(1, MAX_ITEM_PANELS);
+        let items = panels.count().div_ceil(panels_per_item);
+        let (input, out) = (input.rows(weights.cols()), Disjoint::new(product.out));
+        Self { input, tokens, weights: panels, rows, out, store: product.store, panels_per_item, items }
     }
 
     /// Writes a panel's 16 rows `row..` of `token`, or those that the matrix has.
@@ -130,9 +136,8 @@ impl<'a> Job<'a> {
     /// No other thread may write these rows: true for the rows of the item being run.
     #[inline(always)]
     unsafe fn put<S: Simd>(&self, s: S, token: usize, row: usize, values: &[f32; LANES]) {
-        let rows = self.weights.rows();
-        let width = LANES.min(rows - row);
-        let start = token * rows + row;
+        let width = LANES.min(self.rows - row);
+        let start = token * self.rows + row;
         // SAFETY: passed on.
         let out = unsafe { self.out.part(start..start + width) };
         self.store.write(s, values, out);
@@ -149,17 +154,15 @@ impl Op for JobItem<'_> {
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
         let job = self.job;
-        let rows = job.input.rows(job.weights.cols());
         let first = self.item * job.panels_per_item;
-        let last = (first + job.panels_per_item).min(job.weights.rows().div_ceil(BLOCK_ROWS));
-        let mut tile = [[0.0; LANES]; MAX_TILE];
-        for i in 0..job.input.tokens.div_ceil(S::TILE) {
-            let tokens = even_part(job.input.tokens, S::TILE, i);
+        let last = (first + job.panels_per_item).min(job.weights.count());
+        let mut tile = NO_TILE;
+        for i in 0..job.tokens.div_ceil(S::TILE) {
+            let tokens = even_part(job.tokens, S::TILE, i);
             let places = Places { first: tokens.start, count: tokens.len(), list: None };
             for panel in first..last {
-                let fetch =
-                    if i == 0 { Fetch::Then(job.weights.panel_bytes(panel + 1)) } else { Fetch::Nothing };
-                panel_tile(s, job.weights, panel, rows, places, fetch, &mut tile);
+                let fetch = if i == 0 { Fetch::Then(job.weights.bytes(panel + 1)) } else { Fetch::Nothing };
+                panel_tile(s, job.weights, panel, job.input, places, fetch, &mut tile);
                 for (token, values) in tokens.clone().zip(&tile) {
                     // SAFETY: these rows belong to this item.
                     unsafe { job.put(s, token, panel * BLOCK_ROWS, values) };

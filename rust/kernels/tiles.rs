@@ -32,6 +32,54 @@ const DENSE_ROWS: usize = 4;
 
 /// The results of a tile: for each token 16 rows.
 pub(super) type TileOut = [[f32; LANES]; MAX_TILE];
+/// A tile of zeros.
+pub(super) const NO_TILE: TileOut = [[0.0; LANES]; MAX_TILE];
+
+/// A matrix as panels of 16 rows, the last of which may have fewer.
+#[derive(Clone, Copy)]
+pub(super) struct Panels<'a> {
+    format: Format,
+    rows: usize,
+    cols: usize,
+    bytes: &'a [u8],
+    /// Bytes of a panel.
+    size: usize,
+}
+
+impl<'a> Panels<'a> {
+    /// The panels of `matrix`.
+    pub(super) fn new(matrix: &'a Matrix) -> Self {
+        let (format, rows, cols) = (matrix.format(), matrix.rows(), matrix.cols());
+        let size = match format.dtype() {
+            None => cols.div_ceil(BLOCK_COLS) * format.block_bytes(),
+            Some(dtype) => BLOCK_ROWS * cols * dtype.size(),
+        };
+        Self { format, rows, cols, bytes: matrix.bytes(), size }
+    }
+
+    /// How many.
+    pub(super) fn count(&self) -> usize {
+        self.rows.div_ceil(BLOCK_ROWS)
+    }
+
+    /// Bytes of one.
+    pub(super) fn size(&self) -> usize {
+        self.size
+    }
+
+    /// The stored bytes of panel `panel`; none if there is no such panel.
+    #[inline(always)]
+    pub(super) fn bytes(&self, panel: usize) -> &'a [u8] {
+        let end = self.bytes.len();
+        &self.bytes[(panel * self.size).min(end)..((panel + 1) * self.size).min(end)]
+    }
+
+    /// How many rows panel `panel` has.
+    #[inline(always)]
+    fn height(&self, panel: usize) -> usize {
+        BLOCK_ROWS.min(self.rows - panel * BLOCK_ROWS)
+    }
+}
 
 /// Rows of activations, in the forms that weights need: f32, and INT8 for quantised ones.
 #[derive(Clone, Copy)]
@@ -82,21 +130,21 @@ pub(super) fn even_part(tokens: usize, most: usize, i: usize) -> std::ops::Range
     i * tokens / parts..(i + 1) * tokens / parts
 }
 
-/// Rows `16 panel..` of `weights` x the tokens of `places`, at most `S::TILE`; rows that the matrix does not have are 0.
+/// Panel `panel` of `weights` x the tokens of `places`, at most `S::TILE`; rows that the matrix does not have are 0.
 ///
 /// # Panics
-/// If `input` does not hold these rows.
+/// If there is no such panel, or `input` does not hold these rows.
 #[inline(always)]
 pub(super) fn panel_tile<S: Simd>(
     s: S,
-    weights: &Matrix,
+    weights: Panels<'_>,
     panel: usize,
     input: Rows<'_>,
     places: Places<'_>,
     fetch: Fetch<'_>,
     out: &mut TileOut,
 ) {
-    match weights.format() {
+    match weights.format {
         Format::Int4 => quantized_panel::<S, Int4>(s, weights, panel, input, places, fetch, out),
         Format::Int8 => quantized_panel::<S, Int8>(s, weights, panel, input, places, fetch, out),
         Format::F32 => dense_panel::<S, F32>(s, weights, panel, input, places, out),
@@ -150,16 +198,15 @@ impl Block for Int8 {
 #[inline(always)]
 fn quantized_panel<S: Simd, B: Block>(
     s: S,
-    weights: &Matrix,
+    weights: Panels<'_>,
     panel: usize,
     input: Rows<'_>,
     places: Places<'_>,
     fetch: Fetch<'_>,
     out: &mut TileOut,
 ) {
-    let blocks = weights.cols().div_ceil(BLOCK_COLS);
-    let bytes = weights.panel_bytes(panel);
-    assert_eq!(bytes.len(), blocks * B::BYTES);
+    let blocks = weights.cols.div_ceil(BLOCK_COLS);
+    let bytes = weights.bytes(panel);
     match places.count {
         1 => quantized_tile::<S, B, 1>(s, bytes, blocks, input, places, fetch, out),
         2 => quantized_tile::<S, B, 2>(s, bytes, blocks, input, places, fetch, out),
@@ -172,7 +219,7 @@ fn quantized_panel<S: Simd, B: Block>(
         count => panic!("a tile of {count} tokens"),
     }
     // A file may hold anything in rows that the matrix does not have.
-    let rows = BLOCK_ROWS.min(weights.rows() - panel * BLOCK_ROWS);
+    let rows = weights.height(panel);
     if rows < BLOCK_ROWS {
         out[..places.count].iter_mut().for_each(|out| out[rows..].fill(0.0));
     }
@@ -230,22 +277,22 @@ fn quantized_tile<S: Simd, B: Block, const T: usize>(
 #[inline(always)]
 fn dense_panel<S: Simd, E: Element>(
     s: S,
-    weights: &Matrix,
+    weights: Panels<'_>,
     panel: usize,
     input: Rows<'_>,
     places: Places<'_>,
     out: &mut TileOut,
 ) {
-    let first = panel * BLOCK_ROWS;
-    let rows = BLOCK_ROWS.min(weights.rows() - first);
+    let (rows, cols) = (weights.height(panel), weights.cols);
+    let panel = weights.bytes(panel);
     let mut row = 0;
     while row < rows {
-        let bytes = &weights.bytes()[(first + row) * weights.cols() * E::SIZE..];
+        let bytes = &panel[row * cols * E::SIZE..];
         if rows - row >= DENSE_ROWS {
-            dense_tokens::<S, E, DENSE_ROWS>(s, bytes, weights.cols(), input, places, row, out);
+            dense_tokens::<S, E, DENSE_ROWS>(s, bytes, cols, input, places, row, out);
             row += DENSE_ROWS;
         } else {
-            dense_tokens::<S, E, 1>(s, bytes, weights.cols(), input, places, row, out);
+            dense_tokens::<S, E, 1>(s, bytes, cols, input, places, row, out);
             row += 1;
         }
     }
@@ -349,7 +396,7 @@ fn multiply<S: Simd, const R: usize, const T: usize>(
 
 /// Asks for the cache lines of `bytes` bytes. The address need not be one that may be read.
 #[inline(always)]
-fn prefetch(start: *const u8, bytes: usize) {
+pub(super) fn prefetch(start: *const u8, bytes: usize) {
     for line in 0..bytes.div_ceil(64) {
         let line = start.wrapping_add(64 * line);
         #[cfg(target_arch = "x86_64")]

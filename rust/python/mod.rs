@@ -7,6 +7,7 @@ mod arrays;
 mod convert;
 mod engine;
 mod errors;
+mod experts;
 mod ops;
 mod report;
 mod sampler;
@@ -28,6 +29,8 @@ mod _native {
     use super::engine::PyEngine;
     #[pymodule_export]
     use super::errors::{CheckpointError, ContextError, NonFiniteError};
+    #[pymodule_export]
+    use super::experts::{moe_feed_forward, route_top_k};
     #[pymodule_export]
     use super::ops::{
         dequantize_int4, dequantize_int8, gated_delta_rule, int4_matmul, int8_matmul, quantize_int4,

@@ -156,17 +156,6 @@ impl Matrix {
         &self.data
     }
 
-    /// The stored bytes of the panel of rows `16 panel..`, which are at most 16; none if there is no such row.
-    #[inline]
-    pub fn panel_bytes(&self, panel: usize) -> &[u8] {
-        let bytes = match self.format.dtype() {
-            None => self.cols.div_ceil(BLOCK_COLS) * self.format.block_bytes(),
-            Some(dtype) => BLOCK_ROWS * self.cols * dtype.size(),
-        };
-        let end = self.data.len();
-        &self.data[(panel * bytes).min(end)..((panel + 1) * bytes).min(end)]
-    }
-
     /// Row `row` as f32, `[cols]`.
     ///
     /// # Panics

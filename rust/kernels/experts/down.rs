@@ -18,10 +18,10 @@ use crate::kernels::cpu::Cpu;
 use crate::kernels::disjoint::Disjoint;
 use crate::kernels::lanes::{LANES, Op, Simd};
 use crate::kernels::linear::Store;
-use crate::kernels::tiles::{Fetch, MAX_TILE, Places, Rows, even_part, panel_tile};
+use crate::kernels::tiles::{Fetch, NO_TILE, Panels, Places, Rows, even_part, panel_tile, prefetch};
 use crate::weights::matrix::BLOCK_ROWS;
 
-/// Adds up `activations` `[slots, width]` x down projections in `sums` `[panels, tokens, 16]`, then stores them in `out`
+/// Adds up `activations` `[slots, width]` x down projections in `sums` `[panels, tokens]`, then stores them in `out`
 /// `[tokens, hidden]`.
 pub(super) fn run(
     cpu: &Cpu,
@@ -29,7 +29,7 @@ pub(super) fn run(
     plan: &Plan,
     activations: Rows<'_>,
     tokens: usize,
-    sums: &mut [f32],
+    sums: &mut [[f32; LANES]],
     out: &mut [f32],
     store: Store,
 ) {
@@ -45,7 +45,7 @@ struct Pass<'a> {
     activations: Rows<'a>,
     tokens: usize,
     hidden: usize,
-    sums: Disjoint<'a, f32>,
+    sums: Disjoint<'a, [f32; LANES]>,
     out: Disjoint<'a, f32>,
     store: Store,
 }
@@ -60,21 +60,19 @@ impl Op for Down<'_> {
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
         let Self { pass, panels } = self;
-        let panel = pass.tokens * LANES;
         // SAFETY: these panels belong to this item.
-        let sums = unsafe { pass.sums.part(panels.start * panel..panels.end * panel) };
-        sums.fill(0.0);
+        let sums = unsafe { pass.sums.part(panels.start * pass.tokens..panels.end * pass.tokens) };
+        sums.fill([0.0; LANES]);
         let runs = pass.plan.runs();
+        let down = |run: &Run| Panels::new(&pass.experts.get(run.expert).down);
         for (i, run) in runs.iter().enumerate() {
-            let next = runs
-                .get(i + 1)
-                .map_or(&[][..], |run| pass.experts.get(run.expert).down.panel_bytes(panels.start));
-            add_expert(s, pass, run, next, panels.clone(), sums.as_chunks_mut().0);
+            let next = runs.get(i + 1).map_or(&[][..], |run| down(run).bytes(panels.start));
+            add_expert(s, pass, run, down(run), next, panels.clone(), sums);
         }
-        for (panel, sums) in panels.zip(sums.chunks_exact(panel)) {
-            let row = panel * BLOCK_ROWS;
-            let width = BLOCK_ROWS.min(pass.hidden - row);
-            for (token, sum) in sums.as_chunks().0.iter().enumerate() {
+        for (token, sums) in sums.chunks_exact(panels.len()).enumerate() {
+            for (panel, sum) in panels.clone().zip(sums) {
+                let row = panel * BLOCK_ROWS;
+                let width = BLOCK_ROWS.min(pass.hidden - row);
                 let start = token * pass.hidden + row;
                 // SAFETY: as above.
                 let out = unsafe { pass.out.part(start..start + width) };
@@ -84,30 +82,35 @@ impl Op for Down<'_> {
     }
 }
 
-/// Adds what one expert makes of its slots to `sums` `[panels, tokens]`.
+/// Adds what one expert makes of its slots to `sums` `[tokens, panels]`.
 #[inline(always)]
 fn add_expert<S: Simd>(
     s: S,
     pass: &Pass<'_>,
     run: &Run,
+    down: Panels<'_>,
     next: &[u8],
     panels: Range<usize>,
     sums: &mut [[f32; LANES]],
 ) {
-    let down = &pass.experts.get(run.expert).down;
-    let mut out = [[0.0; LANES]; MAX_TILE];
+    let mut out = NO_TILE;
     for i in 0..run.count.div_ceil(S::TILE) {
         let tile = even_part(run.count, S::TILE, i);
-        let first = run.first + tile.start;
-        let places = Places { first, count: tile.len(), list: None };
-        for (panel, sums) in panels.clone().zip(sums.chunks_exact_mut(pass.tokens)) {
-            let then = if panel + 1 < panels.end { down.panel_bytes(panel + 1) } else { next };
+        let slots = run.first + tile.start..run.first + tile.end;
+        let places = Places { first: slots.start, count: slots.len(), list: None };
+        let tokens = &pass.plan.tokens()[slots.clone()];
+        let weights = &pass.plan.weights()[slots];
+        for panel in panels.clone() {
+            let at = |token: u32| token as usize * panels.len() + panel - panels.start;
+            for &token in tokens {
+                prefetch((&raw const sums[at(token)]).cast(), size_of::<[f32; LANES]>());
+            }
+            let then = if panel + 1 < panels.end { down.bytes(panel + 1) } else { next };
             let fetch = if i == 0 { Fetch::Then(then) } else { Fetch::Nothing };
             panel_tile(s, down, panel, pass.activations, places, fetch, &mut out);
-            for (slot, out) in (first..).zip(&out[..tile.len()]) {
-                let sum = &mut sums[pass.plan.tokens()[slot] as usize];
-                let weight = s.splat(pass.plan.weights()[slot]);
-                s.store(s.fma(weight, s.load(out), s.load(sum)), sum);
+            for (t, (&token, &weight)) in tokens.iter().zip(weights).enumerate() {
+                let sum = &mut sums[at(token)];
+                s.store(s.fma(s.splat(weight), s.load(&out[t]), s.load(sum)), sum);
             }
         }
     }

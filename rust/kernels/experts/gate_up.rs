@@ -20,8 +20,8 @@ use crate::kernels::cpu::Cpu;
 use crate::kernels::disjoint::Disjoint;
 use crate::kernels::lanes::{LANES, Op, Simd};
 use crate::kernels::math::silu;
-use crate::kernels::tiles::{Fetch, MAX_TILE, Places, Rows, TileOut, even_part, panel_tile};
-use crate::weights::matrix::{BLOCK_COLS, BLOCK_ROWS, Matrix};
+use crate::kernels::tiles::{Fetch, NO_TILE, Panels, Places, Rows, TileOut, even_part, panel_tile};
+use crate::weights::matrix::{BLOCK_COLS, BLOCK_ROWS};
 use crate::weights::model::SwiGluWeights;
 
 /// Tiles that wait for their counterparts of up: 16 KB.
@@ -30,8 +30,6 @@ const WAITING: usize = 32;
 const PANELS: usize = 4;
 /// Panels of a group.
 const GROUP_PANELS: usize = BLOCK_COLS / BLOCK_ROWS;
-
-const NO_TILE: TileOut = [[0.0; LANES]; MAX_TILE];
 
 /// Fills `groups` `[slots, width.groups]` and `dense` `[slots, width.dense]` for experts of each kind.
 pub(super) fn run(
@@ -89,9 +87,10 @@ impl GateUp<'_> {
     fn groups<S: Simd>(&self, s: S, groups: Range<usize>, tiles: Range<usize>, waiting: &mut [TileOut]) {
         let expert = self.pass.experts.get(self.item.run.expert);
         let (first, last) = (GROUP_PANELS * groups.start, GROUP_PANELS * groups.end);
+        let (gate_panels, up_panels) = (Panels::new(&expert.gate), Panels::new(&expert.up));
         let mut up = [NO_TILE; PANELS];
         for is_up in [false, true] {
-            let matrix = if is_up { &expert.up } else { &expert.gate };
+            let matrix = if is_up { up_panels } else { gate_panels };
             for panels in (first..last).step_by(PANELS).map(|panel| panel..last.min(panel + PANELS)) {
                 for (i, tile) in tiles.clone().enumerate() {
                     let tile = self.tile::<S>(tile);
@@ -101,9 +100,9 @@ impl GateUp<'_> {
                             true => &mut up[panel - panels.start],
                         };
                         let then = match (is_up, panel + 1 == last) {
-                            (_, false) => matrix.panel_bytes(panel + 1),
-                            (false, true) => expert.up.panel_bytes(first),
-                            (true, true) => expert.gate.panel_bytes(last),
+                            (_, false) => matrix.bytes(panel + 1),
+                            (false, true) => up_panels.bytes(first),
+                            (true, true) => gate_panels.bytes(last),
                         };
                         let fetch = if i == 0 { Fetch::Then(then) } else { Fetch::Nothing };
                         self.multiply(s, matrix, panel, &tile, fetch, out);
@@ -135,13 +134,13 @@ impl GateUp<'_> {
     fn multiply<S: Simd>(
         &self,
         s: S,
-        matrix: &Matrix,
+        matrix: Panels<'_>,
         panel: usize,
         tile: &Range<usize>,
         fetch: Fetch<'_>,
         out: &mut TileOut,
     ) {
-        if panel * BLOCK_ROWS < matrix.rows() {
+        if panel < matrix.count() {
             let places = Places { first: tile.start, count: tile.len(), list: Some(self.pass.plan.tokens()) };
             panel_tile(s, matrix, panel, self.pass.input, places, fetch, out);
         } else {

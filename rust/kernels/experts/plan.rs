@@ -10,11 +10,11 @@ use crate::kernels::tiles::MAX_TILE;
 use crate::weights::matrix::{BLOCK_COLS, BLOCK_ROWS};
 
 /// An item takes at most this share of a thread's part of what is left.
-const SHARE: usize = 4;
+const SHARE: usize = 2;
 /// The fewest tiles of an expert's tokens that an item takes if it does not take all: they share reads of the weights.
 const PIECE: usize = 4;
-/// The most panels of the output that an item takes: what is summed in them should stay in the cache.
-const MAX_PANELS: usize = 32;
+/// The most sums of a token and a panel that an item takes: 1 MB, which should stay in a cache.
+const MAX_SUMS: usize = 16 * 1024;
 
 /// All slots of one expert, and its share of the items that compute gate and up projections.
 #[derive(Clone, Copy, Debug)]
@@ -122,7 +122,7 @@ impl Plan {
             sigmoid_in_place(cpu, &mut self.weights[first..]);
         }
         self.cut(cpu.pool.threads(), experts);
-        self.cut_panels(cpu.pool.threads(), hidden.div_ceil(BLOCK_ROWS));
+        self.cut_panels(cpu.pool.threads(), hidden.div_ceil(BLOCK_ROWS), tokens);
     }
 
     /// Makes the runs of the experts, and moves the cursors to their first slots.
@@ -158,8 +158,8 @@ impl Plan {
         let mut left: usize = self.runs.iter().map(Run::cost).sum();
         self.items = 0;
         for run in &mut self.runs {
-            let target = share(left, threads);
             left -= run.cost();
+            let target = share(left, threads);
             run.parts = run.groups.div_ceil((target / run.tiles()).max(1));
             run.pieces = if run.tiles() > target { run.tiles().div_ceil(target.max(PIECE)) } else { 1 };
             run.first_item = self.items;
@@ -168,12 +168,13 @@ impl Plan {
     }
 
     /// Cuts `panels` panels of the output into items, in the same manner.
-    fn cut_panels(&mut self, threads: usize, panels: usize) {
+    fn cut_panels(&mut self, threads: usize, panels: usize, tokens: usize) {
+        let most = (MAX_SUMS / tokens).max(1);
         self.panels.clear();
         self.panels.push(0);
         let mut first = 0;
         while first < panels {
-            first += share(panels - first, threads).min(MAX_PANELS);
+            first += share(panels - first, threads).min(most).min(panels - first);
             self.panels.push(first as u32);
         }
     }
@@ -218,5 +219,5 @@ impl Run {
 
 /// How much of what is left an item takes.
 fn share(left: usize, threads: usize) -> usize {
-    if threads == 1 { left } else { left.div_ceil(SHARE * threads).max(1) }
+    if threads == 1 { usize::MAX } else { left.div_ceil(SHARE * threads).max(1) }
 }
