@@ -189,6 +189,26 @@ def copy_delta_rule(source: Path, out: Path) -> None:
     )
 
 
+def copy_routing(source: Path, out: Path) -> None:
+    """Keep what the routers of one prompt of the case with experts saw and chose."""
+    folder = out / "routing"
+    folder.mkdir(parents=True, exist_ok=True)
+    arrays = load_file(source / "moe_text" / "case.safetensors")
+    kinds = ("router_logits", "router_weights", "selected_experts")
+    kept = {
+        name: array for name, array in arrays.items() if name.startswith("seq1.") and name.endswith(kinds)
+    }
+    write_arrays(kept, folder / "case.safetensors")
+    record = json.loads((source / "moe_text" / "case.json").read_text(encoding="utf-8"))
+    config = json.loads((source / "moe_text" / "config.json").read_text(encoding="utf-8"))
+    write_json(
+        {"layers": config["num_hidden_layers"]}
+        | {key: config[key] for key in ["num_experts", "num_experts_per_tok"]}
+        | {key: record[key] for key in ["min_router_margin", "versions"]},
+        folder / "case.json",
+    )
+
+
 def copy_tokenizer(source: Path, out: Path) -> None:
     """Copy the recorded strings and templates, and cut the tokenizer down to what they reach."""
     for case in ["tokenizer", "chat_template"]:
@@ -312,6 +332,7 @@ def main() -> None:
         lambda: copy_video_case(options.source / "reference", options.out),
         lambda: copy_frame_sampling(options.source / "reference", options.out),
         lambda: copy_delta_rule(options.source / "reference", options.out),
+        lambda: copy_routing(options.source / "reference", options.out),
         lambda: copy_tokenizer(options.source, options.out),
         lambda: copy_demo_samples(options.source / "demo", options.out),
     ]

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 _Progress = Callable[[int, int, str], None]
 _Blocks = NDArray[np.uint8]
 _Floats = NDArray[np.float32]
+_Indices = NDArray[np.int64] | NDArray[np.int32] | NDArray[np.uint32]
 _Ids = NDArray[np.uint32] | _Seq[int]
 _Media = _Seq[tuple[int, "VisualFeatures"]]
 """(index in `ids` of the first placeholder, what stands there) of each image or pair of frames, in order."""
@@ -320,6 +321,85 @@ def gated_delta_rule(
     array([0.5, 1.5], dtype=float32)
     >>> state.ravel()
     array([1.5, 1.5, 1.5, 1.5], dtype=float32)
+    """
+
+def route_top_k(logits: _Floats, k: int, *, renormalise: bool = True) -> tuple[NDArray[np.int64], _Floats]:
+    """Choose the experts each token goes to: the `k` largest of softmax(logits).
+
+    Of experts with equal logits the first ones are taken.
+
+    Source: the router of Qwen3-Next and Qwen3.5 in Hugging Face transformers.
+
+    Args:
+        logits: float32 [tokens, experts], finite.
+        k: experts of a token.
+        renormalise: divide the weights of each token by their sum.
+
+    Returns:
+        int64 [tokens, k], the experts by falling weight; and float32 [tokens, k], their weights.
+
+    Raises:
+        TypeError: if an argument has the wrong type.
+        ValueError: if `logits` has not two dimensions or a number in it is not finite, or there are no `k`
+            experts.
+
+    >>> import numpy as np
+    >>> from edgewise import ops
+    >>> experts, weights = ops.route_top_k(np.array([[0.1, 2.0, 0.5, 1.0]], np.float32), 2)
+    >>> experts
+    array([[1, 3]])
+    >>> weights.round(3)
+    array([[0.731, 0.269]], dtype=float32)
+    """
+
+def moe_feed_forward(
+    x: _Floats,
+    gate: _Floats | _Blocks,
+    up: _Floats | _Blocks,
+    down: _Floats | _Blocks,
+    experts: _Indices,
+    weights: _Floats,
+    threads: int | None = None,
+) -> _Floats:
+    """Run a feed-forward network of experts, as the engine does, each token through its own few.
+
+    `out[t] = sum of weights[t, i] * (silu(x[t] @ gate[e].T) * (x[t] @ up[e].T)) @ down[e].T` over the experts
+    `e = experts[t, i]` of the token, added in rising order of `e`. Where matrices are blocks, what they are
+    multiplied with is first rounded to INT8, as `int4_matmul` says. The result has the same bits for any
+    number of threads, and each of its rows whatever rows are computed beside it.
+
+    Checkpoints store gate and up as one array `gate_up` [experts, 2 * width, hidden]: pass
+    `gate_up[:, :width]` and `gate_up[:, width:]`. A shared expert is one more expert, whose weight is the
+    sigmoid of its own gate, for every token.
+
+    Source: the sparse block of Qwen3-Next and Qwen3.5 in Hugging Face transformers.
+
+    Args:
+        x: float32 [tokens, hidden].
+        gate: float32 [experts, width, hidden], or INT4 or INT8 blocks, uint8
+            [experts, ceil(width / 16), ceil(hidden / 32), 288 or 544]: for each expert what `quantize_int4`
+            or `quantize_int8` gives.
+        up: the same.
+        down: float32 [experts, hidden, width], or blocks of it.
+        experts: integers [tokens, k], such as `route_top_k` gives.
+        weights: float32 [tokens, k].
+        threads: how many to compute with; `None` for as many as suit this computer.
+
+    Returns:
+        float32 [tokens, hidden].
+
+    Raises:
+        TypeError: if an argument has the wrong type.
+        ValueError: if shapes do not fit, a scale in blocks is not finite, or there is no such expert.
+
+    >>> import numpy as np
+    >>> from edgewise import ops
+    >>> gate = np.array([[[100.0, 0.0]], [[0.0, 50.0]]], np.float32)  # two experts of one channel
+    >>> up = np.array([[[1.0, 0.0]], [[0.0, 1.0]]], np.float32)
+    >>> down = np.array([[[1.0], [0.0]], [[0.0], [1.0]]], np.float32)
+    >>> x = np.array([[1.0, 2.0]], np.float32)
+    >>> ops.moe_feed_forward(x, gate, up, down, np.array([[1, 0]]), np.array([[0.75, 0.25]], np.float32))
+    array([[ 25., 150.]], dtype=float32)
     """
 
 def position_ids(

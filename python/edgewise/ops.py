@@ -12,9 +12,11 @@ from edgewise._native import (
     gated_delta_rule,
     int4_matmul,
     int8_matmul,
+    moe_feed_forward,
     quantize_int4,
     quantize_int8,
     rms_norm,
+    route_top_k,
     short_conv,
 )
 
@@ -24,8 +26,10 @@ __all__ = [
     "gated_delta_rule",
     "int4_matmul",
     "int8_matmul",
+    "moe_feed_forward",
     "quantize_int4",
     "quantize_int8",
     "rms_norm",
+    "route_top_k",
     "short_conv",
 ]

@@ -58,6 +58,24 @@ pub fn gelu_erf_in_place(cpu: &Cpu, x: &mut [f32]) {
     });
 }
 
+/// `x = sigmoid(x)`, element by element, in place.
+pub fn sigmoid_in_place(cpu: &Cpu, x: &mut [f32]) {
+    cpu.rows(x, 1, GRAIN, |_, x| cpu.run(Sigmoid { x }));
+}
+
+struct Sigmoid<'a> {
+    x: &'a mut [f32],
+}
+
+impl Op for Sigmoid<'_> {
+    type Output = ();
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let x = self.x;
+        zip_lanes!(s, x = [value in x] => sigmoid(s, value));
+    }
+}
+
 /// x = x + bias, for each row of `bias.len()`; `x` is `[rows, width]`.
 pub fn add_bias(cpu: &Cpu, x: &mut [f32], bias: &[f32]) {
     let width = bias.len();

@@ -96,6 +96,12 @@ fn quantize_group<S: Simd>(s: S, x: &[f32], out: &mut Group) {
         let split = x.len().min(LANES);
         (s.load(&padded(&x[..split])), s.load(&padded(&x[split..])))
     };
+    quantize_lanes(s, low, high, out);
+}
+
+/// Channels 0..16 and 16..32 of a group.
+#[inline(always)]
+pub(super) fn quantize_lanes<S: Simd>(s: S, low: S::F, high: S::F, out: &mut Group) {
     let absmax = s.max_lane(s.max(s.abs(low), s.abs(high)));
     // 0 x inf and 0 x NaN are NaN; all else stays 0.
     let zero = s.splat(0.0);
@@ -104,8 +110,11 @@ fn quantize_group<S: Simd>(s: S, x: &[f32], out: &mut Group) {
     out.scale = absmax / 127.0 + poison;
     let inverse = if out.scale.is_finite() && inverse.is_finite() { inverse } else { 0.0 };
     let inverse = s.splat(inverse);
+    let (low, high) = (s.round(s.mul(low, inverse)), s.round(s.mul(high, inverse)));
     let values = out.values.as_chunks_mut::<LANES>().0;
-    s.store_i8(s.round(s.mul(low, inverse)), &mut values[0]);
-    s.store_i8(s.round(s.mul(high, inverse)), &mut values[1]);
-    out.set_offsets();
+    s.store_i8(low, &mut values[0]);
+    s.store_i8(high, &mut values[1]);
+    // Exact: whole numbers below 2^24.
+    let sum = s.sum(s.add(s.to_f32(low), s.to_f32(high))) as i32;
+    (out.offset_u4, out.offset_i8) = (-8 * sum, -128 * sum);
 }

@@ -14,6 +14,7 @@ pub mod delta_rule_arrays;
 pub mod delta_rule_chunked;
 mod disjoint;
 mod elements;
+pub mod experts;
 pub mod kv_cache;
 pub mod lanes;
 pub mod limits;
@@ -24,7 +25,9 @@ pub mod portable;
 pub mod profile;
 pub mod reference;
 pub mod rope;
+pub mod routing;
 pub mod tier;
+mod tiles;
 #[cfg(target_arch = "x86_64")]
 pub mod x86_64;
 

@@ -12,6 +12,7 @@ use super::delta_rule_arrays::DeltaShape;
 use super::rope::Position;
 use crate::config::RopeConfig;
 use crate::weights::matrix::{BLOCK_COLS, Matrix};
+use crate::weights::model::SwiGluWeights;
 
 fn dot(a: &[f32], b: &[f32]) -> f64 {
     assert_eq!(a.len(), b.len());
@@ -381,6 +382,64 @@ fn rope_axis(pair: usize, sections: [usize; 3]) -> usize {
     } else {
         0
     }
+}
+
+/// The `per_token` largest of softmax(logits) of each token, falling, of equal ones the lowest index first: which experts,
+/// and their probabilities, divided by their sum if `renormalise`.
+///
+/// `logits` are `[tokens, experts]`, both results `[tokens, per_token]`.
+pub fn route_top_k(
+    logits: &[f32],
+    experts: usize,
+    per_token: usize,
+    renormalise: bool,
+) -> (Vec<u32>, Vec<f32>) {
+    let (mut chosen, mut weights) = (Vec::new(), Vec::new());
+    for logits in logits.chunks_exact(experts) {
+        let logits: Vec<f64> = logits.iter().map(|&x| f64::from(x)).collect();
+        let p = softmax(&logits);
+        let mut order: Vec<usize> = (0..experts).collect();
+        order.sort_by(|&a, &b| p[b].total_cmp(&p[a]));
+        order.truncate(per_token);
+        let sum = if renormalise { order.iter().map(|&i| p[i]).sum() } else { 1.0 };
+        weights.extend(order.iter().map(|&i| (p[i] / sum) as f32));
+        chosen.extend(order.iter().map(|&i| i as u32));
+    }
+    (chosen, weights)
+}
+
+/// out[t] = sum over routes r of weights[t, r] x down(silu(gate(x[t])) * up(x[t])) of expert chosen[t, r].
+///
+/// `x` and the result are `[tokens, hidden]`, `chosen` and `weights` `[tokens, per_token]`. Quantised matrices are multiplied
+/// with activations rounded to INT8.
+pub fn expert_feed_forward(
+    x: &[f32],
+    experts: &[SwiGluWeights],
+    chosen: &[u32],
+    weights: &[f32],
+    per_token: usize,
+) -> Vec<f32> {
+    let product = |x: &[f32], weights: &Matrix| {
+        if weights.format().is_quantized() {
+            quantized_matmul(&quantize_activations(x, weights.cols()), weights)
+        } else {
+            matmul(x, &weights.to_f32(), weights.cols())
+        }
+    };
+    let hidden = experts[0].gate.cols();
+    let mut out = Vec::with_capacity(x.len());
+    for (t, x) in x.chunks_exact(hidden).enumerate() {
+        let mut sum = vec![0.0; hidden];
+        for route in t * per_token..(t + 1) * per_token {
+            let expert = &experts[chosen[route] as usize];
+            let inner = swiglu(&product(x, &expert.gate), &product(x, &expert.up));
+            for (sum, y) in sum.iter_mut().zip(product(&inner, &expert.down)) {
+                *sum += f64::from(weights[route]) * f64::from(y);
+            }
+        }
+        out.extend(sum.iter().map(|&sum| sum as f32));
+    }
+    out
 }
 
 /// out = silu(gate) * up, element by element.

@@ -104,6 +104,36 @@ impl FloatArray {
     }
 }
 
+/// An array of int64, int32 or uint32 with any number of dimensions.
+pub struct IndexArray {
+    /// Row-major elements.
+    pub data: Vec<i64>,
+    /// Dimensions.
+    pub shape: Vec<usize>,
+}
+
+impl IndexArray {
+    /// Reads the argument called `name`, which must have `dimensions` dimensions.
+    pub fn read(name: &str, array: &Bound<'_, PyAny>, dimensions: usize) -> PyResult<Self> {
+        let found = Self::elements::<i64>(array)
+            .or_else(|| Self::elements::<i32>(array))
+            .or_else(|| Self::elements::<u32>(array));
+        let found = found.ok_or_else(|| mistyped(name, "an array of int64, int32 or uint32", array))?;
+        if found.shape.len() != dimensions {
+            let reason =
+                format!("has {} dimensions {:?}, it needs {dimensions}", found.shape.len(), found.shape);
+            return Err(Error::argument(name, reason).into());
+        }
+        Ok(found)
+    }
+
+    fn elements<T: numpy::Element + Copy + Into<i64>>(array: &Bound<'_, PyAny>) -> Option<Self> {
+        let array = array.extract::<PyReadonlyArrayDyn<'_, T>>().ok()?;
+        let data = array.as_array().iter().map(|&x| x.into()).collect();
+        Some(Self { data, shape: array.shape().to_vec() })
+    }
+}
+
 /// A uint8 array of `shape`.
 pub fn byte_array<'py>(py: Python<'py>, data: Vec<u8>, shape: &[usize]) -> PyResult<Bound<'py, PyAny>> {
     Ok(PyArray1::from_vec(py, data).reshape(shape.to_vec())?.into_any())
@@ -111,5 +141,10 @@ pub fn byte_array<'py>(py: Python<'py>, data: Vec<u8>, shape: &[usize]) -> PyRes
 
 /// A float32 array of `shape`.
 pub fn float_array<'py>(py: Python<'py>, data: Vec<f32>, shape: &[usize]) -> PyResult<Bound<'py, PyAny>> {
+    Ok(PyArray1::from_vec(py, data).reshape(shape.to_vec())?.into_any())
+}
+
+/// An int64 array of `shape`.
+pub fn index_array<'py>(py: Python<'py>, data: Vec<i64>, shape: &[usize]) -> PyResult<Bound<'py, PyAny>> {
     Ok(PyArray1::from_vec(py, data).reshape(shape.to_vec())?.into_any())
 }

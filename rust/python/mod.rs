@@ -7,6 +7,7 @@ mod arrays;
 mod convert;
 mod engine;
 mod errors;
+mod experts;
 mod limits;
 mod ops;
 mod report;
@@ -29,6 +30,8 @@ mod _native {
     use super::engine::PyEngine;
     #[pymodule_export]
     use super::errors::{CheckpointError, ContextError, NonFiniteError};
+    #[pymodule_export]
+    use super::experts::{moe_feed_forward, route_top_k};
     #[pymodule_export]
     use super::limits::machine_limits;
     #[pymodule_export]

@@ -19,9 +19,9 @@ use crate::threads::available_threads;
 use crate::weights::matrix::{BLOCK_COLS, BLOCK_ROWS, Format, Matrix};
 use crate::weights::quantize::quantize_rows;
 
-type Argument<'a, 'py> = &'a Bound<'py, PyAny>;
+pub(super) type Argument<'a, 'py> = &'a Bound<'py, PyAny>;
 
-fn cpu(threads: Option<Argument<'_, '_>>) -> PyResult<Cpu> {
+pub(super) fn cpu(threads: Option<Argument<'_, '_>>) -> PyResult<Cpu> {
     let threads = match threads {
         Some(threads) => size("threads", threads)?,
         None => available_threads(),
@@ -32,7 +32,7 @@ fn cpu(threads: Option<Argument<'_, '_>>) -> PyResult<Cpu> {
     Ok(Cpu::new(Tier::from_environment()?, threads))
 }
 
-fn single_cpu() -> PyResult<Cpu> {
+pub(super) fn single_cpu() -> PyResult<Cpu> {
     Ok(Cpu::new(Tier::from_environment()?, 1))
 }
 

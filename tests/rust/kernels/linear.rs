@@ -16,7 +16,7 @@ use super::support::{
 /// Widths that are whole blocks, half a block more, less than lanes, and odd.
 const COLS: [usize; 7] = [64, 48, 1, 96, 31, 100, 160];
 
-fn matrix(random: &mut Random, format: Format, rows: usize, cols: usize) -> Matrix {
+pub fn matrix(random: &mut Random, format: Format, rows: usize, cols: usize) -> Matrix {
     let weights = random.numbers(rows * cols);
     let mut bytes = vec![0; format.bytes(rows, cols).unwrap()];
     quantize_rows(format, &weights, rows, cols, &mut bytes).unwrap();
@@ -24,7 +24,7 @@ fn matrix(random: &mut Random, format: Format, rows: usize, cols: usize) -> Matr
 }
 
 /// x `[tokens, cols]` times one matrix, set.
-fn multiply(cpu: &Cpu, x: &[f32], weights: &Matrix) -> Vec<f32> {
+pub fn multiply(cpu: &Cpu, x: &[f32], weights: &Matrix) -> Vec<f32> {
     let tokens = x.len() / weights.cols();
     let mut quantized = QuantizedRows::default();
     if weights.format().is_quantized() {

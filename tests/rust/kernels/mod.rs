@@ -4,10 +4,12 @@
 mod attention;
 mod delta_rule;
 mod elementwise;
+mod experts;
 mod golden;
 mod lanes;
 mod linear;
 mod math;
 mod rope;
+mod routing;
 pub mod support;
 mod vision;

@@ -1,0 +1,182 @@
+//! The first region: gate and up projections of all slots, SwiGLU, and the activations that the down projection reads.
+//!
+//! ```text
+//! for each run of an expert's groups of 32 channels:      as many as `gate` below has room for
+//!   gate = panels of gate x tiles of tokens
+//!   for each group, for each tile of tokens:
+//!     a = silu(gate) * (panels of up x tile)              rows that the expert does not have are 0
+//!     activations[slot, group] = a                        as INT8 with a scale if the down projection is quantised, else f32
+//! ```
+//!
+//! First all of gate, then all of up, and not in turn: memory is fast where much is read in one go.
+#![allow(unsafe_code, reason = "activations, written in parallel at places that do not overlap")]
+
+use std::ops::Range;
+
+use super::plan::{Item, Plan};
+use super::{Experts, Width};
+use crate::kernels::activations::{Group, quantize_lanes};
+use crate::kernels::cpu::Cpu;
+use crate::kernels::disjoint::Disjoint;
+use crate::kernels::lanes::{LANES, Op, Simd};
+use crate::kernels::math::silu;
+use crate::kernels::tiles::{Fetch, NO_TILE, Panels, Places, Rows, TileOut, even_part, panel_tile};
+use crate::weights::matrix::{BLOCK_COLS, BLOCK_ROWS};
+use crate::weights::model::SwiGluWeights;
+
+/// Tiles that wait for their counterparts of up: 16 KB.
+const WAITING: usize = 32;
+/// Panels that are multiplied with a tile of tokens before the next.
+const PANELS: usize = 4;
+/// Panels of a group.
+const GROUP_PANELS: usize = BLOCK_COLS / BLOCK_ROWS;
+
+/// Fills `groups` `[slots, width.groups]` and `dense` `[slots, width.dense]` for experts of each kind.
+pub(super) fn run(
+    cpu: &Cpu,
+    experts: Experts<'_>,
+    plan: &Plan,
+    input: Rows<'_>,
+    width: Width,
+    groups: &mut [Group],
+    dense: &mut [f32],
+) {
+    let pass =
+        Pass { experts, plan, input, width, groups: Disjoint::new(groups), dense: Disjoint::new(dense) };
+    cpu.pool.run(plan.items(), &|item| cpu.run(GateUp { pass: &pass, item: plan.item(item) }));
+}
+
+struct Pass<'a> {
+    experts: Experts<'a>,
+    plan: &'a Plan,
+    input: Rows<'a>,
+    width: Width,
+    groups: Disjoint<'a, Group>,
+    dense: Disjoint<'a, f32>,
+}
+
+struct GateUp<'a> {
+    pass: &'a Pass<'a>,
+    item: Item,
+}
+
+impl Op for GateUp<'_> {
+    type Output = ();
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let mut waiting = [NO_TILE; WAITING];
+        let all = self.item.slots.len().div_ceil(S::TILE);
+        let mut first = 0;
+        while first < all {
+            let tiles = first..all.min(first + WAITING / GROUP_PANELS);
+            let step = WAITING / GROUP_PANELS / tiles.len();
+            let mut group = self.item.groups.start;
+            while group < self.item.groups.end {
+                let groups = group..self.item.groups.end.min(group + step);
+                self.groups(s, groups.clone(), tiles.clone(), &mut waiting);
+                group = groups.end;
+            }
+            first = tiles.end;
+        }
+    }
+}
+
+impl GateUp<'_> {
+    /// All of `groups` x `tiles`, with room for gate in `waiting` `[panels, tiles]`.
+    #[inline(always)]
+    fn groups<S: Simd>(&self, s: S, groups: Range<usize>, tiles: Range<usize>, waiting: &mut [TileOut]) {
+        let expert = self.pass.experts.get(self.item.run.expert);
+        let (first, last) = (GROUP_PANELS * groups.start, GROUP_PANELS * groups.end);
+        let (gate_panels, up_panels) = (Panels::new(&expert.gate), Panels::new(&expert.up));
+        let mut up = [NO_TILE; PANELS];
+        for is_up in [false, true] {
+            let matrix = if is_up { up_panels } else { gate_panels };
+            for panels in (first..last).step_by(PANELS).map(|panel| panel..last.min(panel + PANELS)) {
+                for (i, tile) in tiles.clone().enumerate() {
+                    let tile = self.tile::<S>(tile);
+                    for panel in panels.clone() {
+                        let out = match is_up {
+                            false => &mut waiting[(panel - first) * tiles.len() + i],
+                            true => &mut up[panel - panels.start],
+                        };
+                        let then = match (is_up, panel + 1 == last) {
+                            (_, false) => matrix.bytes(panel + 1),
+                            (false, true) => up_panels.bytes(first),
+                            (true, true) => gate_panels.bytes(last),
+                        };
+                        let fetch = if i == 0 { Fetch::Then(then) } else { Fetch::Nothing };
+                        self.multiply(s, matrix, panel, &tile, fetch, out);
+                    }
+                    if is_up {
+                        for panel in panels.clone().step_by(GROUP_PANELS) {
+                            let gate = &waiting[(panel - first) * tiles.len() + i..];
+                            let gate = [&gate[0], &gate[tiles.len()]];
+                            let up = [&up[panel - panels.start], &up[panel + 1 - panels.start]];
+                            self.activate(s, expert, panel / GROUP_PANELS, &tile, gate, up);
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    /// Slots of tile `tile` of the item.
+    #[inline(always)]
+    fn tile<S: Simd>(&self, tile: usize) -> Range<usize> {
+        let Item { run, slots, .. } = &self.item;
+        let tile = even_part(slots.len(), S::TILE, tile);
+        let first = run.first + slots.start;
+        first + tile.start..first + tile.end
+    }
+
+    /// One panel x the tokens of slots `tile`.
+    #[inline(always)]
+    fn multiply<S: Simd>(
+        &self,
+        s: S,
+        matrix: Panels<'_>,
+        panel: usize,
+        tile: &Range<usize>,
+        fetch: Fetch<'_>,
+        out: &mut TileOut,
+    ) {
+        if panel < matrix.count() {
+            let places = Places { first: tile.start, count: tile.len(), list: Some(self.pass.plan.tokens()) };
+            panel_tile(s, matrix, panel, self.pass.input, places, fetch, out);
+        } else {
+            *out = NO_TILE;
+        }
+    }
+
+    /// `SwiGLU` of one group of slots `tile`, stored as the down projection reads it.
+    #[inline(always)]
+    fn activate<S: Simd>(
+        &self,
+        s: S,
+        expert: &SwiGluWeights,
+        group: usize,
+        tile: &Range<usize>,
+        gate: [&TileOut; GROUP_PANELS],
+        up: [&TileOut; GROUP_PANELS],
+    ) {
+        let Pass { groups, dense, width, .. } = self.pass;
+        for (t, slot) in tile.clone().enumerate() {
+            let low = s.mul(silu(s, s.load(&gate[0][t])), s.load(&up[0][t]));
+            let high = s.mul(silu(s, s.load(&gate[1][t])), s.load(&up[1][t]));
+            if expert.down.format().is_quantized() {
+                // SAFETY: this item alone computes these channels of these slots.
+                let out = unsafe { groups.item(slot * width.groups + group) };
+                quantize_lanes(s, low, high, out);
+            } else {
+                let mut values = [[0.0; LANES]; GROUP_PANELS];
+                s.store(low, &mut values[0]);
+                s.store(high, &mut values[1]);
+                let count = BLOCK_COLS.min(expert.down.cols() - group * BLOCK_COLS);
+                let start = slot * width.dense + group * BLOCK_COLS;
+                // SAFETY: as above.
+                let out = unsafe { dense.part(start..start + count) };
+                out.copy_from_slice(&values.as_flattened()[..count]);
+            }
+        }
+    }
+}

@@ -1,0 +1,411 @@
+//! The innermost part of all matrix products: one panel of 16 weight rows x a tile of tokens.
+//!
+//! **Quantised weights.** Each 32-bit lane is one output row, so nothing is ever summed across lanes:
+//!
+//! ```text
+//! acc[token] = 0                                                  16 lanes of f32
+//! for each block of 32 columns:
+//!   w = eight vectors of 16 rows x 4 columns                      nibbles expanded once for the tile
+//!   for each token: dot = sum of w x a, exact in i32              8 dot steps
+//!                   acc[token] = fma(dot, scale_w x scale_a, acc[token])
+//! ```
+//!
+//! **Dense weights** (f32, f16, bf16) are row-major as in the checkpoint: lanes run along the columns, sixteen partial sums
+//! folded by the fixed tree. Four rows and up to four tokens share their loads.
+//!
+//! What a token's result is does not depend on the tile it is computed in, nor on where its activations stand.
+#![allow(unsafe_code, reason = "unchecked reads in the two inner loops")]
+
+use super::activations::Group;
+use super::elements::{Bf16, Element, F16, F32};
+use super::lanes::{LANES, Simd};
+use super::math::padded;
+use crate::weights::matrix::{BLOCK_COLS, BLOCK_ROWS, Format, Matrix};
+use crate::weights::{int4, int8};
+
+/// The most tokens of a tile, on any tier.
+pub(super) const MAX_TILE: usize = 8;
+/// Blocks from one that is used to one that is fetched: at full speed some 250 ns, which memory answers in.
+const AHEAD: usize = 24;
+/// Rows of dense weights that share their activations' loads.
+const DENSE_ROWS: usize = 4;
+
+/// The results of a tile: for each token 16 rows.
+pub(super) type TileOut = [[f32; LANES]; MAX_TILE];
+/// A tile of zeros.
+pub(super) const NO_TILE: TileOut = [[0.0; LANES]; MAX_TILE];
+
+/// A matrix as panels of 16 rows, the last of which may have fewer.
+#[derive(Clone, Copy)]
+pub(super) struct Panels<'a> {
+    format: Format,
+    rows: usize,
+    cols: usize,
+    bytes: &'a [u8],
+    /// Bytes of a panel.
+    size: usize,
+}
+
+impl<'a> Panels<'a> {
+    /// The panels of `matrix`.
+    pub(super) fn new(matrix: &'a Matrix) -> Self {
+        let (format, rows, cols) = (matrix.format(), matrix.rows(), matrix.cols());
+        let size = match format.dtype() {
+            None => cols.div_ceil(BLOCK_COLS) * format.block_bytes(),
+            Some(dtype) => BLOCK_ROWS * cols * dtype.size(),
+        };
+        Self { format, rows, cols, bytes: matrix.bytes(), size }
+    }
+
+    /// How many.
+    pub(super) fn count(&self) -> usize {
+        self.rows.div_ceil(BLOCK_ROWS)
+    }
+
+    /// Bytes of one.
+    pub(super) fn size(&self) -> usize {
+        self.size
+    }
+
+    /// The stored bytes of panel `panel`; none if there is no such panel.
+    #[inline(always)]
+    pub(super) fn bytes(&self, panel: usize) -> &'a [u8] {
+        let end = self.bytes.len();
+        &self.bytes[(panel * self.size).min(end)..((panel + 1) * self.size).min(end)]
+    }
+
+    /// How many rows panel `panel` has.
+    #[inline(always)]
+    fn height(&self, panel: usize) -> usize {
+        BLOCK_ROWS.min(self.rows - panel * BLOCK_ROWS)
+    }
+}
+
+/// Rows of activations, in the forms that weights need: f32, and INT8 for quantised ones.
+#[derive(Clone, Copy)]
+pub(super) struct Rows<'a> {
+    /// `[rows, at least cols]`
+    pub(super) dense: &'a [f32],
+    /// From one row of `dense` to the next.
+    pub(super) dense_stride: usize,
+    /// `[rows, at least ceil(cols / 32)]`
+    pub(super) groups: &'a [Group],
+    /// From one row of `groups` to the next.
+    pub(super) group_stride: usize,
+}
+
+/// Which rows a tile reads.
+#[derive(Clone, Copy)]
+pub(super) struct Places<'a> {
+    /// The tile's first row, or the place of its number in the list.
+    pub(super) first: usize,
+    /// Tokens of the tile.
+    pub(super) count: usize,
+    /// Numbers of rows; none if they follow each other.
+    pub(super) list: Option<&'a [u32]>,
+}
+
+impl Places<'_> {
+    /// The row of token `t` of the tile.
+    #[inline(always)]
+    fn row(&self, t: usize) -> usize {
+        self.list.map_or(self.first + t, |list| list[self.first + t] as usize)
+    }
+}
+
+/// What is fetched from memory while a tile of quantised weights is computed. A tile of many tokens takes so long over a
+/// block that the processor by itself does not look far enough ahead.
+#[derive(Clone, Copy)]
+pub(super) enum Fetch<'a> {
+    /// Nothing: the panel was read just now, and with it what follows was fetched.
+    Nothing,
+    /// What comes up next in the panel, and behind its end the beginning of these bytes, the panel read next.
+    Then(&'a [u8]),
+}
+
+/// Cuts `tokens` into the fewest tiles of at most `most`, as even as can be: tile `i` of them.
+#[inline(always)]
+pub(super) fn even_part(tokens: usize, most: usize, i: usize) -> std::ops::Range<usize> {
+    let parts = tokens.div_ceil(most);
+    i * tokens / parts..(i + 1) * tokens / parts
+}
+
+/// Panel `panel` of `weights` x the tokens of `places`, at most `S::TILE`; rows that the matrix does not have are 0.
+///
+/// # Panics
+/// If there is no such panel, or `input` does not hold these rows.
+#[inline(always)]
+pub(super) fn panel_tile<S: Simd>(
+    s: S,
+    weights: Panels<'_>,
+    panel: usize,
+    input: Rows<'_>,
+    places: Places<'_>,
+    fetch: Fetch<'_>,
+    out: &mut TileOut,
+) {
+    match weights.format {
+        Format::Int4 => quantized_panel::<S, Int4>(s, weights, panel, input, places, fetch, out),
+        Format::Int8 => quantized_panel::<S, Int8>(s, weights, panel, input, places, fetch, out),
+        Format::F32 => dense_panel::<S, F32>(s, weights, panel, input, places, out),
+        Format::F16 => dense_panel::<S, F16>(s, weights, panel, input, places, out),
+        Format::BF16 => dense_panel::<S, Bf16>(s, weights, panel, input, places, out),
+    }
+}
+
+/// A block format: how its weights become byte vectors, and which dot product they want.
+trait Block {
+    const BYTES: usize;
+    /// Bytes of weights before the scales.
+    const WEIGHTS: usize;
+    /// # Safety
+    /// `block` points to `BYTES` readable bytes.
+    unsafe fn load<S: Simd>(s: S, block: *const u8) -> [S::B; 8];
+    fn dots<S: Simd, const T: usize>(s: S, w: &[S::B; 8], a: [&Group; T]) -> [S::I; T];
+}
+
+struct Int4;
+impl Block for Int4 {
+    const BYTES: usize = int4::BLOCK_BYTES;
+    const WEIGHTS: usize = 256;
+    #[inline(always)]
+    unsafe fn load<S: Simd>(s: S, block: *const u8) -> [S::B; 8] {
+        // SAFETY: 256 of the block's bytes, by the contract.
+        s.load_u4(unsafe { &*block.cast::<[u8; 256]>() })
+    }
+    #[inline(always)]
+    fn dots<S: Simd, const T: usize>(s: S, w: &[S::B; 8], a: [&Group; T]) -> [S::I; T] {
+        s.dots_u4(w, a.map(|a| &a.values), a.map(|a| a.offset_u4))
+    }
+}
+
+struct Int8;
+impl Block for Int8 {
+    const BYTES: usize = int8::BLOCK_BYTES;
+    const WEIGHTS: usize = 512;
+    #[inline(always)]
+    unsafe fn load<S: Simd>(s: S, block: *const u8) -> [S::B; 8] {
+        // SAFETY: 512 of the block's bytes, by the contract.
+        s.load_i8(unsafe { &*block.cast::<[u8; 512]>() })
+    }
+    #[inline(always)]
+    fn dots<S: Simd, const T: usize>(s: S, w: &[S::B; 8], a: [&Group; T]) -> [S::I; T] {
+        s.dots_i8(w, a.map(|a| &a.values), a.map(|a| a.offset_i8))
+    }
+}
+
+/// One panel of a quantised matrix x the tokens of `places`.
+#[inline(always)]
+fn quantized_panel<S: Simd, B: Block>(
+    s: S,
+    weights: Panels<'_>,
+    panel: usize,
+    input: Rows<'_>,
+    places: Places<'_>,
+    fetch: Fetch<'_>,
+    out: &mut TileOut,
+) {
+    let blocks = weights.cols.div_ceil(BLOCK_COLS);
+    let bytes = weights.bytes(panel);
+    match places.count {
+        1 => quantized_tile::<S, B, 1>(s, bytes, blocks, input, places, fetch, out),
+        2 => quantized_tile::<S, B, 2>(s, bytes, blocks, input, places, fetch, out),
+        3 => quantized_tile::<S, B, 3>(s, bytes, blocks, input, places, fetch, out),
+        4 => quantized_tile::<S, B, 4>(s, bytes, blocks, input, places, fetch, out),
+        5 if S::TILE > 4 => quantized_tile::<S, B, 5>(s, bytes, blocks, input, places, fetch, out),
+        6 if S::TILE > 4 => quantized_tile::<S, B, 6>(s, bytes, blocks, input, places, fetch, out),
+        7 if S::TILE > 4 => quantized_tile::<S, B, 7>(s, bytes, blocks, input, places, fetch, out),
+        8 if S::TILE > 4 => quantized_tile::<S, B, 8>(s, bytes, blocks, input, places, fetch, out),
+        count => panic!("a tile of {count} tokens"),
+    }
+    // A file may hold anything in rows that the matrix does not have.
+    let rows = weights.height(panel);
+    if rows < BLOCK_ROWS {
+        out[..places.count].iter_mut().for_each(|out| out[rows..].fill(0.0));
+    }
+}
+
+/// One panel x `T` tokens. See the pseudo-code above.
+#[inline(always)]
+fn quantized_tile<S: Simd, B: Block, const T: usize>(
+    s: S,
+    weights: &[u8],
+    blocks: usize,
+    input: Rows<'_>,
+    places: Places<'_>,
+    fetch: Fetch<'_>,
+    out: &mut TileOut,
+) {
+    assert_eq!(weights.len(), blocks * B::BYTES);
+    let (ahead, then) = match fetch {
+        Fetch::Nothing => (usize::MAX, std::ptr::null()),
+        Fetch::Then(bytes) => (AHEAD.min(blocks), bytes.as_ptr()),
+    };
+    let mut rows = [&input.groups[..0]; T];
+    for t in 0..T {
+        rows[t] = &input.groups[places.row(t) * input.group_stride..][..blocks];
+    }
+    let mut acc = [s.splat(0.0); T];
+    for b in 0..blocks {
+        if ahead < usize::MAX {
+            let (start, b) =
+                if b + ahead < blocks { (weights.as_ptr(), b + ahead) } else { (then, b + ahead - blocks) };
+            prefetch(start.wrapping_add(b * B::BYTES), B::BYTES);
+        }
+        // SAFETY: `weights` holds `blocks` blocks, asserted above.
+        let (w, scale) = unsafe {
+            let block = weights.as_ptr().add(b * B::BYTES);
+            (B::load(s, block), s.load_f16(&*block.add(B::WEIGHTS).cast::<[u8; 32]>()))
+        };
+        // SAFETY: each row was sliced to `blocks` groups, of which there is then one.
+        let mut a = [unsafe { rows[0].get_unchecked(b) }; T];
+        for t in 1..T {
+            // SAFETY: as above.
+            a[t] = unsafe { rows[t].get_unchecked(b) };
+        }
+        let dots = B::dots(s, &w, a);
+        for t in 0..T {
+            acc[t] = s.fma(s.to_f32(dots[t]), s.mul(scale, s.splat(a[t].scale)), acc[t]);
+        }
+    }
+    for t in 0..T {
+        s.store(acc[t], &mut out[t]);
+    }
+}
+
+/// One panel of a dense matrix x the tokens of `places`.
+#[inline(always)]
+fn dense_panel<S: Simd, E: Element>(
+    s: S,
+    weights: Panels<'_>,
+    panel: usize,
+    input: Rows<'_>,
+    places: Places<'_>,
+    out: &mut TileOut,
+) {
+    let (rows, cols) = (weights.height(panel), weights.cols);
+    let panel = weights.bytes(panel);
+    let mut row = 0;
+    while row < rows {
+        let bytes = &panel[row * cols * E::SIZE..];
+        if rows - row >= DENSE_ROWS {
+            dense_tokens::<S, E, DENSE_ROWS>(s, bytes, cols, input, places, row, out);
+            row += DENSE_ROWS;
+        } else {
+            dense_tokens::<S, E, 1>(s, bytes, cols, input, places, row, out);
+            row += 1;
+        }
+    }
+    out[..places.count].iter_mut().for_each(|out| out[rows..].fill(0.0));
+}
+
+/// `R` rows, which are rows `row..` of the panel and stand at the beginning of `weights`.
+#[inline(always)]
+fn dense_tokens<S: Simd, E: Element, const R: usize>(
+    s: S,
+    weights: &[u8],
+    cols: usize,
+    input: Rows<'_>,
+    places: Places<'_>,
+    row: usize,
+    out: &mut TileOut,
+) {
+    let mut token = 0;
+    while token < places.count {
+        let left = places.count - token;
+        let tile = if left >= 4 { 4 } else { left.min(2) };
+        match tile {
+            4 => dense_tile::<S, E, R, 4>(s, weights, cols, input, places, token, row, out),
+            2 => dense_tile::<S, E, R, 2>(s, weights, cols, input, places, token, row, out),
+            _ => dense_tile::<S, E, R, 1>(s, weights, cols, input, places, token, row, out),
+        }
+        token += tile;
+    }
+}
+
+/// `R` rows x `T` tokens: one vector of partial sums each.
+#[inline(always)]
+fn dense_tile<S: Simd, E: Element, const R: usize, const T: usize>(
+    s: S,
+    weights: &[u8],
+    cols: usize,
+    input: Rows<'_>,
+    places: Places<'_>,
+    token: usize,
+    row: usize,
+    out: &mut TileOut,
+) {
+    let weights = &weights[..R * cols * E::SIZE];
+    let mut x = [&input.dense[..0]; T];
+    for t in 0..T {
+        x[t] = &input.dense[places.row(token + t) * input.dense_stride..][..cols];
+    }
+    let mut acc = [[s.splat(0.0); T]; R];
+    let whole = cols / LANES * LANES;
+    let mut k = 0;
+    while k < whole {
+        // k + 16 <= cols, `weights` holds R rows of `cols` elements, and each of `x` is one of `cols`.
+        let (mut w, mut a) = ([s.splat(0.0); R], [s.splat(0.0); T]);
+        for r in 0..R {
+            // SAFETY: as above.
+            w[r] = unsafe { E::load(s, weights.as_ptr().add((r * cols + k) * E::SIZE)) };
+        }
+        for t in 0..T {
+            // SAFETY: as above.
+            a[t] = s.load(unsafe { &*x[t].as_ptr().add(k).cast() });
+        }
+        multiply(s, &mut acc, &w, &a);
+        k += LANES;
+    }
+    if whole < cols {
+        let tail = (cols - whole) * E::SIZE;
+        let mut w = [s.splat(0.0); R];
+        let mut a = [s.splat(0.0); T];
+        for r in 0..R {
+            let mut bytes = [0; 64];
+            let start = (r * cols + whole) * E::SIZE;
+            bytes[..tail].copy_from_slice(&weights[start..start + tail]);
+            // SAFETY: 64 bytes hold 16 elements of any type.
+            w[r] = unsafe { E::load(s, bytes.as_ptr()) };
+        }
+        for t in 0..T {
+            a[t] = s.load(&padded(&x[t][whole..]));
+        }
+        multiply(s, &mut acc, &w, &a);
+    }
+    for t in 0..T {
+        for r in 0..R {
+            out[token + t][row + r] = s.sum(acc[r][t]);
+        }
+    }
+}
+
+#[inline(always)]
+fn multiply<S: Simd, const R: usize, const T: usize>(
+    s: S,
+    acc: &mut [[S::F; T]; R],
+    w: &[S::F; R],
+    a: &[S::F; T],
+) {
+    for r in 0..R {
+        for t in 0..T {
+            acc[r][t] = s.fma(w[r], a[t], acc[r][t]);
+        }
+    }
+}
+
+/// Asks for the cache lines of `bytes` bytes. The address need not be one that may be read.
+#[inline(always)]
+pub(super) fn prefetch(start: *const u8, bytes: usize) {
+    for line in 0..bytes.div_ceil(64) {
+        let line = start.wrapping_add(64 * line);
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: every x86-64 has the instruction, and it does nothing where nothing can be read.
+        unsafe {
+            use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+            _mm_prefetch::<_MM_HINT_T0>(line.cast());
+        }
+        #[cfg(not(target_arch = "x86_64"))]
+        let _ = line;
+    }
+}
