@@ -101,6 +101,12 @@ def write(path: Path, head: list[str], rows: list[Row], load: float) -> None:
     print(path)
 
 
+def split(words: list[str]) -> tuple[list[str], list[str]]:
+    """Arguments before and behind the first `--`."""
+    at = words.index("--") if "--" in words else len(words)
+    return words[:at], words[at + 1 :]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -110,13 +116,13 @@ def main() -> None:
         "--shapes", action="append", required=True, help="0.8B, 2B, ..., or SIZE:N for its first N layers"
     )
     parser.add_argument("--folder", type=Path, default=RECORD, help="instead of benches/record")
-    parser.add_argument("options", nargs="*", help="for `edgewise bench`, behind --")
-    arguments = parser.parse_args()
+    own, options = split(sys.argv[1:])
+    arguments = parser.parse_args(own)
     load, folder = os.getloadavg()[0], arguments.folder / arguments.machine
     figures, parts = [], []
     for shapes in arguments.shapes:
         size, _, layers = shapes.partition(":")
-        found = measure(size, int(layers) if layers else None, arguments.options)
+        found = measure(size, int(layers) if layers else None, options)
         about = {
             "shapes": size,
             "layers": layers or "all",

@@ -203,9 +203,17 @@ class TestRecord:
         record = scripts("record")
         plan = Plan([8], depths=[0], new_tokens=2, rounds=1, limit_seconds=0.0, breakdown=True)
         found = json.loads(json.dumps(benchmark.measure(hub.resolve("demo"), plan).to_dict()))
-        monkeypatch.setattr(record, "measure", lambda *_: found)
-        monkeypatch.setattr(sys, "argv", ["record.py", "here", "--shapes", "2B:8", "--folder", str(tmp_path)])
+        asked: list[tuple[object, ...]] = []
+
+        def measure(*what: object) -> Any:
+            asked.append(what)
+            return found
+
+        monkeypatch.setattr(record, "measure", measure)
+        argv = ["record.py", "here", "--shapes", "2B:8", "--folder", str(tmp_path), "--", "--depth", "0"]
+        monkeypatch.setattr(sys, "argv", argv)
         record.main()
+        assert asked == [("2B", 8, ["--depth", "0"])]
         speeds, parts = sorted((tmp_path / "here").iterdir(), key=lambda path: len(path.name))
         [decode] = [row for row in rows(speeds) if row["what"] == "decode_tokens_per_s"]
         assert (decode["shapes"], decode["layers"], decode["tokens"]) == ("2B", "8", "0")
