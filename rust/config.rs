@@ -1,12 +1,13 @@
 //! The model's configuration, read from a checkpoint's `config.json` and checked.
 //!
-//! Two families of models are read, each in two forms: the full model (`model_type` `qwen3_5` or `qwen3_vl`,
-//! with the text model's entries under `text_config`) and the text model alone (`qwen3_5_text` or
-//! `qwen3_vl_text`, all entries at the top). Shapes must be given; only switches that older files leave out
-//! have defaults. An entry that is `null` counts as absent.
+//! Models are read in two forms: the full model (`model_type` such as `qwen3_5`, with the text model's entries under
+//! `text_config`) and the text model alone (such as `qwen3_5_text`, all entries at the top); `family` has the list.
+//! Shapes must be given; only switches that older files leave out have defaults. An entry that is `null` counts as
+//! absent.
 
 mod family;
 mod fields;
+mod moe;
 mod rope;
 mod vision;
 mod yarn;
@@ -19,6 +20,7 @@ use self::family::{Family, Form};
 use self::fields::{Fields, MAX_SIZE, describe};
 pub use self::vision::{MediaTokens, Vision, VisionConfig};
 pub use self::yarn::YarnConfig;
+use crate::checkpoint::Checkpoint;
 use crate::checkpoint::json::{self, quote};
 use crate::error::{Error, Result};
 
@@ -38,6 +40,30 @@ pub enum LayerKind {
     GatedDelta,
     /// Gated attention with a KV cache (`full_attention`).
     Attention,
+}
+
+/// What follows the mixer in a layer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FeedForwardKind {
+    /// One network for every token.
+    Dense,
+    /// A mixture of experts: a few small networks chosen for each token.
+    Moe,
+}
+
+/// The shapes of a mixture of experts.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MoeConfig {
+    /// Experts of a layer.
+    pub experts: usize,
+    /// Experts chosen for each token.
+    pub per_token: usize,
+    /// Width of an expert's inner layer.
+    pub width: usize,
+    /// Width of the inner layer of the expert that every token goes to, if there is one.
+    pub shared_width: Option<usize>,
+    /// Whether the weights of a token's experts are scaled to sum 1.
+    pub renormalise: bool,
 }
 
 /// The gated delta rule's shapes.
@@ -103,18 +129,22 @@ pub struct TextConfig {
     pub vocab_size: usize,
     /// Width of the residual stream.
     pub hidden_size: usize,
-    /// Width of the feed-forward's inner layer.
-    pub intermediate_size: usize,
+    /// Width of the inner layer of dense feed-forward networks; there exactly if a layer has one.
+    pub intermediate_size: Option<usize>,
     /// Most tokens in one sequence: the entry of this name, or with YaRN the length it extends to.
     pub max_position_embeddings: usize,
     /// The mixer of each layer.
     pub layers: Vec<LayerKind>,
+    /// The feed-forward network of each layer.
+    pub feed_forwards: Vec<FeedForwardKind>,
     /// Added to the mean square in every RMS norm.
     pub rms_norm_eps: f32,
     /// Whether the norms on the residual stream, queries and keys are stored as weight - 1.
     pub zero_centred_norms: bool,
     /// Shapes of the gated delta rule; there exactly if a layer uses it.
     pub delta: Option<DeltaConfig>,
+    /// Shapes of the mixture of experts; there exactly if a layer has one.
+    pub moe: Option<MoeConfig>,
     /// Shapes of the attention.
     pub attention: AttentionConfig,
     /// Rotary positions.
@@ -128,12 +158,22 @@ impl TextConfig {
     pub(crate) fn delta_shapes(&self) -> &DeltaConfig {
         self.delta.as_ref().expect("a model with gated delta layers has their shapes")
     }
+
+    /// Shapes of the mixture of experts, for code that runs in such a layer only.
+    pub(crate) fn moe_shapes(&self) -> &MoeConfig {
+        self.moe.as_ref().expect("a model with experts has their shapes")
+    }
+}
+
+/// Every `model_type` that is read.
+pub fn model_types() -> Vec<&'static str> {
+    family::model_types().collect()
 }
 
 /// A whole model.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ModelConfig {
-    /// `qwen3_5`, `qwen3_vl`, or either with `_text` behind it.
+    /// The name of its family and form, such as `qwen3_5` or `qwen3_5_text`.
     pub model_type: String,
     /// The text model.
     pub text: TextConfig,
@@ -144,6 +184,13 @@ pub struct ModelConfig {
 }
 
 impl ModelConfig {
+    /// Reads the `config.json` of a checkpoint.
+    pub fn read(checkpoint: &Checkpoint) -> Result<Self> {
+        let json = checkpoint.side_file("config.json")?;
+        let json = json.ok_or_else(|| Error::file(checkpoint.path(), "there is no config.json"))?;
+        Self::parse(&checkpoint.path().join("config.json"), &json)
+    }
+
     /// Parses and checks a `config.json`. `path` is for messages only; errors name the entry, dotted where
     /// nested.
     pub fn parse(path: &Path, json: &[u8]) -> Result<Self> {
@@ -232,23 +279,30 @@ fn tied(outer: &Fields, text: &Fields) -> Result<bool> {
 
 fn text_config(fields: &Fields, family: &Family, tie_word_embeddings: bool) -> Result<TextConfig> {
     expect_text(fields, "hidden_act", "silu")?;
-    if fields.flag("attention_bias")? == Some(true) {
-        return Err(fields.error("attention_bias", "true is not supported"));
+    for key in ["attention_bias", "use_sliding_window"] {
+        if fields.flag(key)? == Some(true) {
+            return Err(fields.error(key, "true is not supported"));
+        }
     }
     let attention = attention(fields, family)?;
     let layers = layers(fields, family)?;
     let context = fields.size("max_position_embeddings", MAX_SIZE)?;
     let rope = rope::parse(fields, attention.head_dim, family.rotary_factor, context)?;
+    let feed_forwards = moe::kinds(fields, family, layers.len())?;
+    let dense = feed_forwards.contains(&FeedForwardKind::Dense);
+    let experts = feed_forwards.contains(&FeedForwardKind::Moe);
     Ok(TextConfig {
         vocab_size: fields.size("vocab_size", MAX_SIZE)?,
         hidden_size: fields.size("hidden_size", MAX_SIZE)?,
-        intermediate_size: fields.size("intermediate_size", MAX_SIZE)?,
+        intermediate_size: dense.then(|| fields.size("intermediate_size", MAX_SIZE)).transpose()?,
         max_position_embeddings: rope.yarn.as_ref().map_or(context, YarnConfig::context),
         rms_norm_eps: rms_norm_eps(fields)?,
         zero_centred_norms: family.zero_centred_norms,
         delta: if layers.contains(&LayerKind::GatedDelta) { Some(delta(fields)?) } else { None },
         rope,
+        moe: experts.then(|| moe::parse(fields, family)).transpose()?,
         layers,
+        feed_forwards,
         attention,
         tie_word_embeddings,
     })

@@ -35,6 +35,8 @@ TEXT_CASES = [
     "dense_text_kv_groups/veq_tied",
     "dense_text_kv_groups/veq_untied",
     "yarn",
+    "moe_text",
+    "qwen3_next_text",
 ]
 # Hidden states of sequences longer than LONG keep their last TAIL rows: logits and caches cover the rest.
 LONG = 60

@@ -51,6 +51,10 @@ def machine_limits(threads: int, seconds: float = 0.2, path: str | None = None) 
         ValueError: if `threads` or `seconds` is out of range.
     """
 
+def available_memory() -> int | None:
+    """Return the bytes of memory this process can still fill: the least of what the system has left, the page
+    cache counted as left, and what its control groups allow in all; `None` where neither is known."""
+
 def default_recipe(name: str = "int4") -> str: ...
 def quantize(
     source: str,
@@ -445,7 +449,15 @@ class Engine:
         threads: int | None = None,
         progress: _Progress | None = None,
         yarn_factor: float | None = None,
-    ) -> Engine: ...
+        prefetch: bool | None = None,
+    ) -> Engine:
+        """Open a checkpoint.
+
+        `yarn_factor`: see `Model.from_pretrained`. `prefetch`: whether the experts chosen for a token are
+        asked for from disk before they are used; by default where the checkpoint is larger than the memory
+        there is. Results do not depend on it.
+        """
+
     @property
     def vocab_size(self) -> int: ...
     @property
@@ -455,7 +467,14 @@ class Engine:
     @property
     def config(self) -> str: ...
     def side_file(self, name: str) -> bytes | None: ...
-    def info(self) -> dict[str, Any]: ...
+    def info(self) -> dict[str, Any]:
+        """Return parameters, formats, memory and threads.
+
+        Of a mixture of experts, `expert_bytes` tells what all experts take, `expert_bytes_per_token` what
+        those chosen for a token do (0 in a dense model), and `prefetch` whether they are asked for from disk
+        ahead.
+        """
+
     def costs(self) -> dict[str, Any]:
         """Return what a token costs, counted from the weights.
 
@@ -532,7 +551,7 @@ class Engine:
         Arguments and errors are those of `Sequence.append`; also NonFiniteError, if a logit is not finite.
         """
 
-    def trace(self, ids: _Ids, media: _Media | None = None) -> dict[str, NDArray[np.float32]]:
+    def trace(self, ids: _Ids, media: _Media | None = None) -> dict[str, NDArray[Any]]:
         """Run a text and return what was computed on the way, for comparison with other implementations.
 
         Arguments and errors are those of `logits`.
@@ -541,7 +560,10 @@ class Engine:
             `embed` (with features in place), `layer{i}.hidden` (before DeepStack features are added) and
             `final_norm`, float32 [tokens, hidden]; `logits` [tokens, vocab]; of the state after the text,
             `layer{i}.recurrent_state` [value heads, key width, value width] and `layer{i}.conv_state`
-            [channels, 3] or `layer{i}.k_cache` and `layer{i}.v_cache` [heads, tokens, head width].
+            [channels, 3] or `layer{i}.k_cache` and `layer{i}.v_cache` [heads, tokens, head width]. Of layers
+            with experts, `layer{i}.router_logits` [tokens, experts], and of those chosen for each token, by
+            falling weight, `layer{i}.selected_experts` (int64) and `layer{i}.router_weights`
+            [tokens, chosen].
         """
 
     def sequence(self) -> Sequence: ...

@@ -370,7 +370,7 @@ class Model:
         ids, media = self._encoded(prompt)
         return self._engine.logits(ids, media)
 
-    def trace(self, prompt: TokenIds | Sequence[Message] | Prompt) -> dict[str, NDArray[np.float32]]:
+    def trace(self, prompt: TokenIds | Sequence[Message] | Prompt) -> dict[str, NDArray[Any]]:
         """Return the arrays between the layers while a text is read, by name; see `logits`."""
         ids, media = self._encoded(prompt)
         return self._engine.trace(ids, media)

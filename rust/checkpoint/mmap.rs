@@ -26,6 +26,26 @@ pub(crate) fn map(path: &Path) -> Result<Bytes> {
     Ok(Bytes::new(map))
 }
 
+/// Asks the system to begin reading `bytes` from disk, where they are part of a mapped file and not in memory yet. A hint:
+/// it returns before they are there, and may do nothing.
+#[cfg(unix)]
+pub(crate) fn will_need(bytes: &[u8]) {
+    if bytes.is_empty() {
+        return;
+    }
+    // SAFETY: asks for a constant of the system.
+    let page = usize::try_from(unsafe { libc::sysconf(libc::_SC_PAGESIZE) }).unwrap_or(4096).max(1);
+    let before = bytes.as_ptr().addr() % page;
+    let start = bytes.as_ptr().wrapping_sub(before).cast_mut().cast();
+    // SAFETY: this advice changes neither contents nor mappings, whatever the range. The call wants whole pages; the first
+    // one is mapped, since the first byte is.
+    let _hint = unsafe { libc::madvise(start, bytes.len() + before, libc::MADV_WILLNEED) };
+}
+
+/// Asks for nothing: this system is not known to take such hints.
+#[cfg(not(unix))]
+pub(crate) fn will_need(_bytes: &[u8]) {}
+
 #[cfg(test)]
 mod tests {
     use super::*;

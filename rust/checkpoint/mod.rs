@@ -92,6 +92,11 @@ impl Checkpoint {
         self.names.keys().map(String::as_str)
     }
 
+    /// Whether there is a tensor of this name.
+    pub fn contains(&self, name: &str) -> bool {
+        self.names.contains_key(name)
+    }
+
     /// The tensor with this name. One whose type edgewise does not read is an error.
     pub fn get(&self, name: &str) -> Result<Option<TensorView>> {
         match self.names.get(name) {

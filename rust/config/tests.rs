@@ -21,7 +21,7 @@ pub(super) fn text_0_8b() -> Value {
 }
 
 /// A model that sees, with a small tower that fits `text`.
-pub(super) fn full(text: &Value) -> Value {
+pub(in crate::config) fn full(text: &Value) -> Value {
     json!({
         "architectures": ["Qwen3_5ForConditionalGeneration"], "model_type": "qwen3_5", "text_config": text,
         "vision_config": {
@@ -38,7 +38,7 @@ pub(super) fn full(text: &Value) -> Value {
 }
 
 /// A small text model as transformers saves it, with every layer listed.
-pub(super) fn small() -> Value {
+pub(in crate::config) fn small() -> Value {
     let mut types = vec!["linear_attention"; 3];
     types.push("full_attention");
     json!({
@@ -57,7 +57,7 @@ pub(super) fn small() -> Value {
 }
 
 /// A small Qwen3-VL as transformers saves it: layers are not listed, nor is the part of a head that turns.
-pub(super) fn qwen3_vl() -> Value {
+pub(in crate::config) fn qwen3_vl() -> Value {
     let text = json!({
         "attention_bias": false, "attention_dropout": 0.0, "head_dim": 32, "hidden_act": "silu",
         "hidden_size": 64, "initializer_range": 0.02, "intermediate_size": 96,
@@ -74,7 +74,7 @@ pub(super) fn qwen3_vl() -> Value {
 }
 
 /// `value` with the entry at the dotted `key` set.
-pub(super) fn with(mut value: Value, key: &str, entry: impl Into<Value>) -> Value {
+pub(in crate::config) fn with(mut value: Value, key: &str, entry: impl Into<Value>) -> Value {
     let mut place = &mut value;
     for part in key.split('.') {
         place = &mut place[part];
@@ -84,7 +84,7 @@ pub(super) fn with(mut value: Value, key: &str, entry: impl Into<Value>) -> Valu
 }
 
 /// `value` without the entry at the dotted `key`.
-pub(super) fn without(mut value: Value, key: &str) -> Value {
+pub(in crate::config) fn without(mut value: Value, key: &str) -> Value {
     let (place, last) = key.rsplit_once('.').unwrap_or(("", key));
     let object =
         place.split('.').filter(|part| !part.is_empty()).fold(&mut value, |value, part| &mut value[part]);
@@ -92,12 +92,12 @@ pub(super) fn without(mut value: Value, key: &str) -> Value {
     value
 }
 
-pub(super) fn parse(config: &Value) -> Result<ModelConfig> {
+pub(in crate::config) fn parse(config: &Value) -> Result<ModelConfig> {
     ModelConfig::parse(Path::new("config.json"), config.to_string().as_bytes())
 }
 
 #[track_caller]
-pub(super) fn expect(config: &Value, field: &str, reason: &str) {
+pub(in crate::config) fn expect(config: &Value, field: &str, reason: &str) {
     let message = parse(config).unwrap_err().to_string();
     let start = format!("config.json: '{field}': ");
     assert!(message.starts_with(&start) && message.contains(reason), "{message}");
@@ -115,7 +115,7 @@ fn reads_a_full_model() {
     assert_eq!(config.model_type, "qwen3_5");
     assert_eq!(config.eos_token_ids, [248_044]);
     let text = config.text;
-    assert_eq!((text.vocab_size, text.hidden_size, text.intermediate_size), (248_320, 1024, 3584));
+    assert_eq!((text.vocab_size, text.hidden_size, text.intermediate_size), (248_320, 1024, Some(3584)));
     assert_eq!(text.max_position_embeddings, 262_144);
     assert_eq!(text.layers.len(), 24);
     assert_eq!(text.rms_norm_eps.to_bits(), 1e-6f32.to_bits());
@@ -179,8 +179,9 @@ fn delta_shapes_are_needed_where_a_layer_is_linear() {
 
 #[test]
 fn other_models_are_refused_by_name() {
-    let known = "is not supported; known: qwen3_5, qwen3_5_text, qwen3_vl, qwen3_vl_text";
-    for name in ["qwen3_5_moe", "llama", ""] {
+    let known = "is not supported; known: qwen3_5, qwen3_5_text, qwen3_5_moe, qwen3_5_moe_text, qwen3_next, qwen3_vl, \
+                 qwen3_vl_text, qwen3, qwen3_moe";
+    for name in ["qwen4_exp", "llama", ""] {
         expect(&with(full(&small()), "model_type", name), "model_type", &format!("'{name}' {known}"));
     }
     expect(&without(small(), "model_type"), "model_type", "is missing");

@@ -29,7 +29,9 @@ pub enum Operation {
     AttentionProjections,
     /// The KV cache and attention.
     Attention,
-    /// Products of the feed-forward networks.
+    /// The scores of experts and the choice of some.
+    Routing,
+    /// Products of the feed-forward networks; of experts also what is between and behind them.
     FeedForward,
     /// What is between them.
     Activation,
@@ -41,7 +43,7 @@ pub enum Operation {
 
 impl Operation {
     /// Every kind.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 13] = [
         Self::Embedding,
         Self::Norms,
         Self::Quantization,
@@ -50,6 +52,7 @@ impl Operation {
         Self::DeltaRule,
         Self::AttentionProjections,
         Self::Attention,
+        Self::Routing,
         Self::FeedForward,
         Self::Activation,
         Self::Head,
@@ -67,6 +70,7 @@ impl Operation {
             Self::DeltaRule => "delta rule",
             Self::AttentionProjections => "attention projections",
             Self::Attention => "attention",
+            Self::Routing => "routing",
             Self::FeedForward => "feed-forward",
             Self::Activation => "activation",
             Self::Head => "head",
@@ -144,6 +148,15 @@ impl Profile {
             let bytes = weights.iter().map(|matrix| matrix.bytes().len()).sum();
             let operations: usize = weights.iter().map(|matrix| matrix.operations()).sum();
             self.record().add(operation, bytes, tokens * operations);
+        }
+    }
+
+    /// Work of some (bytes, operations) ends here.
+    #[inline]
+    pub fn work(&self, operation: Operation, work: impl FnOnce() -> (usize, usize)) {
+        if self.is_on() {
+            let (bytes, operations) = work();
+            self.record().add(operation, bytes, operations);
         }
     }
 

@@ -2,7 +2,7 @@
 
 use super::{Engine, LayerState};
 use crate::weights::matrix::Matrix;
-use crate::weights::model::{LayerWeights, MixerWeights};
+use crate::weights::model::{FeedForwardWeights, LayerWeights, MixerWeights, SwiGluWeights};
 
 /// Multiplications and additions of products with weights, counted apart.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -41,7 +41,8 @@ impl Engine {
     /// What a token costs.
     pub fn costs(&self) -> Costs {
         let weights = &self.model.weights;
-        let met = weights.layers.iter().flat_map(touched);
+        let chosen = self.model.config.moe.as_ref().map_or(0, |moe| moe.per_token);
+        let met = weights.layers.iter().flat_map(|layer| touched(layer, chosen));
         let matrix_bytes: usize = met.clone().map(|matrix| matrix.bytes().len()).sum();
         let vector_bytes =
             weights.layers.iter().flat_map(LayerWeights::vectors).map(|(_, v)| size_of_val(v)).sum::<usize>();
@@ -49,8 +50,10 @@ impl Engine {
         let outside =
             weights.embedding.row_bytes() + size_of_val(&weights.final_norm[..]) + weights.head.bytes().len();
         let state: usize = self.state().layers().iter().map(state_bytes).sum();
-        let (whole, skipped) =
-            (Operations::of(met), Operations::of(weights.layers.last().map_or(vec![], skipped)));
+        let (whole, skipped) = (
+            Operations::of(met),
+            Operations::of(weights.layers.last().map_or(vec![], |last| skipped(last, chosen))),
+        );
         Costs {
             decode_bytes: matrix_bytes + vector_bytes + state + outside,
             layer_bytes: all.map(|(_, matrix)| matrix.bytes().len()).sum::<usize>() + vector_bytes,
@@ -60,21 +63,28 @@ impl Engine {
     }
 }
 
-/// The matrices of a layer that one token meets.
-fn touched(layer: &LayerWeights) -> Vec<&Matrix> {
+/// The matrices of a layer that one token meets, `chosen` experts among them.
+fn touched(layer: &LayerWeights, chosen: usize) -> Vec<&Matrix> {
     let mixer = layer.matrices().into_iter().filter(|(name, _)| !name.starts_with("mlp."));
-    mixer.map(|(_, matrix)| matrix).chain(feed_forward(layer)).collect()
+    mixer.map(|(_, matrix)| matrix).chain(feed_forward(layer, chosen)).collect()
 }
 
-/// Those of the feed-forward network.
-fn feed_forward(layer: &LayerWeights) -> Vec<&Matrix> {
-    let network = &layer.feed_forward;
-    vec![&network.gate, &network.up, &network.down]
+/// Those of the feed-forward network. Experts are alike, so the first `chosen` of them stand for any.
+fn feed_forward(layer: &LayerWeights, chosen: usize) -> Vec<&Matrix> {
+    match &layer.feed_forward {
+        FeedForwardWeights::Dense(network) => network.all().to_vec(),
+        FeedForwardWeights::Moe(moe) => {
+            let experts = moe.experts.iter().take(chosen);
+            let shared = moe.shared.as_ref();
+            let networks = experts.chain(shared.map(|shared| &shared.network)).flat_map(SwiGluWeights::all);
+            [&moe.router].into_iter().chain(shared.map(|shared| &shared.gate)).chain(networks).collect()
+        }
+    }
 }
 
 /// Those that only the last token of a pass meets, if the layer is the last; see [`super::layer::forward`].
-fn skipped(layer: &LayerWeights) -> Vec<&Matrix> {
-    let mut matrices = feed_forward(layer);
+fn skipped(layer: &LayerWeights, chosen: usize) -> Vec<&Matrix> {
+    let mut matrices = feed_forward(layer, chosen);
     if let MixerWeights::Attention(attention) = &layer.mixer {
         matrices.extend([&attention.query, &attention.out]);
     }

@@ -15,6 +15,9 @@ use crate::kernels::kv_cache::KvType;
 
 /// Tokens of one pass through the layers in prefill, at most.
 const CHUNK: usize = 256;
+/// The same in a model with experts. Each expert gets a few of them and is read from memory for those, so more tokens share
+/// a read: of 512 with 8 of 256 experts each, 16.
+const MOE_CHUNK: usize = 512;
 /// Tokens of the very first pass.
 const FIRST_CHUNK: usize = 32;
 /// Passes grow to multiples of this, whole tiles of the kernels.
@@ -76,9 +79,12 @@ impl Engine {
 
     /// The tokens of the next pass after `done` tokens.
     fn next_pass(&self, done: usize, prompt: Prompt<'_>) -> Range<usize> {
-        let largest = chunk(&self.model.config);
-        let tokens = self.chunk.load(Relaxed).min(largest);
+        let tokens = self.chunk.load(Relaxed).min(self.largest_chunk());
         done..(done + tokens).min(prompt.ids().len())
+    }
+
+    fn largest_chunk(&self) -> usize {
+        chunk(&self.model.config)
     }
 
     /// Sizes the next pass by how long this one took, so that a few steps reach the largest that is quick enough.
@@ -86,7 +92,7 @@ impl Engine {
         let quick = (tokens as f64 * CHUNK_SECONDS / 2.0 / seconds.max(1e-9)) as usize;
         let chunk = self.chunk.load(Relaxed);
         if tokens == chunk && seconds < CHUNK_SECONDS / 2.0 {
-            self.chunk.store((quick / CHUNK_STEP * CHUNK_STEP).clamp(chunk, CHUNK), Relaxed);
+            self.chunk.store((quick / CHUNK_STEP * CHUNK_STEP).clamp(chunk, self.largest_chunk()), Relaxed);
         } else if tokens > 1 && seconds > CHUNK_SECONDS {
             self.chunk.store(tokens / 2, Relaxed);
         }
@@ -218,7 +224,7 @@ impl Engine {
     }
 
     fn scratch(&self) -> Taken<'_> {
-        self.workspace.take(&self.model.config, chunk(&self.model.config))
+        self.workspace.take(&self.model.config, self.largest_chunk())
     }
 }
 
@@ -232,7 +238,8 @@ fn check_whole(state: &State) -> Result<()> {
 
 /// Tokens of the largest pass.
 fn chunk(config: &TextConfig) -> usize {
-    CHUNK.min(config.max_position_embeddings)
+    let chunk = if config.moe.is_some() { MOE_CHUNK } else { CHUNK };
+    chunk.min(config.max_position_embeddings)
 }
 
 /// What [`Engine::trace`] keeps.

@@ -14,12 +14,22 @@ pub fn prepare<'a>(
     weights: &[&Matrix],
     buffer: &'a mut QuantizedRows,
 ) -> Input<'a> {
-    let wanted = weights.iter().any(|matrix| matrix.format().is_quantized());
-    if wanted {
+    prepare_if(weights.iter().any(|matrix| matrix.format().is_quantized()), cpu, rows, cols, buffer)
+}
+
+/// `rows` `[tokens, cols]`, quantised into `buffer` if `quantized`.
+pub fn prepare_if<'a>(
+    quantized: bool,
+    cpu: &Cpu,
+    rows: &'a [f32],
+    cols: usize,
+    buffer: &'a mut QuantizedRows,
+) -> Input<'a> {
+    if quantized {
         buffer.fill(cpu, rows, cols);
         cpu.profile.lap(Operation::Quantization, 0);
     }
-    Input { dense: rows, quantized: wanted.then_some(&*buffer), tokens: rows.len() / cols }
+    Input { dense: rows, quantized: quantized.then_some(&*buffer), tokens: rows.len() / cols }
 }
 
 /// hidden += rows x weights, the end of each residual branch.

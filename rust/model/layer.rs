@@ -44,8 +44,9 @@ pub fn forward(
     let (hidden, normed) = (&mut hidden[skipped..], &mut normed[skipped..]);
     rms_norm(cpu, hidden, &weights.post_norm, config.rms_norm_eps, normed);
     cpu.profile.lap(Operation::Norms, size_of_val(&weights.post_norm[..]));
-    feed_forward::dense::forward(
+    feed_forward::forward(
         cpu,
+        config,
         &weights.feed_forward,
         &mut scratch.feed_forward,
         quantized,

@@ -33,7 +33,7 @@ use crate::kernels::linear::linear;
 use crate::kernels::norm::rms_norm;
 use crate::kernels::profile::Operation;
 use crate::threads::StandardFloat;
-use crate::weights::model::Weights;
+use crate::weights::model::{FeedForwardWeights, Weights};
 
 /// A text model with, perhaps, a vision tower: shapes and weights.
 #[derive(Debug)]
@@ -53,9 +53,15 @@ pub enum Stage {
     Embedding,
     /// The output of decoder layer i, before the final norm.
     Layer(usize),
+    /// The scores that the router of layer i gives all experts, `[tokens, experts]`.
+    RouterLogits(usize),
+    /// The experts chosen in layer i, by falling weight, `[tokens, chosen]`; whole numbers.
+    SelectedExperts(usize),
+    /// Their weights, `[tokens, chosen]`.
+    RouterWeights(usize),
 }
 
-/// Sees `[tokens, hidden]` at each stage of each chunk.
+/// Sees `[tokens, hidden]`, or what the stage says, at each stage of each chunk.
 pub type Watch<'a> = &'a mut dyn FnMut(Stage, &[f32]);
 
 impl Model {
@@ -89,6 +95,9 @@ impl Model {
             let outputs = if i == last && !watched { 1 } else { tokens };
             layer::forward(cpu, &self.config, weights, state, scratch, tokens, outputs);
             show(Stage::Layer(i), &scratch.hidden[..hidden]);
+            if watched && matches!(weights.feed_forward, FeedForwardWeights::Moe(_)) {
+                scratch.feed_forward.show_routes(i, tokens, &mut show);
+            }
             pass.add_deepstack(i, &mut scratch.hidden[..hidden]);
         }
         state.broken = false;

@@ -9,6 +9,7 @@ use crate::config::ModelConfig;
 use crate::error::{Error, Result};
 use crate::kernels::Cpu;
 use crate::kernels::kv_cache::KvType;
+use crate::memory::available_bytes;
 use crate::tensor::Bytes;
 use crate::threads::StandardFloat;
 use crate::weights::matrix::{Format, Matrix};
@@ -40,6 +41,9 @@ pub struct Options {
     pub kv_type: Option<KvType>,
     /// By how much to extend the context through YaRN, in a model whose configuration does not.
     pub yarn_factor: Option<f64>,
+    /// Whether chosen experts are asked for from disk before they are used; by default where the checkpoint is larger than the
+    /// memory there is.
+    pub prefetch: Option<bool>,
 }
 
 impl Options {
@@ -76,7 +80,7 @@ impl Options {
                 ));
             }
         };
-        Ok(Self { precision, kv_type, yarn_factor: None })
+        Ok(Self { precision, kv_type, yarn_factor: None, prefetch: None })
     }
 
     /// Number type of the KV cache.
@@ -104,7 +108,7 @@ pub type Progress<'a> = &'a mut dyn FnMut(u64, u64, &str) -> Result<()>;
 pub fn open(path: &Path, options: &Options, cpu: Cpu, progress: Progress<'_>) -> Result<Opened> {
     let _standard = StandardFloat::enter();
     let checkpoint = Checkpoint::open(path)?;
-    let mut config = read_config(&checkpoint)?;
+    let mut config = ModelConfig::read(&checkpoint)?;
     if let Some(factor) = options.yarn_factor {
         config.text.extend(factor)?;
     }
@@ -113,8 +117,8 @@ pub fn open(path: &Path, options: &Options, cpu: Cpu, progress: Progress<'_>) ->
                       original checkpoint";
         return Err(Error::argument("dtype", reason));
     }
-    let mut source = CheckpointSource::new(&checkpoint, &options.precision, &cpu, progress)?;
-    let weights = names::load(&config.text, &mut source)?;
+    let mut source = CheckpointSource::new(&checkpoint, &config, &options.precision, &cpu, progress)?;
+    let mut weights = names::load(&config.text, &mut source)?;
     let vision = match &config.vision {
         Some(vision) if checkpoint.names().any(is_vision) => Some(VisionTower {
             config: vision.tower.clone(),
@@ -124,17 +128,11 @@ pub fn open(path: &Path, options: &Options, cpu: Cpu, progress: Progress<'_>) ->
         // A text model that was cut out of a larger one often keeps its configuration.
         _ => None,
     };
+    let exceeds_memory = || available_bytes().is_some_and(|bytes| checkpoint.nbytes() > bytes);
+    weights.set_prefetch(options.prefetch.unwrap_or_else(exceeds_memory));
     let model = Model { config: config.text.clone(), weights, vision };
     let engine = Engine::new(model, cpu, options.kv_type());
     Ok(Opened { engine, checkpoint, config })
-}
-
-/// The checkpoint's `config.json`.
-pub fn read_config(checkpoint: &Checkpoint) -> Result<ModelConfig> {
-    let json = checkpoint
-        .side_file("config.json")?
-        .ok_or_else(|| Error::file(checkpoint.path(), "there is no config.json"))?;
-    ModelConfig::parse(&checkpoint.path().join("config.json"), &json)
 }
 
 /// Prefix of the vision tower's tensors before [`vision::PREFIX`].
@@ -156,6 +154,7 @@ struct CheckpointSource<'a> {
 impl<'a> CheckpointSource<'a> {
     fn new(
         checkpoint: &'a Checkpoint,
+        config: &'a ModelConfig,
         precision: &'a Precision,
         cpu: &'a Cpu,
         progress: Progress<'a>,
@@ -169,7 +168,7 @@ impl<'a> CheckpointSource<'a> {
             Error::file(checkpoint.path(), format!("holds neither {names}"))
         })?;
         let source = Self {
-            loader: Loader::new(checkpoint)?,
+            loader: Loader::new(checkpoint)?.with_delta(config.text.delta.as_ref()),
             precision,
             default: Recipe::by_name_or_file("int4")?,
             cpu,
@@ -217,16 +216,33 @@ impl<'a> CheckpointSource<'a> {
         }
     }
 
-    fn convert(&self, stored: &Stored, matrix: Matrix, target: Format) -> Result<Matrix> {
-        let (rows, cols) = (matrix.rows(), matrix.cols());
-        let data = match (matrix.format(), target) {
-            (from, to) if from == to => return Ok(matrix),
-            (Format::Int4 | Format::Int8, _) => {
-                matrix.to_f32().iter().flat_map(|x| x.to_le_bytes()).collect()
-            }
-            _ => quantize_tensor(&self.cpu.pool, &stored.view, target)?,
+    /// The matrices of a stored tensor in the format they are to be held in.
+    fn held(&mut self, name: &str, stored: &Stored) -> Result<Vec<Matrix>> {
+        let [count, rows, cols] = stored.matrices;
+        let matrices = (0..count).map(|i| stored.matrix(i)).collect::<Result<Vec<_>>>()?;
+        if is_scanned(name) && matrices.iter().any(|matrix| !matrix.is_finite()) {
+            return Err(stored.view.error("a scale is NaN or infinite"));
+        }
+        let target = self.target(name, stored);
+        let matrices = if target == stored.format {
+            matrices
+        } else {
+            let data = Bytes::new(self.converted(stored, &matrices, target)?);
+            let bytes = data.len() / count.max(1);
+            let part = |i| data.slice(i * bytes..(i + 1) * bytes).unwrap_or_else(|| data.clone());
+            (0..count).map(|i| Matrix::new(target, rows, cols, part(i))).collect::<Result<_>>()?
         };
-        Matrix::new(target, rows, cols, Bytes::new(data))
+        self.finished(stored.view.bytes.len(), name)?;
+        Ok(matrices)
+    }
+
+    /// The bytes of `matrices`, which `stored` holds, in another format.
+    fn converted(&self, stored: &Stored, matrices: &[Matrix], target: Format) -> Result<Vec<u8>> {
+        if stored.format.is_quantized() {
+            let rows = matrices.iter().flat_map(Matrix::to_f32);
+            return Ok(rows.flat_map(f32::to_le_bytes).collect());
+        }
+        quantize_tensor(&self.cpu.pool, &stored.view, target)
     }
 
     fn finished(&mut self, bytes: usize, name: &str) -> Result<()> {
@@ -235,23 +251,36 @@ impl<'a> CheckpointSource<'a> {
     }
 }
 
+/// Whether the scales of a tensor in block format are read when it is opened.
+///
+/// Those of the tower and of experts are left alone until an image comes or a token is sent there, which may never happen
+/// or would not fit into memory; what comes of them is checked.
+fn is_scanned(name: &str) -> bool {
+    !is_vision(name) && !name.contains(".experts.")
+}
+
 fn is_vision(name: &str) -> bool {
     name.strip_prefix(VISION_PREFIX).is_some_and(|name| name.starts_with(vision::PREFIX))
 }
 
 impl Source for CheckpointSource<'_> {
+    fn has(&self, name: &str) -> bool {
+        self.loader.checkpoint().contains(&self.full_name(name))
+    }
+
+    fn stack(&mut self, name: &str, shape: [usize; 3]) -> Result<Vec<Matrix>> {
+        let name = self.full_name(name);
+        let stored = self.loader.stored(&name)?;
+        stored.expect(&shape)?;
+        self.held(&name, &stored)
+    }
+
     fn matrix(&mut self, name: &str, shape: [usize; 2]) -> Result<Matrix> {
         let name = self.full_name(name);
-        let matrix = self.loader.matrix(&name, shape)?;
         let stored = self.loader.stored(&name)?;
-        // The tower's are left alone until an image comes, which text may never bring; its output is checked.
-        if matrix.format().is_quantized() && !is_vision(&name) && !matrix.is_finite() {
-            return Err(stored.view.error("a scale is NaN or infinite"));
-        }
-        let bytes = matrix.bytes().len();
-        let matrix = self.convert(&stored, matrix, self.target(&name, &stored))?;
-        self.finished(bytes, &name)?;
-        Ok(matrix)
+        stored.expect_matrix(shape)?;
+        let matrix = self.held(&name, &stored)?.pop();
+        matrix.ok_or_else(|| stored.view.error("holds no matrix"))
     }
 
     fn vector(&mut self, name: &str, shape: &[usize]) -> Result<Vec<f32>> {

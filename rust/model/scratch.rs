@@ -1,9 +1,12 @@
 //! Activations of one forward pass, allocated once for the largest chunk of tokens.
 
-use crate::config::{DeltaConfig, LayerKind, TextConfig};
+use super::Stage;
+use crate::config::{DeltaConfig, LayerKind, MoeConfig, TextConfig};
 use crate::kernels::activations::QuantizedRows;
 use crate::kernels::attention::Partials;
+use crate::kernels::experts::ExpertScratch;
 use crate::kernels::rope::{Position, RopeTable};
+use crate::kernels::routing::Routes;
 
 /// Buffers of a forward pass over at most `tokens` tokens. Holds nothing between calls.
 #[derive(Debug)]
@@ -18,7 +21,7 @@ pub struct Scratch {
     pub(super) quantized: QuantizedRows,
     pub(super) delta: DeltaScratch,
     pub(super) attention: AttentionScratch,
-    pub(super) feed_forward: SwiGluScratch,
+    pub(super) feed_forward: FeedForwardScratch,
 }
 
 /// Buffers of a Gated DeltaNet layer.
@@ -52,7 +55,55 @@ pub struct AttentionScratch {
     pub(super) partials: Partials,
 }
 
-/// Buffers of a feed-forward network.
+/// Buffers of the feed-forward networks.
+#[derive(Debug)]
+pub struct FeedForwardScratch {
+    /// For dense networks.
+    pub(super) dense: SwiGluScratch,
+    /// There if a layer has experts.
+    pub(super) moe: Option<MoeScratch>,
+    /// The largest chunk.
+    tokens: usize,
+}
+
+impl FeedForwardScratch {
+    /// Shows what the router of layer `layer` just decided over `tokens` tokens.
+    pub(super) fn show_routes(&self, layer: usize, tokens: usize, show: &mut dyn FnMut(Stage, &[f32])) {
+        let Some(moe) = &self.moe else { return };
+        let experts = moe.logits.len() / self.tokens;
+        let selected: Vec<f32> = moe.routes.experts().iter().map(|&expert| expert as f32).collect();
+        show(Stage::RouterLogits(layer), &moe.logits[..tokens * experts]);
+        show(Stage::SelectedExperts(layer), &selected);
+        show(Stage::RouterWeights(layer), moe.routes.weights());
+    }
+}
+
+/// Buffers of a mixture of experts.
+#[derive(Debug)]
+pub struct MoeScratch {
+    /// Scores of the experts, `[tokens, experts]`
+    pub(super) logits: Vec<f32>,
+    pub(super) routes: Routes,
+    /// The shared expert's gates before their sigmoid, `[tokens]`
+    pub(super) shared_gate: Vec<f32>,
+    pub(super) experts: ExpertScratch,
+}
+
+impl MoeScratch {
+    fn new(config: &TextConfig, moe: &MoeConfig, tokens: usize) -> Self {
+        let shared = usize::from(moe.shared_width.is_some());
+        let width = moe.width.max(moe.shared_width.unwrap_or(0));
+        let (per_token, experts) = (moe.per_token + shared, moe.experts + shared);
+        Self {
+            logits: vec![0.0; tokens * moe.experts],
+            routes: Routes::with_capacity(tokens, moe.per_token),
+            shared_gate: vec![0.0; tokens * shared],
+            experts: ExpertScratch::with_capacity(tokens, per_token, experts, config.hidden_size, width),
+        }
+    }
+}
+
+/// Buffers of a SwiGLU network.
 #[derive(Debug)]
 pub struct SwiGluScratch {
     /// `[tokens, intermediate]`
@@ -74,7 +125,8 @@ impl Scratch {
         let queries = attention(config.attention.query_width());
         let attention_out = attention(config.attention.heads * config.attention.head_dim);
         let kv = attention(config.attention.kv_heads * config.attention.head_dim);
-        let widest = config.hidden_size.max(config.intermediate_size).max(delta_out).max(attention_out);
+        let dense = config.intermediate_size.unwrap_or(0);
+        let widest = config.hidden_size.max(dense).max(delta_out).max(attention_out);
         Self {
             tokens,
             positions: Vec::with_capacity(tokens),
@@ -97,9 +149,10 @@ impl Scratch {
                 out: buffer(attention_out),
                 partials: Partials::default(),
             },
-            feed_forward: SwiGluScratch {
-                gate: buffer(config.intermediate_size),
-                up: buffer(config.intermediate_size),
+            feed_forward: FeedForwardScratch {
+                dense: SwiGluScratch { gate: buffer(dense), up: buffer(dense) },
+                moe: config.moe.as_ref().map(|moe| MoeScratch::new(config, moe, tokens)),
+                tokens,
             },
         }
     }

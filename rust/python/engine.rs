@@ -20,6 +20,7 @@ use crate::model::open::{Options, open};
 use crate::model::vision::Grid;
 use crate::model::{Engine, LayerState};
 use crate::threads::available_threads;
+use crate::weights::model::SwiGluWeights;
 
 /// A model ready to compute.
 #[pyclass(name = "Engine", module = "edgewise._native", frozen)]
@@ -40,7 +41,10 @@ fn cpu(threads: Option<usize>) -> PyResult<Cpu> {
 #[pymethods]
 impl PyEngine {
     #[staticmethod]
-    #[pyo3(signature = (path, dtype = "auto", kv_dtype = "auto", recipe = None, threads = None, progress = None, yarn_factor = None))]
+    #[pyo3(signature = (
+        path, dtype = "auto", kv_dtype = "auto", recipe = None, threads = None, progress = None, yarn_factor = None,
+        prefetch = None
+    ))]
     #[expect(clippy::too_many_arguments, reason = "keyword arguments of Python")]
     fn open(
         py: Python<'_>,
@@ -51,8 +55,9 @@ impl PyEngine {
         threads: Option<usize>,
         progress: Option<Py<PyAny>>,
         yarn_factor: Option<f64>,
+        prefetch: Option<bool>,
     ) -> PyResult<Self> {
-        let options = Options { yarn_factor, ..Options::parse(dtype, kv_dtype, recipe)? };
+        let options = Options { yarn_factor, prefetch, ..Options::parse(dtype, kv_dtype, recipe)? };
         let cpu = cpu(threads)?;
         let opened = released(py, |callbacks| {
             let mut report =
@@ -102,6 +107,7 @@ impl PyEngine {
         out.set_item("formats", weights.formats(py)?)?;
         out.set_item("weight_bytes", weights.bytes())?;
         out.set_item("file_bytes", self.checkpoint.nbytes())?;
+        self.set_experts(&out)?;
         out.set_item("state_bytes", empty.nbytes())?;
         out.set_item("kv_bytes_per_token", kv)?;
         out.set_item("decode_bytes_per_token", self.engine.costs().decode_bytes)?;
@@ -221,6 +227,22 @@ impl PyEngine {
 }
 
 impl PyEngine {
+    /// Adds what a mixture of experts has and what of it a token touches; zeros for a dense model.
+    fn set_experts(&self, out: &Bound<'_, PyDict>) -> PyResult<()> {
+        let weights = &self.engine.model.weights;
+        let chosen = self.config.text.moe.as_ref().map_or(0, |moe| moe.per_token);
+        let (mut all, mut touched, mut prefetch) = (0, 0, false);
+        for moe in weights.moes() {
+            let bytes: usize = moe.experts.iter().map(SwiGluWeights::nbytes).sum();
+            all += bytes;
+            touched += bytes / moe.experts.len() * chosen;
+            prefetch |= moe.prefetch;
+        }
+        out.set_item("expert_bytes", all)?;
+        out.set_item("expert_bytes_per_token", touched)?;
+        out.set_item("prefetch", prefetch)
+    }
+
     /// Reads `pixel_values` and `grid_hw`; the grid is checked first, since it tells how many patches there must be.
     fn picture(
         &self,

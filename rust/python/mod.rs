@@ -20,6 +20,7 @@ use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
 use crate::kernels::Tier;
+use crate::memory::available_bytes;
 use crate::threads::{available_threads, thread_report};
 
 #[pymodule(gil_used = false)]
@@ -46,7 +47,7 @@ mod _native {
     #[pymodule_export]
     use super::vision::{PyVisualFeatures, position_ids};
     #[pymodule_export]
-    use super::{active_tier, build_info, tiers, usable_threads};
+    use super::{active_tier, available_memory, build_info, tiers, usable_threads};
 }
 
 /// What this build is and what it found on this computer.
@@ -76,6 +77,12 @@ fn tiers() -> Vec<&'static str> {
 #[pyfunction]
 fn active_tier() -> PyResult<&'static str> {
     Ok(Tier::from_environment()?.name())
+}
+
+/// Bytes of memory that can be filled, as far as the system and control groups tell.
+#[pyfunction]
+fn available_memory() -> Option<u64> {
+    available_bytes()
 }
 
 /// How many threads a model takes if nobody says.

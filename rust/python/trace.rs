@@ -1,39 +1,65 @@
 //! Traces: what the engine computed on the way, by name, for comparison with other implementations.
 
+use std::collections::BTreeMap;
+
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
-use super::arrays::float_array;
-use crate::config::{DeltaConfig, TextConfig};
+use super::arrays::{float_array, index_array};
+use crate::config::{DeltaConfig, FeedForwardKind, TextConfig};
 use crate::error::{Result, try_with_capacity};
 use crate::kernels::conv::TAIL;
 use crate::kernels::delta_rule_arrays::{DeltaShape, unpack_state};
 use crate::model::vision::{Features, Grid, VisionStage};
 use crate::model::{LayerState, Stage, Trace};
 
-/// Hidden states of a text, by stage: `[tokens, hidden]` each.
-pub struct TextStages(Vec<Vec<f32>>);
+/// What was seen of a text, by stage: `[tokens, any]` each.
+pub struct TextStages {
+    /// After the embedding and each layer, `[tokens, hidden]`
+    hidden: Vec<Vec<f32>>,
+    /// By layer that has experts: scores, choices and weights.
+    routes: BTreeMap<usize, [Vec<f32>; 3]>,
+}
 
 impl TextStages {
     /// Room for the stages of `tokens` tokens.
     pub fn new(config: &TextConfig, tokens: usize) -> Result<Self> {
-        Ok(Self(rooms(1 + config.layers.len(), tokens, config.hidden_size)?))
+        let mut routes = BTreeMap::new();
+        for (layer, kind) in config.feed_forwards.iter().enumerate() {
+            if let (FeedForwardKind::Moe, Some(moe)) = (kind, &config.moe) {
+                let room = |width| try_with_capacity(tokens.saturating_mul(width));
+                routes.insert(layer, [room(moe.experts)?, room(moe.per_token)?, room(moe.per_token)?]);
+            }
+        }
+        Ok(Self { hidden: rooms(1 + config.layers.len(), tokens, config.hidden_size)?, routes })
     }
 
     /// Appends the rows of one pass.
     pub fn push(&mut self, stage: Stage, rows: &[f32]) {
-        let index = match stage {
-            Stage::Embedding => 0,
-            Stage::Layer(i) => i + 1,
+        let room = match stage {
+            Stage::Embedding => self.hidden.get_mut(0),
+            Stage::Layer(i) => self.hidden.get_mut(i + 1),
+            Stage::RouterLogits(i) => self.routes.get_mut(&i).map(|[logits, _, _]| logits),
+            Stage::SelectedExperts(i) => self.routes.get_mut(&i).map(|[_, selected, _]| selected),
+            Stage::RouterWeights(i) => self.routes.get_mut(&i).map(|[_, _, weights]| weights),
         };
-        self.0[index].extend_from_slice(rows);
+        room.expect("there is room for every stage of the model").extend_from_slice(rows);
     }
 
     /// Adds the arrays to `out`.
     fn set(self, out: &Bound<'_, PyDict>, hidden: [usize; 2]) -> PyResult<()> {
-        for (i, rows) in self.0.into_iter().enumerate() {
+        let py = out.py();
+        for (i, rows) in self.hidden.into_iter().enumerate() {
             let name = if i == 0 { "embed".to_owned() } else { format!("layer{}.hidden", i - 1) };
-            out.set_item(name, float_array(out.py(), rows, &hidden)?)?;
+            out.set_item(name, float_array(py, rows, &hidden)?)?;
+        }
+        for (i, [logits, selected, weights]) in self.routes {
+            let shape = |rows: &[f32]| [hidden[0], rows.len() / hidden[0].max(1)];
+            let (scores, chosen) = (shape(&logits), shape(&weights));
+            out.set_item(format!("layer{i}.router_logits"), float_array(py, logits, &scores)?)?;
+            let selected = selected.into_iter().map(|index| index as i64).collect();
+            out.set_item(format!("layer{i}.selected_experts"), index_array(py, selected, &chosen)?)?;
+            out.set_item(format!("layer{i}.router_weights"), float_array(py, weights, &chosen)?)?;
         }
         Ok(())
     }

@@ -14,3 +14,9 @@ mod topology;
 pub use count::{ThreadReport, available_threads, cache_bytes, thread_report};
 pub use float_mode::StandardFloat;
 pub use pool::Pool;
+
+/// Bytes of memory that control groups allow, looked up below `root`; none if there is no limit.
+#[cfg(any(target_os = "linux", target_os = "android"))]
+pub(crate) fn memory_limit(root: &std::path::Path) -> Option<f64> {
+    cgroup::memory(root)
+}

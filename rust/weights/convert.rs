@@ -1,6 +1,7 @@
 //! A checkpoint -> one file of our own format, tensor by tensor.
 //!
-//! The file is a safetensors container with the tensor names of the source. Its metadata are
+//! The file is a safetensors container with the tensor names of the source; fused tensors come
+//! [apart](super::fused). Its metadata are
 //!
 //! - `format` = `edgewise`, `format_version` = `1`,
 //! - `recipe`: the recipe's JSON,
@@ -16,12 +17,14 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
+use super::fused::{self, Part};
 use super::matrix::{BLOCK_ROWS, Format};
 use super::quantize::{Rows, SquaredError, matrices, quantize_parallel};
 use super::recipe::{Recipe, Treatment};
 use super::stored::{BlockEntry, TENSORS_KEY, block_shape};
 use crate::checkpoint::writer::{Planned, Writer};
 use crate::checkpoint::{Checkpoint, EMBEDDED_PREFIX, FORMAT, FORMAT_VERSION};
+use crate::config::{DeltaConfig, ModelConfig};
 use crate::error::{Error, Result};
 use crate::tensor::{DType, TensorView};
 use crate::threads::Pool;
@@ -62,10 +65,10 @@ pub struct Tally {
 
 /// How one tensor goes into the file.
 enum Item {
-    /// Numbers of the view, stored in the format.
-    Weights(TensorView, Format),
-    /// The view's bytes as they are: not numbers that a format could hold.
-    Raw(TensorView),
+    /// Numbers of the tensor, stored in the format.
+    Weights(Part, Format),
+    /// The tensor's bytes as they are: not numbers that a format could hold.
+    Raw(Part),
     /// A side file.
     File(Vec<u8>),
 }
@@ -104,11 +107,13 @@ pub fn quantize_checkpoint(
 
 /// All that goes into the file, by name.
 fn plan(source: &Checkpoint, recipe: &Recipe) -> Result<BTreeMap<String, Item>> {
+    let delta = delta_shapes(source)?;
     let mut items = BTreeMap::new();
     for name in source.names() {
-        let view = source.require(name)?;
-        let treatment = recipe.treatment(name, &view.shape);
-        items.insert(name.to_owned(), Item::new(view, treatment)?);
+        for part in Part::all(source, name, delta.as_ref())? {
+            let (name, treatment) = (part.name().to_owned(), recipe.treatment(part.name(), &part.shape()));
+            items.insert(name, Item::new(part, treatment)?);
+        }
     }
     if items.is_empty() {
         return Err(Error::file(source.path(), "holds no tensors"));
@@ -121,43 +126,52 @@ fn plan(source: &Checkpoint, recipe: &Recipe) -> Result<BTreeMap<String, Item>> 
     Ok(items)
 }
 
+/// The shapes of the model's delta layers, if its configuration is there and tells them: what fused tensors come apart by.
+fn delta_shapes(source: &Checkpoint) -> Result<Option<DeltaConfig>> {
+    if !source.names().any(fused::is_fused) {
+        return Ok(None);
+    }
+    Ok(ModelConfig::read(source)?.text.delta)
+}
+
 impl Item {
-    fn new(view: TensorView, treatment: Treatment) -> Result<Self> {
-        let own = Format::ALL.into_iter().find(|format| format.dtype() == Some(view.dtype));
+    fn new(part: Part, treatment: Treatment) -> Result<Self> {
+        let dtype = part.origin().dtype;
+        let own = Format::ALL.into_iter().find(|format| format.dtype() == Some(dtype));
         match (treatment, own) {
             // Storing a type as itself changes nothing, but finds numbers that are not finite.
-            (Treatment::Keep, Some(own)) => Ok(Self::Weights(view, own)),
-            (Treatment::Keep, None) => Ok(Self::Raw(view)),
-            (Treatment::Store(format), Some(_)) => Ok(Self::Weights(view, format)),
+            (Treatment::Keep, Some(own)) => Ok(Self::Weights(part, own)),
+            (Treatment::Keep, None) => Ok(Self::Raw(part)),
+            (Treatment::Store(format), Some(_)) => Ok(Self::Weights(part, format)),
             (Treatment::Store(format), None) => {
-                let (dtype, format) = (view.dtype.name(), format.name());
+                let (dtype, format) = (dtype.name(), format.name());
                 let reason = format!("is {dtype}, it cannot be stored as {format}; give it the rule 'keep'");
-                Err(view.error(reason))
+                Err(part.origin().error(reason))
             }
         }
     }
 
-    fn view(&self) -> Option<&TensorView> {
+    fn part(&self) -> Option<&Part> {
         match self {
-            Self::Weights(view, _) | Self::Raw(view) => Some(view),
+            Self::Weights(part, _) | Self::Raw(part) => Some(part),
             Self::File(_) => None,
         }
     }
 
     fn source_bytes(&self) -> u64 {
-        self.view().map_or(0, |view| view.bytes.len() as u64)
+        self.part().map_or(0, |part| part.nbytes() as u64)
     }
 
     fn planned(&self, name: &str) -> Result<Planned> {
         let (dtype, shape) = match self {
-            Self::Weights(view, format) => match format.dtype() {
-                Some(dtype) => (dtype, view.shape.clone()),
-                None => (
-                    DType::U8,
-                    block_shape(*format, &view.shape).ok_or_else(|| view.error("its shape is too large"))?,
-                ),
+            Self::Weights(part, format) => match format.dtype() {
+                Some(dtype) => (dtype, part.shape()),
+                None => {
+                    let shape = block_shape(*format, &part.shape());
+                    (DType::U8, shape.ok_or_else(|| part.origin().error("its shape is too large"))?)
+                }
             },
-            Self::Raw(view) => (view.dtype, view.shape.clone()),
+            Self::Raw(part) => (part.origin().dtype, part.shape()),
             Self::File(bytes) => (DType::U8, vec![bytes.len()]),
         };
         Ok(Planned { name: name.to_owned(), dtype, shape })
@@ -166,8 +180,8 @@ impl Item {
     /// The entry of the table of block tensors, if it is one.
     fn block_entry(&self) -> Option<BlockEntry> {
         match self {
-            Self::Weights(view, format) if format.is_quantized() => {
-                Some(BlockEntry { format: format.name().to_owned(), shape: view.shape.clone() })
+            Self::Weights(part, format) if format.is_quantized() => {
+                Some(BlockEntry { format: format.name().to_owned(), shape: part.shape() })
             }
             _ => None,
         }
@@ -215,7 +229,7 @@ fn check_destination(
     if is_folder && same_place(folder, source.path()) {
         return Err(Error::file(&file, "would stand in for the source in its own folder; give another one"));
     }
-    let mut parts = items.values().filter_map(|item| Some(item.view()?.path.as_path()));
+    let mut parts = items.values().filter_map(|item| Some(item.part()?.origin().path.as_path()));
     let side_files = source.side_file_names();
     let mut sides = side_files.iter().map(|name| source_folder(source).join(name));
     if parts.any(|part| same_place(part, &file)) || sides.any(|side| same_place(&side, &file)) {
@@ -250,10 +264,11 @@ fn write_items(
             progress(done, total, &planned.name)
         };
         let (kind, error) = match item {
-            Item::Weights(view, format) => {
-                (format.name(), write_weights(view, *format, writer, pool, &mut advance)?)
+            Item::Weights(part, format) => {
+                (format.name(), write_weights(&part.load(), *format, writer, pool, &mut advance)?)
             }
-            Item::Raw(view) => {
+            Item::Raw(part) => {
+                let view = part.load();
                 writer.write(&view.bytes)?;
                 advance(view.bytes.len())?;
                 (view.dtype.name(), SquaredError::default())

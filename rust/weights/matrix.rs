@@ -1,5 +1,6 @@
 //! A weight matrix in one of five number formats, all read straight from mapped bytes.
 
+use crate::checkpoint::mmap;
 use crate::error::{Error, Result};
 use crate::tensor::{Bytes, DType, widen};
 use crate::weights::{int4, int8};
@@ -136,6 +137,25 @@ impl Matrix {
         }
     }
 
+    /// Rows `..rows` and the rest, over the same bytes.
+    ///
+    /// # Errors
+    /// If `rows` is outside the matrix, or within a panel of a block format.
+    pub fn split_rows(&self, rows: usize) -> Result<(Self, Self)> {
+        let aligned = !self.format.is_quantized() || rows.is_multiple_of(BLOCK_ROWS);
+        let bytes = self.format.bytes(rows, self.cols).filter(|_| aligned && rows <= self.rows);
+        let halves =
+            bytes.and_then(|at| Some((self.data.slice(0..at)?, self.data.slice(at..self.data.len())?)));
+        let (top, bottom) = halves.ok_or_else(|| {
+            let (all, format) = (self.rows, self.format.name());
+            Error::argument("rows", format!("a {format} matrix of {all} rows cannot be split at row {rows}"))
+        })?;
+        Ok((
+            Self::new(self.format, rows, self.cols, top)?,
+            Self::new(self.format, self.rows - rows, self.cols, bottom)?,
+        ))
+    }
+
     /// How the numbers are stored.
     pub fn format(&self) -> Format {
         self.format
@@ -164,6 +184,11 @@ impl Matrix {
     /// Multiplications and additions, counted apart, of this matrix with one token's activations.
     pub fn operations(&self) -> usize {
         2 * self.rows * self.cols
+    }
+
+    /// Begins to read the matrix from disk if it is mapped and not in memory; returns at once.
+    pub fn will_need(&self) {
+        mmap::will_need(&self.data);
     }
 
     /// Row `row` as f32, `[cols]`.

@@ -1,5 +1,6 @@
 //! Named views become typed weights.
 pub mod convert;
+pub mod fused;
 pub mod int4;
 pub mod int8;
 pub mod matrix;

@@ -1,7 +1,10 @@
 //! The weights of a text model: one field for each tensor, shapes in the comments.
 //!
 //! H hidden size, V vocabulary, I feed-forward width; Hk, Hv, Dk, Dv key and value heads of the delta rule and their
-//! widths, C = 2 Hk Dk + Hv Dv its convolution channels; Hq, Hkv, D heads of attention and their width.
+//! widths, C = 2 Hk Dk + Hv Dv its convolution channels; Hq, Hkv, D heads of attention and their width; E experts, X
+//! an expert's width.
+
+use std::collections::BTreeSet;
 
 use super::matrix::Matrix;
 
@@ -28,7 +31,7 @@ pub struct LayerWeights {
     /// `[H]`
     pub post_norm: Vec<f32>,
     /// What follows.
-    pub feed_forward: SwiGluWeights,
+    pub feed_forward: FeedForwardWeights,
 }
 
 /// The two kinds of token mixer.
@@ -80,6 +83,75 @@ pub struct AttentionWeights {
     pub out: Matrix,
 }
 
+/// The two kinds of feed-forward network.
+#[derive(Debug)]
+pub enum FeedForwardWeights {
+    /// One network for every token.
+    Dense(SwiGluWeights),
+    /// Some small networks of many for each token.
+    Moe(MoeWeights),
+}
+
+/// A mixture of experts.
+#[derive(Debug)]
+pub struct MoeWeights {
+    /// Scores of the experts: `[E, H]`
+    pub router: Matrix,
+    /// Each `[X, H]`, `[X, H]`, `[H, X]`.
+    pub experts: Vec<SwiGluWeights>,
+    /// What every token goes through too.
+    pub shared: Option<SharedExpert>,
+    /// Whether chosen experts are asked for from disk before they are used: for files that memory cannot hold.
+    pub prefetch: bool,
+}
+
+impl MoeWeights {
+    /// Whether any matrix that reads the layer's input wants it as INT8.
+    pub fn wants_quantized(&self) -> bool {
+        let shared =
+            self.shared.iter().flat_map(|shared| [&shared.gate, &shared.network.gate, &shared.network.up]);
+        let experts = self.experts.iter().flat_map(|expert| [&expert.gate, &expert.up]);
+        let mut all = experts.chain(shared).chain([&self.router]);
+        all.any(|matrix| matrix.format().is_quantized())
+    }
+}
+
+impl MoeWeights {
+    /// Bytes to read and operations to do (multiplications and additions, counted apart) where `tokens` tokens go to the experts
+    /// `chosen`, counted once for each token.
+    pub fn work(&self, chosen: &[u32], tokens: usize) -> (usize, usize) {
+        let shared = self.shared.as_ref().map(|shared| &shared.network);
+        let operations =
+            |network: &SwiGluWeights| network.all().map(Matrix::operations).iter().sum::<usize>();
+        let different: BTreeSet<_> = chosen.iter().collect();
+        let networks = different.iter().map(|&&expert| &self.experts[expert as usize]).chain(shared);
+        let routed: usize = chosen.iter().map(|&expert| operations(&self.experts[expert as usize])).sum();
+        (networks.map(SwiGluWeights::nbytes).sum(), routed + tokens * shared.map_or(0, operations))
+    }
+
+    /// Begins to read these experts from disk, each of their matrices at once, where the file is larger than memory.
+    ///
+    /// Reading on demand would wait for one piece after the other, and a disk that answers many requests at a time would
+    /// idle.
+    pub fn will_need(&self, chosen: &[u32]) {
+        if self.prefetch {
+            for expert in chosen {
+                let expert = &self.experts[*expert as usize];
+                expert.all().into_iter().for_each(Matrix::will_need);
+            }
+        }
+    }
+}
+
+/// The expert of all tokens, behind a gate.
+#[derive(Debug)]
+pub struct SharedExpert {
+    /// The gate, before its sigmoid: `[1, H]`
+    pub gate: Matrix,
+    /// The network.
+    pub network: SwiGluWeights,
+}
+
 /// SwiGLU.
 #[derive(Debug)]
 pub struct SwiGluWeights {
@@ -116,6 +188,23 @@ impl Weights {
         visit("norm.weight".into(), &self.final_norm);
     }
 
+    /// The mixtures of experts, by layer that has one.
+    pub fn moes(&self) -> impl Iterator<Item = &MoeWeights> {
+        self.layers.iter().filter_map(|layer| match &layer.feed_forward {
+            FeedForwardWeights::Moe(moe) => Some(moe),
+            FeedForwardWeights::Dense(_) => None,
+        })
+    }
+
+    /// Decides about [`MoeWeights::prefetch`].
+    pub fn set_prefetch(&mut self, prefetch: bool) {
+        for layer in &mut self.layers {
+            if let FeedForwardWeights::Moe(moe) = &mut layer.feed_forward {
+                moe.prefetch = prefetch;
+            }
+        }
+    }
+
     /// The name of a tensor that holds a number that is not finite. Reads all weights.
     pub fn find_non_finite(&self) -> Option<String> {
         let mut search = NonFinite::default();
@@ -146,25 +235,37 @@ impl NonFinite {
 }
 
 impl LayerWeights {
-    /// All matrices with their names inside the layer.
-    pub fn matrices(&self) -> Vec<(&'static str, &Matrix)> {
+    /// All matrices with their names inside the layer. Those of experts carry the names of separate tensors, however
+    /// they are stored.
+    pub fn matrices(&self) -> Vec<(String, &Matrix)> {
         let mut all = match &self.mixer {
             MixerWeights::GatedDelta(delta) => vec![
-                ("linear_attn.in_proj_qkv", &delta.qkv),
-                ("linear_attn.in_proj_z", &delta.z),
-                ("linear_attn.in_proj_a", &delta.a),
-                ("linear_attn.in_proj_b", &delta.b),
-                ("linear_attn.out_proj", &delta.out),
+                ("linear_attn.in_proj_qkv".to_owned(), &delta.qkv),
+                ("linear_attn.in_proj_z".to_owned(), &delta.z),
+                ("linear_attn.in_proj_a".to_owned(), &delta.a),
+                ("linear_attn.in_proj_b".to_owned(), &delta.b),
+                ("linear_attn.out_proj".to_owned(), &delta.out),
             ],
             MixerWeights::Attention(attention) => vec![
-                ("self_attn.q_proj", &attention.query),
-                ("self_attn.k_proj", &attention.key),
-                ("self_attn.v_proj", &attention.value),
-                ("self_attn.o_proj", &attention.out),
+                ("self_attn.q_proj".to_owned(), &attention.query),
+                ("self_attn.k_proj".to_owned(), &attention.key),
+                ("self_attn.v_proj".to_owned(), &attention.value),
+                ("self_attn.o_proj".to_owned(), &attention.out),
             ],
         };
-        let ff = &self.feed_forward;
-        all.extend([("mlp.gate_proj", &ff.gate), ("mlp.up_proj", &ff.up), ("mlp.down_proj", &ff.down)]);
+        match &self.feed_forward {
+            FeedForwardWeights::Dense(network) => all.extend(network.matrices("mlp")),
+            FeedForwardWeights::Moe(moe) => {
+                all.push(("mlp.gate".to_owned(), &moe.router));
+                for (i, expert) in moe.experts.iter().enumerate() {
+                    all.extend(expert.matrices(&format!("mlp.experts.{i}")));
+                }
+                if let Some(shared) = &moe.shared {
+                    all.push(("mlp.shared_expert_gate".to_owned(), &shared.gate));
+                    all.extend(shared.network.matrices("mlp.shared_expert"));
+                }
+            }
+        }
         all
     }
 
@@ -187,5 +288,23 @@ impl LayerWeights {
             ]),
         }
         all
+    }
+}
+
+impl SwiGluWeights {
+    /// Gate, up and down projection.
+    pub fn all(&self) -> [&Matrix; 3] {
+        [&self.gate, &self.up, &self.down]
+    }
+
+    /// Bytes of the three matrices.
+    pub fn nbytes(&self) -> usize {
+        self.all().into_iter().map(|matrix| matrix.bytes().len()).sum()
+    }
+
+    /// The matrices with their names below `prefix`.
+    fn matrices(&self, prefix: &str) -> [(String, &Matrix); 3] {
+        [("gate_proj", &self.gate), ("up_proj", &self.up), ("down_proj", &self.down)]
+            .map(|(name, matrix)| (format!("{prefix}.{name}"), matrix))
     }
 }

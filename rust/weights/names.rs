@@ -1,17 +1,26 @@
-//! From named tensors to the fields of [`Weights`]: every checkpoint name and every quirk of Qwen3.5 and Qwen3-VL stands here.
+//! From named tensors to the fields of [`Weights`]: every checkpoint name and every quirk of the families stands here.
 //!
-//! Quirks: Qwen3.5's norms on the residual stream, queries and keys are zero-centred, so 1 is added to their weights (the
-//! gated norm of the delta layers is not, nor is any norm of Qwen3-VL); the convolution is stored `[C, 1, 4]` and used `[4, C]`; `A_log` is used as its
-//! exponential; a tied head is the embedding.
+//! Quirks: the norms on the residual stream, queries and keys of hybrid models are zero-centred, so 1 is added to their
+//! weights (the gated norm of the delta layers is not, nor is any norm of Qwen3 and Qwen3-VL); the convolution is stored
+//! `[C, 1, 4]` and used `[4, C]`; `A_log` is used as its exponential; a tied head is the embedding; experts are tensors of
+//! their own, or stand stacked with gate and up projection in one. How Qwen3-Next's fused projections come apart is told
+//! in [`fused`](super::fused).
 
 use super::matrix::Matrix;
-use super::model::{AttentionWeights, DeltaWeights, LayerWeights, MixerWeights, SwiGluWeights, Weights};
-use crate::config::{LayerKind, TextConfig};
+use super::model::{
+    AttentionWeights, DeltaWeights, FeedForwardWeights, LayerWeights, MixerWeights, MoeWeights, SharedExpert,
+    SwiGluWeights, Weights,
+};
+use crate::config::{FeedForwardKind, LayerKind, TextConfig};
 use crate::error::Result;
 use crate::kernels::conv::{TAPS, taps_first};
 
 /// Where tensors come from: a checkpoint, or random numbers of the right shapes.
 pub trait Source {
+    /// Whether there is a tensor of this name.
+    fn has(&self, name: &str) -> bool;
+    /// The stack of matrices `name` `[count, rows, cols]`.
+    fn stack(&mut self, name: &str, shape: [usize; 3]) -> Result<Vec<Matrix>>;
     /// The weight matrix `name` `[rows, cols]`.
     fn matrix(&mut self, name: &str, shape: [usize; 2]) -> Result<Matrix>;
     /// The vector (or small tensor, flattened) `name`.
@@ -23,7 +32,7 @@ pub fn load(config: &TextConfig, source: &mut dyn Source) -> Result<Weights> {
     let vocabulary = [config.vocab_size, config.hidden_size];
     let embedding = source.matrix("embed_tokens.weight", vocabulary)?;
     let layers = (0..config.layers.len())
-        .map(|i| Layer { config, prefix: format!("layers.{i}"), source }.load(config.layers[i]))
+        .map(|i| Layer { config, prefix: format!("layers.{i}"), source }.load(i))
         .collect::<Result<_>>()?;
     let final_norm = norm(config, source.vector("norm.weight", &[config.hidden_size])?);
     let head = if config.tie_word_embeddings {
@@ -54,16 +63,21 @@ impl Layer<'_> {
         Ok(norm(self.config, self.vector(&format!("{name}.weight"), &[width])?))
     }
 
-    fn load(mut self, kind: LayerKind) -> Result<LayerWeights> {
+    fn load(mut self, index: usize) -> Result<LayerWeights> {
         let hidden = self.config.hidden_size;
         Ok(LayerWeights {
             input_norm: self.norm("input_layernorm", hidden)?,
-            mixer: match kind {
+            mixer: match self.config.layers[index] {
                 LayerKind::GatedDelta => MixerWeights::GatedDelta(self.gated_delta()?),
                 LayerKind::Attention => MixerWeights::Attention(self.attention()?),
             },
             post_norm: self.norm("post_attention_layernorm", hidden)?,
-            feed_forward: self.feed_forward()?,
+            feed_forward: match self.config.feed_forwards[index] {
+                FeedForwardKind::Dense => FeedForwardWeights::Dense(
+                    self.swiglu("mlp", self.config.intermediate_size.unwrap_or_default())?,
+                ),
+                FeedForwardKind::Moe => FeedForwardWeights::Moe(self.moe()?),
+            },
         })
     }
 
@@ -99,15 +113,53 @@ impl Layer<'_> {
         })
     }
 
-    fn feed_forward(&mut self) -> Result<SwiGluWeights> {
-        let (hidden, width) = (self.config.hidden_size, self.config.intermediate_size);
+    fn swiglu(&mut self, prefix: &str, width: usize) -> Result<SwiGluWeights> {
+        let hidden = self.config.hidden_size;
         Ok(SwiGluWeights {
-            gate: self.matrix("mlp.gate_proj", [width, hidden])?,
-            up: self.matrix("mlp.up_proj", [width, hidden])?,
-            down: self.matrix("mlp.down_proj", [hidden, width])?,
+            gate: self.matrix(&format!("{prefix}.gate_proj"), [width, hidden])?,
+            up: self.matrix(&format!("{prefix}.up_proj"), [width, hidden])?,
+            down: self.matrix(&format!("{prefix}.down_proj"), [hidden, width])?,
         })
     }
+
+    fn moe(&mut self) -> Result<MoeWeights> {
+        let (hidden, moe) = (self.config.hidden_size, self.config.moe_shapes());
+        Ok(MoeWeights {
+            router: self.matrix("mlp.gate", [moe.experts, hidden])?,
+            experts: self.experts()?,
+            shared: moe.shared_width.map(|width| self.shared_expert(width)).transpose()?,
+            prefetch: false,
+        })
+    }
+
+    fn shared_expert(&mut self, width: usize) -> Result<SharedExpert> {
+        Ok(SharedExpert {
+            gate: self.matrix("mlp.shared_expert_gate", [1, self.config.hidden_size])?,
+            network: self.swiglu("mlp.shared_expert", width)?,
+        })
+    }
+
+    /// Experts in one of two layouts: stacked, each one's gate above its up projection, or tensors of their own.
+    fn experts(&mut self) -> Result<Vec<SwiGluWeights>> {
+        let (hidden, moe) = (self.config.hidden_size, self.config.moe_shapes());
+        let gate_up = format!("{}.{STACKED_GATE_UP}", self.prefix);
+        if !self.source.has(&gate_up) {
+            let one = |i| self.swiglu(&format!("mlp.experts.{i}"), moe.width);
+            return (0..moe.experts).map(one).collect();
+        }
+        let gate_up = self.source.stack(&gate_up, [moe.experts, 2 * moe.width, hidden])?;
+        let down = format!("{}.mlp.experts.down_proj", self.prefix);
+        let down = self.source.stack(&down, [moe.experts, hidden, moe.width])?;
+        let split = |(gate_up, down): (Matrix, Matrix)| {
+            let (gate, up) = gate_up.split_rows(moe.width)?;
+            Ok(SwiGluWeights { gate, up, down })
+        };
+        gate_up.into_iter().zip(down).map(split).collect()
+    }
 }
+
+/// The experts' gate and up projections in one tensor `[E, 2 X, H]`.
+const STACKED_GATE_UP: &str = "mlp.experts.gate_up_proj";
 
 /// The factors of a norm from its stored weight.
 fn norm(config: &TextConfig, mut weight: Vec<f32>) -> Vec<f32> {
@@ -132,6 +184,14 @@ mod tests {
     struct Halves;
 
     impl Source for Halves {
+        fn has(&self, _: &str) -> bool {
+            false
+        }
+
+        fn stack(&mut self, name: &str, [count, rows, cols]: [usize; 3]) -> Result<Vec<Matrix>> {
+            (0..count).map(|_| self.matrix(name, [rows, cols])).collect()
+        }
+
         fn matrix(&mut self, _: &str, [rows, cols]: [usize; 2]) -> Result<Matrix> {
             Matrix::new(Format::F32, rows, cols, Bytes::new(vec![0; 4 * rows * cols]))
         }
@@ -156,8 +216,8 @@ mod tests {
     }
 
     #[test]
-    fn norms_are_zero_centred_in_one_family_only() {
-        for (model_type, factor) in [("qwen3_5_text", 1.5f32), ("qwen3_vl_text", 0.5)] {
+    fn norms_are_zero_centred_in_hybrid_families_only() {
+        for (model_type, factor) in [("qwen3_5_text", 1.5f32), ("qwen3_vl_text", 0.5), ("qwen3", 0.5)] {
             let norms = norms(model_type);
             assert_eq!(norms.len(), 5, "two of the layer, queries, keys, last");
             for (name, x) in norms {

@@ -122,6 +122,15 @@ impl Plan<'_> {
 }
 
 impl Source for Plan<'_> {
+    /// Whatever may stand stacked does.
+    fn has(&self, _: &str) -> bool {
+        true
+    }
+
+    fn stack(&mut self, name: &str, shape: [usize; 3]) -> Result<Vec<Matrix>> {
+        self.matrices(name, &shape, shape)
+    }
+
     fn matrix(&mut self, name: &str, [rows, cols]: [usize; 2]) -> Result<Matrix> {
         let mut matrices = self.matrices(name, &[rows, cols], [1, rows, cols])?;
         matrices.pop().ok_or_else(|| Error::argument("config", "a count of matrices is 0"))

@@ -14,10 +14,12 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use super::fused::Part;
 use super::matrix::{BLOCK_COLS, BLOCK_ROWS, Format, Matrix};
 use super::quantize::matrices;
 use crate::checkpoint::Checkpoint;
 use crate::checkpoint::json::{self, UniqueMap};
+use crate::config::DeltaConfig;
 use crate::error::{Error, Result};
 use crate::tensor::{DType, TensorView};
 
@@ -51,13 +53,21 @@ pub struct Loader<'a> {
     checkpoint: &'a Checkpoint,
     /// Name -> format and shape of each block tensor.
     blocks: BTreeMap<String, (Format, Vec<usize>)>,
+    /// How fused tensors come apart.
+    delta: Option<&'a DeltaConfig>,
 }
 
 impl<'a> Loader<'a> {
     /// Reads the table of block tensors, if the checkpoint is of our own format.
     pub fn new(checkpoint: &'a Checkpoint) -> Result<Self> {
         let blocks = if checkpoint.is_native() { read_table(checkpoint)? } else { BTreeMap::new() };
-        Ok(Self { checkpoint, blocks })
+        Ok(Self { checkpoint, blocks, delta: None })
+    }
+
+    /// The same for a model with delta layers of these shapes, whose projections may stand fused.
+    #[must_use]
+    pub fn with_delta(self, delta: Option<&'a DeltaConfig>) -> Self {
+        Self { delta, ..self }
     }
 
     /// The checkpoint read from.
@@ -67,37 +77,30 @@ impl<'a> Loader<'a> {
 
     /// The tensor of this name, which must be there, with its format.
     pub fn stored(&self, name: &str) -> Result<Stored> {
-        let view = self.checkpoint.require(name)?;
         match self.blocks.get(name) {
-            Some((format, shape)) => Stored::blocks(view, *format, shape.clone()),
-            None => Stored::plain(view),
+            Some((format, shape)) => Stored::blocks(self.checkpoint.require(name)?, *format, shape.clone()),
+            None => Stored::plain(Part::find(self.checkpoint, name, self.delta)?.load()),
         }
     }
 
     /// A tensor that is one matrix `[rows, cols]`; a convolution counts as `[out, everything else]`.
-    pub fn matrix(&self, name: &str, [rows, cols]: [usize; 2]) -> Result<Matrix> {
+    pub fn matrix(&self, name: &str, shape: [usize; 2]) -> Result<Matrix> {
         let stored = self.stored(name)?;
-        if stored.matrices != [1, rows, cols] {
-            return Err(stored.mismatch(&[rows, cols]));
-        }
+        stored.expect_matrix(shape)?;
         stored.matrix(0)
     }
 
     /// A tensor that is a stack of matrices `[count, rows, cols]`, such as the experts of a layer.
     pub fn stack(&self, name: &str, shape: [usize; 3]) -> Result<Vec<Matrix>> {
         let stored = self.stored(name)?;
-        if stored.shape != shape {
-            return Err(stored.mismatch(&shape));
-        }
+        stored.expect(&shape)?;
         (0..shape[0]).map(|i| stored.matrix(i)).collect()
     }
 
     /// A tensor of exactly this shape as f32, row-major, whatever its format.
     pub fn vector(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>> {
         let stored = self.stored(name)?;
-        if stored.shape != shape {
-            return Err(stored.mismatch(shape));
-        }
+        stored.expect(shape)?;
         if !stored.format.is_quantized() {
             return stored.view.to_f32();
         }
@@ -136,8 +139,18 @@ impl Stored {
         Ok(Self { format, shape, matrices, view })
     }
 
+    /// An error unless this is one matrix `[rows, cols]`; a convolution counts as `[out, everything else]`.
+    pub fn expect_matrix(&self, [rows, cols]: [usize; 2]) -> Result<()> {
+        if self.matrices == [1, rows, cols] { Ok(()) } else { Err(self.mismatch(&[rows, cols])) }
+    }
+
+    /// An error unless its shape is exactly this.
+    pub fn expect(&self, shape: &[usize]) -> Result<()> {
+        if self.shape == shape { Ok(()) } else { Err(self.mismatch(shape)) }
+    }
+
     /// Matrix `index` of the stack.
-    fn matrix(&self, index: usize) -> Result<Matrix> {
+    pub fn matrix(&self, index: usize) -> Result<Matrix> {
         let [_, rows, cols] = self.matrices;
         let bytes = self.format.bytes(rows, cols).ok_or_else(|| too_large(&self.view, &self.shape))?;
         let start = index.checked_mul(bytes);

@@ -20,6 +20,10 @@ TEXT_CASES = [
     "dense_text_kv_groups/veq_tied",
     "dense_text_kv_groups/veq_untied",
     "yarn",
+    "moe_text",
+    "qwen3_next_text",
+    "qwen3",
+    "qwen3_moe",
 ]
 
 Array = NDArray[Any]

@@ -19,7 +19,7 @@ from edgewise import Model, _native, hub
 from edgewise.cli import chat as chat_command
 from edgewise.cli import info, main, terminal
 from edgewise.cli.thoughts import ThoughtSplitter
-from fakes import FakeModel, side_files
+from fakes import INFO, FakeModel, side_files
 
 Captured = pytest.CaptureFixture[str]
 
@@ -573,9 +573,35 @@ class TestInfo:
     def test_memory(self, tmp_path: Path) -> None:
         file = tmp_path / "meminfo"
         file.write_text("MemTotal:   2000 kB\nMemAvailable:   1000 kB\nHugePages_Total: 0\n")
-        assert info.memory(file) == (2_048_000, 1_024_000)
-        file.write_text("MemTotal:   2000 kB\n")
-        assert info.memory(file) == (2_048_000, None)
+        assert info.memory(file) == 2_048_000
+        file.write_text("MemFree:   2000 kB\n")
+        assert info.memory(file) is None
+
+    def test_what_is_streamed(self) -> None:
+        model = {"weight_bytes": 1000, "expert_bytes": 800, "expert_bytes_per_token": 100}
+        for available, resident, per_token in [
+            (None, 1000, 0),
+            (2000, 1000, 0),
+            (1000, 1000, 0),
+            (600, 600, 50),
+            (200, 200, 100),
+            (100, 200, 100),
+        ]:
+            plan = info.streaming(model, available)
+            assert plan == {"resident": resident, "per_token": per_token}, available
+        assert info.streaming(INFO, 1)["per_token"] == 0
+
+    def test_experts_larger_than_memory(
+        self, opened: list[FakeModel], capsys: Captured, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        use(opened)
+        monkeypatch.setattr(_native, "available_memory", lambda: 770_000)
+        monkeypatch.setitem(INFO, "expert_bytes", 1_000_000)
+        monkeypatch.setitem(INFO, "expert_bytes_per_token", 40_000)
+        assert main(["info", "m"]) == 0
+        lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+        assert "experts 1 MB, of which a token uses 40 kB" in lines
+        assert "streamed 770 kB in memory, about 30 kB read from disk a token" in lines
 
 
 class TestDemo:

@@ -21,6 +21,7 @@ from golden import Array
 
 DEMO = Path(__file__).parents[2] / "tools" / "demo" / "checkpoint"
 CASES = [*golden.TEXT_CASES, "demo"]
+EXPERTS = ["moe_text", "qwen3_next_text", "qwen3_moe"]
 RECIPES = ["int4", "careful", "int8"]
 
 # Rounding to INT8 leaves an error that is uniform over a step of absmax / 127. The largest of 32 normal
@@ -113,6 +114,9 @@ def test_rounded_activations_against_widened_weights(folder: Path, case: str, re
     amplify, and its products (four in a row in each of four layers, and the head) add independent errors.
 
     Measured: 0.4 to 1.4 times what is expected in the small models, 0.32 times in the demo. Allowed: 3 times.
+
+    With experts up to 4.3 times, allowed 7: where two scores are close, the smallest error sends a token to
+    another expert, and whether that happens in one of the two runs compared or in both is chance.
     """
     path = converted(folder, case, recipe)
     rounded = logits(Model.from_pretrained(path, kv_dtype="f32"), case)
@@ -122,7 +126,8 @@ def test_rounded_activations_against_widened_weights(folder: Path, case: str, re
     else:
         expected = relative_error(original(case, "bf16"), original(case)) * INT8_ERROR / BF16_ERROR
     error = relative_error(rounded, exact)
-    assert 0 < error < 3 * expected, f"{error:.2g}, expected about {expected:.2g}"
+    allowed = 7 if case in EXPERTS else 3
+    assert 0 < error < allowed * expected, f"{error:.2g}, expected about {expected:.2g}"
 
 
 @each_recipe

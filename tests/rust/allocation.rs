@@ -161,6 +161,10 @@ fn decoding_takes_no_memory() {
             }
         }
     }
+    for model in [Model::new("tests/golden/moe_text", "int4"), Model::new("tests/golden/qwen3_moe", "f32")] {
+        let engine = model.open_fastest(2);
+        check_decode(&engine, words(&engine), &format!("{model:?}"));
+    }
     for path in ["tests/golden/image", "tests/golden/deepstack_qwen3_vl"] {
         let engine = Model::new(path, "int4").open_fastest(2);
         check_decode(&engine, words_and_an_image(&engine), path);

@@ -103,6 +103,16 @@ fn yarn() {
     }
 }
 
+/// Routing and expert groups depend on which tokens share a pass.
+#[test]
+fn experts() {
+    for path in ["tests/golden/moe_text", "tests/golden/qwen3_next_text", "tests/golden/qwen3_moe"] {
+        for (dtype, tokens) in [("f32", 80), ("int4", SHORT)] {
+            check_everything(Model::new(path, dtype), tokens);
+        }
+    }
+}
+
 #[test]
 fn demo_model() {
     check_everything(DEMO, LONG);

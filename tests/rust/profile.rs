@@ -16,7 +16,7 @@ fn models() -> Vec<(String, Engine)> {
 }
 
 /// What `work` took.
-fn profile(engine: &Engine, work: impl FnOnce()) -> [(Operation, Spent); 12] {
+fn profile(engine: &Engine, work: impl FnOnce()) -> [(Operation, Spent); Operation::ALL.len()] {
     engine.cpu.profile.start();
     work();
     engine.cpu.profile.stop()

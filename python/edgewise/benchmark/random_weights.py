@@ -9,7 +9,7 @@ from typing import Any
 
 from edgewise import _native, checks
 
-SHAPES = ("0.8B", "2B", "4B", "9B")
+SHAPES = ("0.8B", "2B", "4B", "9B", "35B-A3B")
 """Sizes of the family whose true shapes come with the package."""
 
 

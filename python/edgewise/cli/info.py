@@ -38,33 +38,33 @@ def run(arguments: argparse.Namespace) -> int:
         model = open_model(arguments)
         facts["model"] = {"name": model.name, **model.info()}
         facts["model"]["memory_plan"] = memory_plan(facts["model"])
+        facts["model"]["streaming"] = streaming(facts["model"], facts["computer"]["available_memory_bytes"])
     print(json.dumps(facts, indent=1) if arguments.json else _text(facts))
     return 0
 
 
 def computer() -> dict[str, Any]:
     """Return what this build and this computer offer."""
-    total, available = memory()
     return {
         "version": __version__,
         "build": _native.build_info(),
         "tiers": _native.tiers(),
         "tier": _native.active_tier(),
         "threads": _native.available_threads(),
-        "memory_bytes": total,
-        "available_memory_bytes": available,
+        "memory_bytes": memory(),
+        "available_memory_bytes": _native.available_memory(),
     }
 
 
-def memory(meminfo: Path = Path("/proc/meminfo")) -> tuple[int | None, int | None]:
-    """Return the bytes of memory in all and available now, each `None` where the system does not tell."""
+def memory(meminfo: Path = Path("/proc/meminfo")) -> int | None:
+    """Return the bytes of memory in all, `None` where the system does not tell."""
     if meminfo.exists():
         entries = dict(line.split(":", 1) for line in meminfo.read_text().splitlines() if ":" in line)
-        total, available = (_kilobytes(entries.get(name)) for name in ("MemTotal", "MemAvailable"))
-        return total, available
+        entry = entries.get("MemTotal")
+        return None if entry is None else int(entry.split()[0]) * 1024
     if "SC_PHYS_PAGES" in os.sysconf_names:
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"), None
-    return None, None
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return None
 
 
 def memory_plan(model: dict[str, Any]) -> list[dict[str, int]]:
@@ -78,8 +78,17 @@ def memory_plan(model: dict[str, Any]) -> list[dict[str, int]]:
     return plan
 
 
-def _kilobytes(entry: str | None) -> int | None:
-    return None if entry is None else int(entry.split()[0]) * 1024
+def streaming(model: dict[str, Any], available: int | None) -> dict[str, int]:
+    """Return what of a model stays in memory, and what each token reads from disk because it cannot.
+
+    All but the experts is used for every token and stays. What memory is left holds some of the experts;
+    those chosen for a token are the others as often as chance has it. Texts are not counted.
+    """
+    experts, touched = model["expert_bytes"], model["expert_bytes_per_token"]
+    used_by_all = model["weight_bytes"] - experts
+    room = experts if available is None else min(max(available - used_by_all, 0), experts)
+    missing = 1 - room / experts if experts else 0.0
+    return {"resident": used_by_all + room, "per_token": round(touched * missing)}
 
 
 def _text(facts: dict[str, Any]) -> str:
@@ -123,6 +132,7 @@ def _model_text(model: dict[str, Any]) -> str:
         ("model", f"{model['name']} ({model['model_type']})"),
         ("parameters", f"{terminal.count(model['parameters'])}, {bits:.1f} bits each"),
         ("weights", terminal.size(model["weight_bytes"])),
+        *_expert_rows(model),
         ("file", terminal.size(model["file_bytes"])),
         ("context", f"{model['context_length']} tokens{_extension(model['yarn_factor'])}"),
         ("one text", f"{terminal.size(model['state_bytes'])} and {_per_token(model)}"),
@@ -138,6 +148,19 @@ def _model_text(model: dict[str, Any]) -> str:
 
 def _extension(factor: float | None) -> str:
     return "" if factor is None else f" (YaRN, factor {factor:g})"
+
+
+def _expert_rows(model: dict[str, Any]) -> list[tuple[str, str]]:
+    """Return what a mixture of experts touches, and reads from disk."""
+    if not model["expert_bytes"]:
+        return []
+    size, plan = terminal.size, model["streaming"]
+    touched = f"{size(model['expert_bytes'])}, of which a token uses {size(model['expert_bytes_per_token'])}"
+    rows = [("experts", touched)]
+    if plan["per_token"]:
+        held = f"{size(plan['resident'])} in memory, about {size(plan['per_token'])} read from disk a token"
+        rows.append(("streamed", held))
+    return rows
 
 
 def _per_token(model: dict[str, Any]) -> str:

@@ -1,3 +1,31 @@
-//! What follows the mixer in a layer: a feed-forward network.
+//! What follows the mixer in a layer: a feed-forward network, dense or of experts.
 
-pub mod dense;
+mod dense;
+mod moe;
+
+use super::scratch::FeedForwardScratch;
+use crate::config::TextConfig;
+use crate::kernels::Cpu;
+use crate::kernels::activations::QuantizedRows;
+use crate::weights::model::FeedForwardWeights;
+
+/// hidden += network(normed), both `[tokens, hidden]`.
+pub fn forward(
+    cpu: &Cpu,
+    config: &TextConfig,
+    weights: &FeedForwardWeights,
+    scratch: &mut FeedForwardScratch,
+    quantized: &mut QuantizedRows,
+    normed: &[f32],
+    hidden: &mut [f32],
+) {
+    match weights {
+        FeedForwardWeights::Dense(network) => {
+            dense::forward(cpu, network, &mut scratch.dense, quantized, normed, hidden);
+        }
+        FeedForwardWeights::Moe(moe) => {
+            let scratch = scratch.moe.as_mut().expect("a model with experts has scratch memory for them");
+            moe::forward(cpu, config.moe_shapes(), moe, scratch, quantized, normed, hidden);
+        }
+    }
+}

@@ -12,6 +12,8 @@ use crate::models::{DEMO, Model};
 const IMAGE: &str = "tests/golden/image";
 /// Features of two blocks go into the decoder too.
 const DEEPSTACK: &str = "tests/golden/deepstack_qwen3_vl";
+/// Experts in every layer.
+const MOE: &str = "tests/golden/moe_image";
 
 /// The demo, and the recorded models in the formats that matter to the tower.
 fn models() -> Vec<Model> {
@@ -21,5 +23,6 @@ fn models() -> Vec<Model> {
         Model::new(IMAGE, "int8"),
         Model::new(DEEPSTACK, "bf16"),
         Model::new(DEEPSTACK, "int4"),
+        Model::new(MOE, "int4"),
     ]
 }

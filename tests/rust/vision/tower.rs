@@ -17,6 +17,14 @@ const NORM_EPS: f32 = 1e-6;
 struct Noise(Random);
 
 impl Source for Noise {
+    fn has(&self, _: &str) -> bool {
+        false
+    }
+
+    fn stack(&mut self, name: &str, _: [usize; 3]) -> Result<Vec<Matrix>> {
+        unreachable!("a tower has no stack such as {name}")
+    }
+
     fn matrix(&mut self, _: &str, [rows, cols]: [usize; 2]) -> Result<Matrix> {
         let bound = (3.0 / cols as f32).sqrt();
         let numbers = self.0.between(rows * cols, -bound, bound);
