@@ -66,13 +66,11 @@ pub(super) fn parse(fields: &Fields, family: &Family) -> Result<MoeConfig> {
 
 /// `num_experts`, which newer files of some families call `num_local_experts`.
 fn count(fields: &Fields) -> Result<usize> {
-    match fields.optional_size("num_experts", MAX_EXPERTS)? {
-        Some(experts) => Ok(experts),
-        None => {
-            let other = fields.optional_size("num_local_experts", MAX_EXPERTS)?;
-            fields.require("num_experts", other)
-        }
-    }
+    let experts = match fields.optional_size("num_experts", MAX_EXPERTS)? {
+        None => fields.optional_size("num_local_experts", MAX_EXPERTS)?,
+        experts => experts,
+    };
+    fields.require("num_experts", experts)
 }
 
 #[cfg(test)]

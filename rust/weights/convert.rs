@@ -164,13 +164,14 @@ impl Item {
 
     fn planned(&self, name: &str) -> Result<Planned> {
         let (dtype, shape) = match self {
-            Self::Weights(part, format) => match format.dtype() {
-                Some(dtype) => (dtype, part.shape()),
-                None => {
+            Self::Weights(part, format) => {
+                if let Some(dtype) = format.dtype() {
+                    (dtype, part.shape())
+                } else {
                     let shape = block_shape(*format, &part.shape());
                     (DType::U8, shape.ok_or_else(|| part.origin().error("its shape is too large"))?)
                 }
-            },
+            }
             Self::Raw(part) => (part.origin().dtype, part.shape()),
             Self::File(bytes) => (DType::U8, vec![bytes.len()]),
         };
