@@ -220,7 +220,8 @@ impl<'a> CheckpointSource<'a> {
     fn held(&mut self, name: &str, stored: &Stored) -> Result<Vec<Matrix>> {
         let [count, rows, cols] = stored.matrices;
         let matrices = (0..count).map(|i| stored.matrix(i)).collect::<Result<Vec<_>>>()?;
-        if is_scanned(name) && matrices.iter().any(|matrix| !matrix.is_finite()) {
+        let scanned = stored.format.is_quantized() && is_scanned(name);
+        if scanned && matrices.iter().any(|matrix| !matrix.is_finite()) {
             return Err(stored.view.error("a scale is NaN or infinite"));
         }
         let target = self.target(name, stored);
