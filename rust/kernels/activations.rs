@@ -114,7 +114,7 @@ pub(super) fn quantize_lanes<S: Simd>(s: S, low: S::F, high: S::F, out: &mut Gro
     let values = out.values.as_chunks_mut::<LANES>().0;
     s.store_i8(low, &mut values[0]);
     s.store_i8(high, &mut values[1]);
-    // Exact: whole numbers below 2^24.
+    // Exact: whole numbers below 2^24, or, where the scale is NaN, of no importance.
     let sum = s.sum(s.add(s.to_f32(low), s.to_f32(high))) as i32;
-    (out.offset_u4, out.offset_i8) = (-8 * sum, -128 * sum);
+    (out.offset_u4, out.offset_i8) = (sum.wrapping_mul(-8), sum.wrapping_mul(-128));
 }

@@ -417,11 +417,11 @@ fn a_checkpoint_outlives_its_file() {
 #[test]
 fn the_configuration_names_its_file() {
     let folder = Folder::new();
-    folder.put(SINGLE, file(&[], &[])).put("config.json", r#"{"model_type": "qwen3_5_moe"}"#);
+    folder.put(SINGLE, file(&[], &[])).put("config.json", r#"{"model_type": "qwen4"}"#);
     let json = folder.open().unwrap().side_file("config.json").unwrap().unwrap();
     let message = ModelConfig::parse(&folder.join("config.json"), &json).unwrap_err().to_string();
     expect(
         &message,
-        &["config.json: 'model_type': 'qwen3_5_moe' is not supported; known: qwen3_5, qwen3_5_text, "],
+        &["config.json: 'model_type': 'qwen4' is not supported; known: qwen3_5, qwen3_5_text, "],
     );
 }
