@@ -24,6 +24,7 @@ pub mod portable;
 pub mod reference;
 pub mod rope;
 pub mod routing;
+mod shares;
 pub mod tier;
 mod tiles;
 #[cfg(target_arch = "x86_64")]
