@@ -1,4 +1,5 @@
-//! Speed of the kernels at the shapes of Qwen3.5-0.8B, on every tier of this CPU and all its threads.
+//! Speed of the kernels at the shapes of Qwen3.5-0.8B, and of experts at those of 35B-A3B, on every tier of this CPU and all
+//! its threads.
 //!
 //! `cargo bench` measures, `cargo bench -- --test` runs each once. Decode, one token, is bound by memory: its throughput is
 //! in bytes of weights, state or cache, and its weights are read from 128 MB of copies in turn, as a model's are, not
@@ -15,11 +16,14 @@ use edgewise::kernels::attention::{Partials, attention};
 use edgewise::kernels::delta_rule::{DeltaInput, delta_rule, normalize_query_key};
 use edgewise::kernels::delta_rule_arrays::{DeltaArrays, DeltaShape};
 use edgewise::kernels::delta_rule_chunked::{CHUNK, gated_delta_rule_chunked};
+use edgewise::kernels::experts::{ExpertScratch, Experts, expert_feed_forward};
 use edgewise::kernels::kv_cache::{KvCache, KvType};
 use edgewise::kernels::linear::{Input, Product, Store, linear};
+use edgewise::kernels::routing::{Routes, route_top_k};
 use edgewise::kernels::{Cpu, Tier};
 use edgewise::tensor::Bytes;
 use edgewise::weights::matrix::{BLOCK_ROWS, Format, Matrix};
+use edgewise::weights::model::SwiGluWeights;
 
 /// `[rows, cols]`: the delta layers' q, k and v; gate and up together; down.
 const SHAPES: [[usize; 2]; 3] = [[6144, 1024], [7168, 1024], [1024, 3584]];
@@ -40,6 +44,22 @@ fn main() {
         products(&mut criterion, &cpu);
         delta_rules(&mut criterion, &cpu);
         attentions(&mut criterion, &cpu);
+        routers(&mut criterion, &cpu);
+    }
+    // All experts of a layer are 453 MB. The portable tier would take minutes.
+    let weights = experts();
+    for tier in Tier::available().into_iter().skip(1) {
+        let cpu = Cpu::new(tier, threads);
+        for tokens in [1, 64, 512] {
+            feed_forwards(&mut criterion, &cpu, &weights, tokens);
+        }
+        // What to compare with: a large matrix read once, and a product of as many tokens.
+        let bytes = Format::Int4.bytes(LARGE[0], LARGE[1]).expect("a large matrix");
+        let large = [matrix(Format::Int4, LARGE)];
+        product(&mut criterion, &cpu, &large, 1, Throughput::Bytes(bytes as u64));
+        let square = [matrix(Format::Int4, [HIDDEN, HIDDEN])];
+        let work = Throughput::Elements(512 * (HIDDEN * HIDDEN) as u64);
+        product(&mut criterion, &cpu, &square, 512, work);
     }
     criterion.final_summary();
 }
@@ -172,4 +192,84 @@ fn attentions(criterion: &mut Criterion, cpu: &Cpu) {
             bencher.iter(|| attention(cpu, &ATTENTION, &queries, &cache, &mut partials, black_box(&mut out)));
         });
     }
+}
+
+/// Shapes of a layer of Qwen3.5-35B-A3B.
+const EXPERTS: usize = 256;
+const PER_TOKEN: usize = 8;
+const HIDDEN: usize = 2048;
+const WIDTH: usize = 512;
+/// About as many bytes as eight experts and much more than caches hold.
+const LARGE: [usize; 2] = [124_160, HIDDEN];
+
+fn routers(criterion: &mut Criterion, cpu: &Cpu) {
+    let mut group = criterion.benchmark_group("router");
+    for tokens in [1, PREFILL] {
+        let logits = numbers(tokens * EXPERTS);
+        let mut routes = Routes::with_capacity(tokens, PER_TOKEN);
+        group.throughput(Throughput::Elements(tokens as u64));
+        group.bench_function(
+            BenchmarkId::new(format!("{PER_TOKEN} of {EXPERTS} x {tokens}"), cpu.tier.name()),
+            |bencher| {
+                bencher.iter(|| {
+                    route_top_k(cpu, black_box(&logits), EXPERTS, PER_TOKEN, true, black_box(&mut routes));
+                });
+            },
+        );
+    }
+}
+
+/// Each in memory of its own.
+fn experts() -> Vec<SwiGluWeights> {
+    let [inner, outer] = [[WIDTH, HIDDEN], [HIDDEN, WIDTH]].map(|shape| matrix(Format::Int4, shape));
+    let copy = |matrix: &Matrix| {
+        let bytes = Bytes::new(matrix.bytes().to_vec());
+        Matrix::new(matrix.format(), matrix.rows(), matrix.cols(), bytes).expect("a copy")
+    };
+    let expert = |_| SwiGluWeights { gate: copy(&inner), up: copy(&inner), down: copy(&outer) };
+    (0..EXPERTS).map(expert).collect()
+}
+
+/// The experts of one layer, for other routes each time. A token alone is bound by the memory's speed, at 64 nearly all experts
+/// have one or two.
+fn feed_forwards(criterion: &mut Criterion, cpu: &Cpu, weights: &[SwiGluWeights], tokens: usize) {
+    let x = numbers(tokens * HIDDEN);
+    let mut quantized = QuantizedRows::default();
+    quantized.fill(cpu, &x, HIDDEN);
+    let input = Input { dense: &x, quantized: Some(&quantized), tokens };
+    let mut scratch = ExpertScratch::with_capacity(tokens, PER_TOKEN, EXPERTS, HIDDEN, WIDTH);
+    let mut out = vec![0.0; tokens * HIDDEN];
+    let many: Vec<Routes> = (0..64).map(|seed| random_routes(tokens, seed)).collect();
+    let mut many = many.iter().cycle();
+    let one = 3 * Format::Int4.bytes(WIDTH, HIDDEN).expect("a small matrix");
+    let mut group = criterion.benchmark_group("experts");
+    group.throughput(match tokens {
+        1 => Throughput::Bytes((PER_TOKEN * one) as u64),
+        _ => Throughput::Elements((tokens * PER_TOKEN * 3 * WIDTH * HIDDEN) as u64),
+    });
+    let name = format!("{PER_TOKEN} of {EXPERTS} [{WIDTH}, {HIDDEN}] x {tokens}");
+    group.bench_function(BenchmarkId::new(name, cpu.tier.name()), |bencher| {
+        bencher.iter(|| {
+            let routes = many.next().expect("the cycle has no end");
+            let experts = Experts { routed: weights, shared: None };
+            expert_feed_forward(cpu, experts, input, routes, &mut scratch, black_box(&mut out), Store::Set);
+        });
+    });
+}
+
+/// Experts that look random, of each token different ones.
+fn random_routes(tokens: usize, seed: u32) -> Routes {
+    let score = |token: usize, expert: u32| {
+        let at = (seed * 4099 + token as u32).wrapping_mul(EXPERTS as u32) + expert;
+        (at ^ (at >> 15)).wrapping_mul(0x2c1b_3c6d) ^ at.rotate_left(13).wrapping_mul(0x297a_2d39)
+    };
+    let choose = |token| {
+        let mut all: Vec<u32> = (0..EXPERTS as u32).collect();
+        all.sort_by_cached_key(|&expert| score(token, expert));
+        all.truncate(PER_TOKEN);
+        all
+    };
+    let chosen: Vec<u32> = (0..tokens).flat_map(choose).collect();
+    let weights = vec![1.0 / PER_TOKEN as f32; chosen.len()];
+    Routes::new(chosen, weights, PER_TOKEN)
 }

@@ -90,7 +90,7 @@ impl ExpertScratch {
     ) -> Self {
         let slots = tokens * per_token;
         Self {
-            plan: Plan::with_capacity(slots, experts, hidden.div_ceil(BLOCK_ROWS)),
+            plan: Plan::with_capacity(slots, experts),
             groups: Vec::with_capacity(slots * width.div_ceil(BLOCK_COLS)),
             dense: Vec::with_capacity(slots * width),
             sums: Vec::with_capacity(tokens * hidden.div_ceil(BLOCK_ROWS)),
@@ -120,7 +120,7 @@ pub fn expert_feed_forward(
     }
     assert!(out.len().is_multiple_of(tokens), "output is [tokens, hidden]");
     let hidden = out.len() / tokens;
-    scratch.plan.fill(cpu, experts, routes, tokens, hidden);
+    scratch.plan.fill(cpu, experts, routes, tokens);
     let plan = &scratch.plan;
     let mut width = Width::default();
     for run in plan.runs() {

@@ -15,6 +15,7 @@ use super::activations::QuantizedRows;
 use super::cpu::Cpu;
 use super::disjoint::Disjoint;
 use super::lanes::{LANES, Op, Simd};
+use super::shares::Shares;
 use super::tiles::{Fetch, NO_TILE, Panels, Places, Rows, even_part, panel_tile};
 use crate::weights::matrix::{BLOCK_ROWS, Matrix};
 
@@ -75,9 +76,9 @@ pub struct Product<'a> {
     pub store: Store,
 }
 
-/// Bytes of weights in one work item of decode: large enough to amortise claiming it, small enough to balance.
-const ITEM_BYTES: usize = 48 * 1024;
-/// The same in prefill, where more panels share each read of the activations.
+/// The least bytes of weights in one work item of decode.
+const ITEM_BYTES: usize = 32 * 1024;
+/// Bytes of weights in one work item of prefill, where more panels share each read of the activations.
 const PREFILL_ITEM_BYTES: usize = 128 * 1024;
 /// Tokens from which a call counts as prefill.
 const PREFILL_TOKENS: usize = 32;
@@ -88,14 +89,14 @@ const MAX_ITEM_PANELS: usize = 16;
 /// # Panics
 /// If shapes do not fit, or a weight is quantised and the input is not.
 pub fn linear<const N: usize>(cpu: &Cpu, input: Input<'_>, products: [Product<'_>; N]) {
-    let jobs = products.map(|product| Job::new(input, product));
-    let total = jobs.iter().map(|job| job.items).sum();
+    let jobs = products.map(|product| Job::new(cpu.pool.threads(), input, product));
+    let total = jobs.iter().map(|job| job.items.count()).sum();
     cpu.pool.run(total, &|mut item| {
         for job in &jobs {
-            if item < job.items {
+            if item < job.items.count() {
                 return cpu.run(JobItem { job, item });
             }
-            item -= job.items;
+            item -= job.items.count();
         }
     });
 }
@@ -109,12 +110,11 @@ struct Job<'a> {
     rows: usize,
     out: Disjoint<'a, f32>,
     store: Store,
-    panels_per_item: usize,
-    items: usize,
+    items: Shares,
 }
 
 impl<'a> Job<'a> {
-    fn new(input: Input<'a>, product: Product<'a>) -> Self {
+    fn new(threads: usize, input: Input<'a>, product: Product<'a>) -> Self {
         let weights = product.weights;
         assert_eq!(product.out.len(), input.tokens * weights.rows(), "output is [tokens, rows]");
         assert_eq!(input.dense.len(), input.tokens * weights.cols(), "input is [tokens, cols]");
@@ -123,11 +123,13 @@ impl<'a> Job<'a> {
             assert_eq!(groups, input.tokens * weights.cols().div_ceil(32), "input is quantised");
         }
         let (rows, tokens, panels) = (weights.rows(), input.tokens, Panels::new(weights));
-        let item_bytes = if tokens < PREFILL_TOKENS { ITEM_BYTES } else { PREFILL_ITEM_BYTES };
-        let panels_per_item = (item_bytes / panels.size().max(1)).clamp(1, MAX_ITEM_PANELS);
-        let items = panels.count().div_ceil(panels_per_item);
+        let items = if tokens < PREFILL_TOKENS {
+            Shares::falling(panels.count(), threads, ITEM_BYTES / panels.size().max(1), usize::MAX)
+        } else {
+            Shares::equal(panels.count(), (PREFILL_ITEM_BYTES / panels.size().max(1)).min(MAX_ITEM_PANELS))
+        };
         let (input, out) = (input.rows(weights.cols()), Disjoint::new(product.out));
-        Self { input, tokens, weights: panels, rows, out, store: product.store, panels_per_item, items }
+        Self { input, tokens, weights: panels, rows, out, store: product.store, items }
     }
 
     /// Writes a panel's 16 rows `row..` of `token`, or those that the matrix has.
@@ -154,13 +156,12 @@ impl Op for JobItem<'_> {
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
         let job = self.job;
-        let first = self.item * job.panels_per_item;
-        let last = (first + job.panels_per_item).min(job.weights.count());
+        let panels = job.items.part(self.item);
         let mut tile = NO_TILE;
         for i in 0..job.tokens.div_ceil(S::TILE) {
             let tokens = even_part(job.tokens, S::TILE, i);
             let places = Places { first: tokens.start, count: tokens.len(), list: None };
-            for panel in first..last {
+            for panel in panels.clone() {
                 let fetch = if i == 0 { Fetch::Then(job.weights.bytes(panel + 1)) } else { Fetch::Nothing };
                 panel_tile(s, job.weights, panel, job.input, places, fetch, &mut tile);
                 for (token, values) in tokens.clone().zip(&tile) {

@@ -26,6 +26,7 @@ pub mod profile;
 pub mod reference;
 pub mod rope;
 pub mod routing;
+mod shares;
 pub mod tier;
 mod tiles;
 #[cfg(target_arch = "x86_64")]

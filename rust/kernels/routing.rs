@@ -111,7 +111,9 @@ impl Op for RouteTokens<'_> {
             route_token(s, logits, chosen, weights);
             if self.renormalise {
                 let sum: f32 = weights.iter().sum();
-                weights.iter_mut().for_each(|weight| *weight /= sum);
+                for weight in weights {
+                    *weight /= sum;
+                }
             }
         }
     }

@@ -237,20 +237,16 @@ fn quantized_tile<S: Simd, B: Block, const T: usize>(
     out: &mut TileOut,
 ) {
     assert_eq!(weights.len(), blocks * B::BYTES);
-    let (ahead, then) = match fetch {
-        Fetch::Nothing => (usize::MAX, std::ptr::null()),
-        Fetch::Then(bytes) => (AHEAD.min(blocks), bytes.as_ptr()),
-    };
     let mut rows = [&input.groups[..0]; T];
     for t in 0..T {
         rows[t] = &input.groups[places.row(t) * input.group_stride..][..blocks];
     }
     let mut acc = [s.splat(0.0); T];
     for b in 0..blocks {
-        if ahead < usize::MAX {
-            let (start, b) =
-                if b + ahead < blocks { (weights.as_ptr(), b + ahead) } else { (then, b + ahead - blocks) };
-            prefetch(start.wrapping_add(b * B::BYTES), B::BYTES);
+        if let Fetch::Then(then) = fetch {
+            let ahead = b + AHEAD.min(blocks);
+            let (bytes, block) = if ahead < blocks { (weights, ahead) } else { (then, ahead - blocks) };
+            prefetch(bytes.as_ptr().wrapping_add(block * B::BYTES), B::BYTES);
         }
         // SAFETY: `weights` holds `blocks` blocks, asserted above.
         let (w, scale) = unsafe {

@@ -194,12 +194,11 @@ impl Stack {
 
     /// The matrices `[rows, cols]` of `experts` experts.
     fn matrices(&self, experts: usize, rows: usize, cols: usize) -> PyResult<Vec<Matrix>> {
-        let expected = match self.format.is_quantized() {
-            true => {
-                let (panels, blocks) = (rows.div_ceil(BLOCK_ROWS), cols.div_ceil(BLOCK_COLS));
-                vec![experts, panels, blocks, self.format.block_bytes()]
-            }
-            false => vec![experts, rows, cols],
+        let expected = if self.format.is_quantized() {
+            let (panels, blocks) = (rows.div_ceil(BLOCK_ROWS), cols.div_ceil(BLOCK_COLS));
+            vec![experts, panels, blocks, self.format.block_bytes()]
+        } else {
+            vec![experts, rows, cols]
         };
         if self.shape != expected {
             let reason = format!("has shape {:?}, expected {expected:?}", self.shape);

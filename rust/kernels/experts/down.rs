@@ -18,8 +18,12 @@ use crate::kernels::cpu::Cpu;
 use crate::kernels::disjoint::Disjoint;
 use crate::kernels::lanes::{LANES, Op, Simd};
 use crate::kernels::linear::Store;
+use crate::kernels::shares::Shares;
 use crate::kernels::tiles::{Fetch, NO_TILE, Panels, Places, Rows, even_part, panel_tile, prefetch};
 use crate::weights::matrix::BLOCK_ROWS;
+
+/// The most sums of a token and a panel that an item takes: 1 MB, which should stay in a cache.
+const MAX_SUMS: usize = 16 * 1024;
 
 /// Adds up `activations` `[slots, width]` x down projections in `sums` `[panels, tokens]`, then stores them in `out`
 /// `[tokens, hidden]`.
@@ -36,7 +40,9 @@ pub(super) fn run(
     let hidden = out.len() / tokens;
     let (sums, out) = (Disjoint::new(sums), Disjoint::new(out));
     let pass = Pass { experts, plan, activations, tokens, hidden, sums, out, store };
-    cpu.pool.run(plan.panel_items(), &|item| cpu.run(Down { pass: &pass, panels: plan.panels(item) }));
+    let most = (MAX_SUMS / tokens).max(1);
+    let items = Shares::falling(hidden.div_ceil(BLOCK_ROWS), cpu.pool.threads(), 1, most);
+    cpu.pool.run(items.count(), &|item| cpu.run(Down { pass: &pass, panels: items.part(item) }));
 }
 
 struct Pass<'a> {

@@ -86,32 +86,26 @@ impl GateUp<'_> {
     #[inline(always)]
     fn groups<S: Simd>(&self, s: S, groups: Range<usize>, tiles: Range<usize>, waiting: &mut [TileOut]) {
         let expert = self.pass.experts.get(self.item.run.expert);
+        let (gate, up) = (Panels::new(&expert.gate), Panels::new(&expert.up));
         let (first, last) = (GROUP_PANELS * groups.start, GROUP_PANELS * groups.end);
-        let (gate_panels, up_panels) = (Panels::new(&expert.gate), Panels::new(&expert.up));
-        let mut up = [NO_TILE; PANELS];
-        for is_up in [false, true] {
-            let matrix = if is_up { up_panels } else { gate_panels };
-            for panels in (first..last).step_by(PANELS).map(|panel| panel..last.min(panel + PANELS)) {
+        let mut out = [NO_TILE; PANELS];
+        // Each matrix, and what is read behind it.
+        for (matrix, then, is_up) in [(gate, up.bytes(first), false), (up, gate.bytes(last), true)] {
+            for start in (first..last).step_by(PANELS) {
+                let panels = start..last.min(start + PANELS);
                 for (i, tile) in tiles.clone().enumerate() {
                     let tile = self.tile::<S>(tile);
+                    let at = |panel: usize| (panel - first) * tiles.len() + i;
                     for panel in panels.clone() {
-                        let out = match is_up {
-                            false => &mut waiting[(panel - first) * tiles.len() + i],
-                            true => &mut up[panel - panels.start],
-                        };
-                        let then = match (is_up, panel + 1 == last) {
-                            (_, false) => matrix.bytes(panel + 1),
-                            (false, true) => up_panels.bytes(first),
-                            (true, true) => gate_panels.bytes(last),
-                        };
+                        let out = if is_up { &mut out[panel - start] } else { &mut waiting[at(panel)] };
+                        let then = if panel + 1 < last { matrix.bytes(panel + 1) } else { then };
                         let fetch = if i == 0 { Fetch::Then(then) } else { Fetch::Nothing };
                         self.multiply(s, matrix, panel, &tile, fetch, out);
                     }
                     if is_up {
                         for panel in panels.clone().step_by(GROUP_PANELS) {
-                            let gate = &waiting[(panel - first) * tiles.len() + i..];
-                            let gate = [&gate[0], &gate[tiles.len()]];
-                            let up = [&up[panel - panels.start], &up[panel + 1 - panels.start]];
+                            let gate = [&waiting[at(panel)], &waiting[at(panel + 1)]];
+                            let up = [&out[panel - start], &out[panel + 1 - start]];
                             self.activate(s, expert, panel / GROUP_PANELS, &tile, gate, up);
                         }
                     }

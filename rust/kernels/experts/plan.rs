@@ -7,14 +7,12 @@ use crate::kernels::activation::sigmoid_in_place;
 use crate::kernels::cpu::Cpu;
 use crate::kernels::routing::Routes;
 use crate::kernels::tiles::MAX_TILE;
-use crate::weights::matrix::{BLOCK_COLS, BLOCK_ROWS};
+use crate::weights::matrix::BLOCK_COLS;
 
 /// An item takes at most this share of a thread's part of what is left.
 const SHARE: usize = 2;
 /// The fewest tiles of an expert's tokens that an item takes if it does not take all: they share reads of the weights.
 const PIECE: usize = 4;
-/// The most sums of a token and a panel that an item takes: 1 MB, which should stay in a cache.
-const MAX_SUMS: usize = 16 * 1024;
 
 /// All slots of one expert, and its share of the items that compute gate and up projections.
 #[derive(Clone, Copy, Debug)]
@@ -56,19 +54,16 @@ pub(super) struct Plan {
     runs: Vec<Run>,
     /// Items of gate and up projections.
     items: usize,
-    /// First panel of each item of down projections, and the end of the last.
-    panels: Vec<u32>,
 }
 
 impl Plan {
-    pub(super) fn with_capacity(slots: usize, experts: usize, panels: usize) -> Self {
+    pub(super) fn with_capacity(slots: usize, experts: usize) -> Self {
         Self {
             cursors: Vec::with_capacity(experts),
             tokens: Vec::with_capacity(slots),
             weights: Vec::with_capacity(slots),
             runs: Vec::with_capacity(experts),
             items: 0,
-            panels: Vec::with_capacity(panels + 1),
         }
     }
 
@@ -92,14 +87,7 @@ impl Plan {
     }
 
     /// Sorts the routes of `tokens` tokens: by expert, and the slots of an expert by token.
-    pub(super) fn fill(
-        &mut self,
-        cpu: &Cpu,
-        experts: Experts<'_>,
-        routes: &Routes,
-        tokens: usize,
-        hidden: usize,
-    ) {
+    pub(super) fn fill(&mut self, cpu: &Cpu, experts: Experts<'_>, routes: &Routes, tokens: usize) {
         let per_token = routes.per_token();
         assert_eq!(routes.experts().len(), tokens * per_token, "routes are [tokens, per_token]");
         self.count(routes.experts(), experts.routed.len());
@@ -122,7 +110,6 @@ impl Plan {
             sigmoid_in_place(cpu, &mut self.weights[first..]);
         }
         self.cut(cpu.pool.threads(), experts);
-        self.cut_panels(cpu.pool.threads(), hidden.div_ceil(BLOCK_ROWS), tokens);
     }
 
     /// Makes the runs of the experts, and moves the cursors to their first slots.
@@ -167,18 +154,6 @@ impl Plan {
         }
     }
 
-    /// Cuts `panels` panels of the output into items, in the same manner.
-    fn cut_panels(&mut self, threads: usize, panels: usize, tokens: usize) {
-        let most = (MAX_SUMS / tokens).max(1);
-        self.panels.clear();
-        self.panels.push(0);
-        let mut first = 0;
-        while first < panels {
-            first += share(panels - first, threads).min(most).min(panels - first);
-            self.panels.push(first as u32);
-        }
-    }
-
     /// Items of gate and up projections.
     pub(super) fn items(&self) -> usize {
         self.items
@@ -193,16 +168,6 @@ impl Plan {
         let slots = piece * run.count / run.pieces..(piece + 1) * run.count / run.pieces;
         let groups = part * run.groups / run.parts..(part + 1) * run.groups / run.parts;
         Item { run, slots, groups }
-    }
-
-    /// Items of down projections.
-    pub(super) fn panel_items(&self) -> usize {
-        self.panels.len() - 1
-    }
-
-    /// Panels of the output that item `item` computes.
-    pub(super) fn panels(&self, item: usize) -> Range<usize> {
-        self.panels[item] as usize..self.panels[item + 1] as usize
     }
 }
 

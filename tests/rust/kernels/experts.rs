@@ -399,7 +399,7 @@ fn with_filling(matrix: &Matrix) -> Matrix {
     let mut bytes = matrix.bytes().to_vec();
     let rows = matrix.rows() % 16;
     if rows > 0 {
-        let panel = matrix.cols().div_ceil(32) * matrix.format().block_bytes();
+        let panel = bytes.len() / matrix.rows().div_ceil(16);
         let start = bytes.len() - panel;
         for block in bytes[start..].chunks_exact_mut(matrix.format().block_bytes()) {
             let (levels, scales) = block.split_at_mut(matrix.format().block_bytes() - 32);
