@@ -87,8 +87,9 @@ impl Op for QuantizeRows<'_> {
     }
 }
 
+/// Quantises up to 32 channels of one token.
 #[inline(always)]
-fn quantize_group<S: Simd>(s: S, x: &[f32], out: &mut Group) {
+pub(super) fn quantize_group<S: Simd>(s: S, x: &[f32], out: &mut Group) {
     let (low, high) = if x.len() == BLOCK_COLS {
         let chunks = x.as_chunks::<LANES>().0;
         (s.load(&chunks[0]), s.load(&chunks[1]))

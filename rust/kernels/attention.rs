@@ -10,33 +10,39 @@
 //!     max'   = max(max, scores);  c = e^(max - max')
 //!     p      = e^(scores - max')                                    0 for tokens after the query
 //!     sum    = sum * c + p's sum by the fixed tree
-//!     acc    = acc * c + p . V, token by token                      lanes are channels
+//!     acc    = acc * c + p . V                                      lanes are channels
 //! combine spans in order:  out = acc / sum, times sigmoid(gate) if there is one
 //! ```
 //!
+//! In a cache of f32 or f16 both products are sums of f32, channel by channel and token by token; what they are in one of
+//! INT8 stands in [`int8_page`].
+//!
 //! Nothing depends on which other queries are in the call, on threads, or on how the cache was filled. Long prompts run
-//! one item per KV head and a few queries, each walking all its spans; a single token at great depth runs one item per KV
+//! one item per KV head and a few queries, each walking all its spans; a few tokens at great depth run one item per KV
 //! head and span, so that all cores share one query. Both combine the same partial results in the same order.
 //!
-//! Up to four query heads of one token and one KV head share each load of keys and values.
+//! The queries of an item, of several tokens and heads, take each page together; tiles of them share each load.
 //!
 //! Source: online softmax (Milakov and Gimelshein 2018, arXiv 1805.02867), as in FlashAttention.
-#![allow(unsafe_code, reason = "disjoint outputs of threads; in tile.rs, raw reads of cached pages")]
+#![allow(unsafe_code, reason = "disjoint outputs of threads; in float_page.rs, raw reads of cached pages")]
 
 mod bidirectional;
+mod float_page;
 mod heads;
-mod tile;
+mod int8_page;
+mod partial;
+mod queries;
 
 use std::ops::Range;
 
 pub use self::bidirectional::bidirectional;
 pub use self::heads::{QueryKeyNorm, prepare_query_key};
-use self::tile::{Partial, finish, merge, visit};
+use self::partial::{Combine, Finish, MergeAll, Partial};
+use self::queries::{QUERIES, Queries, Query};
 use super::cpu::Cpu;
 use super::disjoint::Disjoint;
-use super::elements::{Element, F16, F32};
-use super::kv_cache::{KvCache, KvType, PAGE};
-use super::lanes::{LANES, Op, Simd};
+use super::kv_cache::{KvCache, PAGE};
+use super::lanes::LANES;
 use crate::config::AttentionConfig;
 
 /// Pages whose partial result is combined with others.
@@ -45,17 +51,15 @@ const SPAN_PAGES: usize = 8;
 pub const SPAN: usize = SPAN_PAGES * PAGE;
 /// The widest head the kernel has room for.
 pub const MAX_HEAD_DIM: usize = 256;
-/// Query heads that share loads.
-const TILE: usize = 4;
-/// Queries of one item in prefill.
-const QUERIES: usize = 8;
 /// Calls of at most this many tokens split their spans over threads.
 const SPLIT_TOKENS: usize = 4;
+/// Partial results from which on threads share combining them.
+const SHARED_PARTS: usize = 64;
 
 /// Partial results of the spans of a short call; grows with the context.
 #[derive(Debug, Default)]
 pub struct Partials {
-    /// `[tokens, heads, spans]`
+    /// `[kv_heads, spans, tokens, group]`
     parts: Vec<Partial>,
 }
 
@@ -92,15 +96,17 @@ pub fn attention(
     if tokens == 0 {
         return;
     }
-    let call = Call { config, queries, cache, first: cache.len() - tokens, tokens };
+    let call = Call { cpu, config, queries, cache, first: cache.len() - tokens, tokens };
     if tokens <= SPLIT_TOKENS {
-        split_by_span(cpu, &call, partials, out);
+        call.split_by_span(partials, out);
     } else {
-        split_by_query(cpu, &call, out);
+        call.split_by_query(out);
     }
 }
 
+#[derive(Clone, Copy)]
 struct Call<'a> {
+    cpu: &'a Cpu,
     config: &'a AttentionConfig,
     queries: &'a [f32],
     cache: &'a KvCache,
@@ -109,14 +115,14 @@ struct Call<'a> {
     tokens: usize,
 }
 
-impl Call<'_> {
+impl<'a> Call<'a> {
+    /// Query heads of one KV head.
     fn group(&self) -> usize {
         self.config.heads / self.config.kv_heads
     }
 
     /// Query `[head_dim]` and gate of `head` of token `token`.
-    #[inline(always)]
-    fn query(&self, token: usize, head: usize) -> (&[f32], &[f32]) {
+    fn row(&self, token: usize, head: usize) -> (&'a [f32], &'a [f32]) {
         let width = self.config.query_width() / self.config.heads;
         let start = token * self.config.query_width() + head * width;
         self.queries[start..start + width].split_at(self.config.head_dim)
@@ -126,175 +132,81 @@ impl Call<'_> {
     fn spans(&self, token: usize) -> usize {
         (self.first + token) / SPAN + 1
     }
-}
 
-/// One item per KV head and a few queries.
-fn split_by_query(cpu: &Cpu, call: &Call<'_>, out: &mut [f32]) {
-    let out = Disjoint::new(out);
-    let blocks = call.tokens.div_ceil(QUERIES);
-    cpu.pool.run(blocks * call.config.kv_heads, &|item| {
-        // Late queries see the most tokens: they go first.
-        let (block, kv_head) = (blocks - 1 - item / call.config.kv_heads, item % call.config.kv_heads);
-        let tokens = block * QUERIES..((block + 1) * QUERIES).min(call.tokens);
-        cpu.run(QueryItem { call, kv_head, tokens, out: &out });
-    });
-}
-
-/// One item per KV head, token and span; then the spans are combined.
-fn split_by_span(cpu: &Cpu, call: &Call<'_>, partials: &mut Partials, out: &mut [f32]) {
-    let spans = call.spans(call.tokens - 1);
-    partials.reserve(call.tokens, call.config.heads, call.first + call.tokens);
-    let parts = Disjoint::new(&mut partials.parts);
-    let kv_heads = call.config.kv_heads;
-    cpu.pool.run(call.tokens * kv_heads * spans, &|item| {
-        let (span, kv_head, token) = (item % spans, item / spans % kv_heads, item / spans / kv_heads);
-        if span < call.spans(token) {
-            cpu.run(SpanItem { call, kv_head, token, span, spans, parts: &parts });
-        }
-    });
-    let heads = call.config.heads;
-    for (i, out) in out.chunks_exact_mut(call.config.head_dim).enumerate() {
-        let (token, head) = (i / heads, i % heads);
-        let parts = &partials.parts[i * spans..][..call.spans(token)];
-        cpu.run(Combine { parts, gate: call.query(token, head).1, out });
+    /// The pages of a span, those left out that are not there yet.
+    fn pages(&self, span: usize) -> Range<usize> {
+        span * SPAN_PAGES..((span + 1) * SPAN_PAGES).min(self.cache.len().div_ceil(PAGE))
     }
-}
 
-struct SpanItem<'a> {
-    call: &'a Call<'a>,
-    kv_head: usize,
-    token: usize,
-    span: usize,
-    spans: usize,
-    parts: &'a Disjoint<'a, Partial>,
-}
+    /// Queries of KV head `kv_head`: rows `rows` of all its `[tokens, group]`.
+    fn gather(&self, kv_head: usize, rows: Range<usize>) -> Queries<'a> {
+        let group = self.group();
+        let query = |row| {
+            let (token, head) = (row / group, kv_head * group + row % group);
+            Query { values: self.row(token, head).0, last: self.first + token }
+        };
+        Queries::new(self.cpu, self.cache, kv_head, rows.map(query))
+    }
 
-impl Op for SpanItem<'_> {
-    type Output = ();
-    #[inline(always)]
-    fn run<S: Simd>(self, s: S) {
-        let group = self.call.group();
-        let mut done = 0;
-        while done < group {
-            let tile = tile_size(group - done, TILE);
-            let first = self.kv_head * group + done;
-            let mut partial = [Partial::EMPTY; TILE];
-            span(s, self.call, self.token, first, self.span, &mut partial[..tile]);
-            for (i, partial) in partial[..tile].iter().enumerate() {
-                let place = (self.token * self.call.config.heads + first + i) * self.spans + self.span;
-                // SAFETY: every item has its own places.
-                *unsafe { self.parts.item(place) } = *partial;
+    /// One item per KV head and a few queries.
+    fn split_by_query(&self, out: &mut [f32]) {
+        let out = Disjoint::new(out);
+        let kv_heads = self.config.kv_heads;
+        let rows = self.tokens * self.group();
+        let blocks = rows.div_ceil(QUERIES);
+        self.cpu.pool.run(blocks * kv_heads, &|item| {
+            // Late queries see the most tokens: they go first.
+            let (block, kv_head) = (blocks - 1 - item / kv_heads, item % kv_heads);
+            self.attend(kv_head, block * QUERIES..((block + 1) * QUERIES).min(rows), &out);
+        });
+    }
+
+    /// Rows `rows` of the `[tokens, group]` of a KV head from its first token to the output.
+    fn attend(&self, kv_head: usize, rows: Range<usize>, out: &Disjoint<'_, f32>) {
+        let (cpu, group, head_dim) = (self.cpu, self.group(), self.config.head_dim);
+        let queries = self.gather(kv_head, rows.clone());
+        let mut totals = [Partial::EMPTY; QUERIES];
+        for span in 0..self.spans((rows.end - 1) / group) {
+            let mut parts = [Partial::EMPTY; QUERIES];
+            queries.walk(cpu, self.pages(span), &mut parts);
+            let seeing = queries.blind_before(span * SPAN)..rows.len();
+            cpu.run(MergeAll { totals: &mut totals[seeing.clone()], parts: &parts[seeing], head_dim });
+        }
+        for (row, total) in rows.zip(&totals) {
+            let (token, head) = (row / group, kv_head * group + row % group);
+            let start = (token * self.config.heads + head) * head_dim;
+            // SAFETY: every item has its own tokens and heads.
+            let out = unsafe { out.part(start..start + head_dim) };
+            cpu.run(Finish { total, gate: self.row(token, head).1, out });
+        }
+    }
+
+    /// One item per KV head, span and a few queries; then the spans are combined.
+    fn split_by_span(&self, partials: &mut Partials, out: &mut [f32]) {
+        let (cpu, heads, kv_heads) = (self.cpu, self.config.heads, self.config.kv_heads);
+        let (spans, rows) = (self.spans(self.tokens - 1), self.tokens * self.group());
+        partials.reserve(self.tokens, heads, self.first + self.tokens);
+        let blocks = rows.div_ceil(QUERIES);
+        let parts = Disjoint::new(&mut partials.parts);
+        cpu.pool.run(kv_heads * spans * blocks, &|item| {
+            let (place, block) = (item / blocks, item % blocks);
+            let (kv_head, span) = (place / spans, place % spans);
+            let some = block * QUERIES..((block + 1) * QUERIES).min(rows);
+            // SAFETY: every item has its own places.
+            let parts = unsafe { parts.part(place * rows + some.start..place * rows + some.end) };
+            parts.fill(Partial::EMPTY);
+            self.gather(kv_head, some).walk(cpu, self.pages(span), parts);
+        });
+        let parts = &partials.parts;
+        let grain = if spans * rows * kv_heads < SHARED_PARTS { self.tokens * heads } else { 1 };
+        cpu.rows(out, self.config.head_dim, grain, |all, out| {
+            for (i, out) in all.zip(out.chunks_exact_mut(self.config.head_dim)) {
+                let (token, head) = (i / heads, i % heads);
+                let (kv_head, row) = (head / self.group(), token * self.group() + head % self.group());
+                let first = kv_head * spans * rows + row;
+                let parts = parts[first..].iter().step_by(rows).take(self.spans(token));
+                cpu.run(Combine { parts, gate: self.row(token, head).1, out });
             }
-            done += tile;
-        }
-    }
-}
-
-struct Combine<'a> {
-    parts: &'a [Partial],
-    gate: &'a [f32],
-    out: &'a mut [f32],
-}
-
-impl Op for Combine<'_> {
-    type Output = ();
-    #[inline(always)]
-    fn run<S: Simd>(self, s: S) {
-        let mut total = Partial::EMPTY;
-        for part in self.parts {
-            merge(s, &mut total, part, self.out.len());
-        }
-        finish(s, &total, self.gate, self.out);
-    }
-}
-
-struct QueryItem<'a> {
-    call: &'a Call<'a>,
-    kv_head: usize,
-    tokens: Range<usize>,
-    out: &'a Disjoint<'a, f32>,
-}
-
-impl Op for QueryItem<'_> {
-    type Output = ();
-    #[inline(always)]
-    fn run<S: Simd>(self, s: S) {
-        let group = self.call.group();
-        let mut done = 0;
-        while done < group {
-            let tile = tile_size(group - done, TILE);
-            let first = self.kv_head * group + done;
-            self.tile(s, first, tile);
-            done += tile;
-        }
-    }
-}
-
-impl QueryItem<'_> {
-    /// Heads `first..first + tile` of all the item's tokens; spans outermost, so that their pages stay in cache.
-    #[inline(always)]
-    fn tile<S: Simd>(&self, s: S, first: usize, tile: usize) {
-        let call = self.call;
-        let head_dim = call.config.head_dim;
-        let mut totals = [[Partial::EMPTY; TILE]; QUERIES];
-        for index in 0..call.spans(self.tokens.end - 1) {
-            for (token, totals) in self.tokens.clone().zip(&mut totals) {
-                if index < call.spans(token) {
-                    let mut partial = [Partial::EMPTY; TILE];
-                    span(s, call, token, first, index, &mut partial[..tile]);
-                    for (total, partial) in totals.iter_mut().zip(&partial[..tile]) {
-                        merge(s, total, partial, head_dim);
-                    }
-                }
-            }
-        }
-        for (token, totals) in self.tokens.clone().zip(&totals) {
-            for (head, total) in (first..first + tile).zip(totals) {
-                let start = (token * call.config.heads + head) * head_dim;
-                // SAFETY: every item has its own tokens and heads.
-                let out = unsafe { self.out.part(start..start + head_dim) };
-                finish(s, total, call.query(token, head).1, out);
-            }
-        }
-    }
-}
-
-/// The largest power of two that is at most `left` and `most`, itself a power of two.
-fn tile_size(left: usize, most: usize) -> usize {
-    if left >= most { most } else { 1 << left.ilog2() }
-}
-
-/// Heads `first..` of token `token` over span `index`, into `partial`, one for each head.
-#[inline(always)]
-fn span<S: Simd>(s: S, call: &Call<'_>, token: usize, first: usize, index: usize, partial: &mut [Partial]) {
-    match (call.cache.kv_type(), partial.len()) {
-        (KvType::F16, 4) => span_tile::<S, F16, 4>(s, call, token, first, index, partial),
-        (KvType::F16, 2) => span_tile::<S, F16, 2>(s, call, token, first, index, partial),
-        (KvType::F16, _) => span_tile::<S, F16, 1>(s, call, token, first, index, partial),
-        (KvType::F32, 4) => span_tile::<S, F32, 4>(s, call, token, first, index, partial),
-        (KvType::F32, 2) => span_tile::<S, F32, 2>(s, call, token, first, index, partial),
-        (KvType::F32, _) => span_tile::<S, F32, 1>(s, call, token, first, index, partial),
-    }
-}
-
-#[inline(always)]
-fn span_tile<S: Simd, E: Element, const T: usize>(
-    s: S,
-    call: &Call<'_>,
-    token: usize,
-    first: usize,
-    index: usize,
-    partial: &mut [Partial],
-) {
-    let position = call.first + token;
-    let kv_head = first / call.group();
-    let mut queries = [&[][..]; T];
-    for (i, query) in queries.iter_mut().enumerate() {
-        *query = call.query(token, first + i).0;
-    }
-    let last_page = (position / PAGE).min((index + 1) * SPAN_PAGES - 1);
-    for page in index * SPAN_PAGES..=last_page {
-        let visible = (position + 1 - page * PAGE).min(PAGE);
-        visit::<S, E, T>(s, &queries, call.cache.head(page, kv_head), visible, partial);
+        });
     }
 }

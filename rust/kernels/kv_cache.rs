@@ -1,8 +1,18 @@
 //! Keys and values of one attention layer, in pages of 64 tokens at fixed absolute positions.
 //!
-//! A page holds, for each KV head, keys as `[64 / 16][head_dim][16 tokens]` and values as `[64][head_dim]`. So both
-//! products of attention run without a sum across lanes: scores have tokens in the lanes, outputs have channels. Pages
-//! are shared between forks of a sequence and copied when one of them writes.
+//! A page holds, for each KV head, its keys and behind them its values. Neither product of attention sums across lanes:
+//! scores have tokens in the lanes, outputs have channels. All bytes stand in the order in which they are read.
+//!
+//! | type | keys | values |
+//! |---|---|---|
+//! | f32, f16 | `[64 / 32][head_dim][32 tokens]` | `[head_dim / 32][64][32 channels]` |
+//! | INT8 | blocks of 16 tokens x 32 channels, see [`int8`] | blocks of 16 channels x 32 tokens |
+//!
+//! The last vector of values has 16 channels where `head_dim` is an odd multiple of that.
+//! Pages are shared between forks of a sequence and copied when one of them writes.
+#![allow(unsafe_code, reason = "a page of cache lines seen as bytes")]
+
+pub(super) mod int8;
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -13,6 +23,8 @@ use crate::error::{Result, try_with_capacity};
 
 /// Tokens of a page.
 pub const PAGE: usize = 64;
+/// Tokens of keys, and channels of values, that stand together.
+pub(super) const TILE: usize = 2 * LANES;
 
 /// How cached keys and values are stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -21,24 +33,46 @@ pub enum KvType {
     F32,
     /// Half precision, rounded to nearest even.
     F16,
+    /// 8 bits, and an f16 scale for each token and 32 channels.
+    Int8,
 }
 
 impl KvType {
-    /// Bytes of one number.
-    pub const fn size(self) -> usize {
-        match self {
-            Self::F32 => 4,
-            Self::F16 => 2,
-        }
-    }
+    /// Every type.
+    pub const ALL: [Self; 3] = [Self::F32, Self::F16, Self::Int8];
 
     /// The name used in arguments and reports.
     pub const fn name(self) -> &'static str {
         match self {
             Self::F32 => "f32",
             Self::F16 => "f16",
+            Self::Int8 => "int8",
         }
     }
+
+    /// Bytes of one head's keys, and of its values, in a page.
+    fn head_bytes(self, head_dim: usize) -> [usize; 2] {
+        match self {
+            Self::F32 => [4 * PAGE * head_dim; 2],
+            Self::F16 => [2 * PAGE * head_dim; 2],
+            Self::Int8 => [int8::key_bytes(head_dim), int8::value_bytes(head_dim)],
+        }
+    }
+}
+
+/// A cache line: pages begin at one, so that no load of a vector touches two.
+#[derive(Clone, Copy, Debug)]
+#[repr(C, align(64))]
+struct Line([u8; 64]);
+
+fn bytes(lines: &[Line]) -> &[u8] {
+    // SAFETY: lines are bytes without padding.
+    unsafe { std::slice::from_raw_parts(lines.as_ptr().cast(), size_of_val(lines)) }
+}
+
+fn bytes_mut(lines: &mut [Line]) -> &mut [u8] {
+    // SAFETY: lines are bytes without padding, and any bytes are lines.
+    unsafe { std::slice::from_raw_parts_mut(lines.as_mut_ptr().cast(), size_of_val(lines)) }
 }
 
 /// The cache of one layer.
@@ -48,7 +82,7 @@ pub struct KvCache {
     kv_heads: usize,
     head_dim: usize,
     len: usize,
-    pages: Vec<Arc<Vec<u8>>>,
+    pages: Vec<Arc<Vec<Line>>>,
 }
 
 /// A clone shares the pages in use, not those only reserved.
@@ -101,20 +135,15 @@ impl KvCache {
     }
 
     fn page_bytes(&self) -> usize {
-        self.kv_heads * 2 * self.half_bytes()
-    }
-
-    /// Bytes of one head's keys, and of its values, in a page.
-    fn half_bytes(&self) -> usize {
-        PAGE * self.head_dim * self.kv_type.size()
+        self.kv_heads * self.kv_type.head_bytes(self.head_dim).iter().sum::<usize>()
     }
 
     /// Allocates pages for `tokens` tokens in all. Where memory ends, those allocated so far stay.
     pub fn reserve(&mut self, tokens: usize) -> Result<()> {
-        let bytes = self.page_bytes();
+        let lines = self.page_bytes() / size_of::<Line>();
         while self.pages.len() * PAGE < tokens {
-            let mut page = try_with_capacity(bytes)?;
-            page.resize(bytes, 0);
+            let mut page = try_with_capacity(lines)?;
+            page.resize(lines, Line([0; 64]));
             self.pages.push(Arc::new(page));
         }
         Ok(())
@@ -125,10 +154,15 @@ impl KvCache {
         self.len = self.len.min(len);
     }
 
-    /// Keys `[64 / 16][head_dim][16]` and values `[64][head_dim]` of a head in page `page`.
-    pub fn head(&self, page: usize, head: usize) -> (&[u8], &[u8]) {
-        let half = self.half_bytes();
-        self.pages[page][head * 2 * half..(head + 1) * 2 * half].split_at(half)
+    /// Keys and values of a head in page `page`, in the order of the page.
+    pub(super) fn head(&self, page: usize, head: usize) -> (&[u8], &[u8]) {
+        self.head_bytes(page, head).split_at(self.kv_type.head_bytes(self.head_dim)[0])
+    }
+
+    /// The same as one.
+    pub(super) fn head_bytes(&self, page: usize, head: usize) -> &[u8] {
+        let both = self.kv_type.head_bytes(self.head_dim).iter().sum::<usize>();
+        &bytes(&self.pages[page])[head * both..(head + 1) * both]
     }
 
     /// Appends keys and values `[tokens, kv_heads, head_dim]`.
@@ -144,13 +178,15 @@ impl KvCache {
         while token < tokens {
             let slot = (self.len + token) % PAGE;
             let count = (PAGE - slot).min(tokens - token);
-            let (half, head_dim, kv_type) = (self.half_bytes(), self.head_dim, self.kv_type);
-            let page = Arc::make_mut(&mut self.pages[(self.len + token) / PAGE]);
+            let (head_dim, kv_type) = (self.head_dim, self.kv_type);
+            let halves = kv_type.head_bytes(head_dim);
+            let page: &mut Vec<Line> = Arc::make_mut(&mut self.pages[(self.len + token) / PAGE]);
+            let page = bytes_mut(page);
             let rows = token * width..(token + count) * width;
             let (keys, values) = (&keys[rows.clone()], &values[rows]);
-            cpu.rows(page, 2 * half, head_grain(count * head_dim), |heads, page| {
+            cpu.rows(page, halves[0] + halves[1], head_grain(count * head_dim), |heads, page| {
                 let channels = heads.start * head_dim..heads.end * head_dim;
-                cpu.run(WriteHeads { keys, values, width, channels, page, slot, half, head_dim, kv_type });
+                cpu.run(WriteHeads { keys, values, width, channels, page, slot, halves, head_dim, kv_type });
             });
             token += count;
         }
@@ -165,28 +201,51 @@ impl KvCache {
                 let (page, slot) = (token / PAGE, token % PAGE);
                 let (k, v) = self.head(page, head);
                 for d in 0..self.head_dim {
-                    keys.push(self.read(k, key_index(slot, d, self.head_dim)));
-                    values.push(self.read(v, slot * self.head_dim + d));
+                    keys.push(self.read_key(k, slot, d));
+                    values.push(self.read_value(v, slot, d));
                 }
             }
         }
         (keys, values)
     }
 
-    fn read(&self, bytes: &[u8], index: usize) -> f32 {
+    /// Channel `d` of the key in slot `slot`.
+    fn read_key(&self, keys: &[u8], slot: usize, d: usize) -> f32 {
         match self.kv_type {
-            KvType::F32 => {
-                let b = &bytes[4 * index..4 * index + 4];
-                f32::from_le_bytes([b[0], b[1], b[2], b[3]])
-            }
-            KvType::F16 => half::f16::from_le_bytes([bytes[2 * index], bytes[2 * index + 1]]).to_f32(),
+            KvType::F32 => read_f32(keys, key_index(slot, d, self.head_dim)),
+            KvType::F16 => read_f16(keys, key_index(slot, d, self.head_dim)),
+            KvType::Int8 => int8::read_key(keys, slot, d, self.head_dim),
+        }
+    }
+
+    /// Channel `d` of the value in slot `slot`.
+    fn read_value(&self, values: &[u8], slot: usize, d: usize) -> f32 {
+        match self.kv_type {
+            KvType::F32 => read_f32(values, value_index(slot, d, self.head_dim)),
+            KvType::F16 => read_f16(values, value_index(slot, d, self.head_dim)),
+            KvType::Int8 => int8::read_value(values, slot, d, self.head_dim),
         }
     }
 }
 
+fn read_f32(bytes: &[u8], index: usize) -> f32 {
+    let b = &bytes[4 * index..4 * index + 4];
+    f32::from_le_bytes([b[0], b[1], b[2], b[3]])
+}
+
+fn read_f16(bytes: &[u8], index: usize) -> f32 {
+    half::f16::from_le_bytes([bytes[2 * index], bytes[2 * index + 1]]).to_f32()
+}
+
 /// Where channel `d` of the key in slot `slot` stands.
 fn key_index(slot: usize, d: usize, head_dim: usize) -> usize {
-    (slot / LANES * head_dim + d) * LANES + slot % LANES
+    (slot / TILE * head_dim + d) * TILE + slot % TILE
+}
+
+/// Where channel `d` of the value in slot `slot` stands.
+fn value_index(slot: usize, d: usize, head_dim: usize) -> usize {
+    let first = d / TILE * TILE;
+    PAGE * first + slot * TILE.min(head_dim - first) + d % TILE
 }
 
 /// Heads of one work item, each of which writes `numbers` keys and as many values.
@@ -207,7 +266,8 @@ struct WriteHeads<'a> {
     page: &'a mut [u8],
     /// Of the first token.
     slot: usize,
-    half: usize,
+    /// Bytes of a head's keys, and of its values.
+    halves: [usize; 2],
     head_dim: usize,
     kv_type: KvType,
 }
@@ -216,16 +276,18 @@ impl Op for WriteHeads<'_> {
     type Output = ();
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
+        let stride = self.halves[0] + self.halves[1];
         let rows = self.keys.chunks_exact(self.width).zip(self.values.chunks_exact(self.width));
         for (token, (keys, values)) in rows.enumerate() {
             let keys = keys[self.channels.clone()].chunks_exact(self.head_dim);
             let values = values[self.channels.clone()].chunks_exact(self.head_dim);
-            for ((key, value), page) in keys.zip(values).zip(self.page.chunks_exact_mut(2 * self.half)) {
-                let (keys, values) = page.split_at_mut(self.half);
+            for ((key, value), page) in keys.zip(values).zip(self.page.chunks_exact_mut(stride)) {
+                let (keys, values) = page.split_at_mut(self.halves[0]);
                 let slot = self.slot + token;
                 match self.kv_type {
                     KvType::F32 => write_f32(s, key, value, keys, values, slot),
                     KvType::F16 => write_f16(s, key, value, keys, values, slot),
+                    KvType::Int8 => int8::write(s, key, value, keys, values, slot),
                 }
             }
         }
@@ -238,7 +300,7 @@ fn write_f32<S: Simd>(s: S, key: &[f32], value: &[f32], keys: &mut [u8], values:
     let head_dim = key.len();
     for d in (0..head_dim).step_by(LANES) {
         scatter::<4>(&narrow_f32(s, load(s, key, d)), keys, slot, d, head_dim);
-        let at = 4 * (slot * head_dim + d);
+        let at = 4 * value_index(slot, d, head_dim);
         values[at..at + 64].copy_from_slice(&narrow_f32(s, load(s, value, d)));
     }
 }
@@ -249,11 +311,12 @@ fn write_f16<S: Simd>(s: S, key: &[f32], value: &[f32], keys: &mut [u8], values:
     let head_dim = key.len();
     for d in (0..head_dim).step_by(LANES) {
         scatter::<2>(&narrow_f16(s, load(s, key, d)), keys, slot, d, head_dim);
-        let at = 2 * (slot * head_dim + d);
+        let at = 2 * value_index(slot, d, head_dim);
         values[at..at + 32].copy_from_slice(&narrow_f16(s, load(s, value, d)));
     }
 }
 
+/// Channels `d..d + 16`.
 #[inline(always)]
 fn load<S: Simd>(s: S, x: &[f32], d: usize) -> S::F {
     s.load(&x[d..].as_chunks::<LANES>().0[0])

@@ -82,6 +82,9 @@ pub trait Simd: Copy + Send + Sync + 'static {
     fn scale_exponent(self, a: Self::F, n: Self::I) -> Self::F;
     /// Writes the low byte of each lane. Every lane must fit an i8.
     fn store_i8(self, a: Self::I, out: &mut [i8; LANES]);
+    /// Writes the low halves of 32 lanes, by fours in turn: `a[0]`'s lanes 0..4, `a[1]`'s 0..4, `a[0]`'s 4..8 and so on.
+    /// Every lane must fit an i16.
+    fn store_i16(self, a: [Self::I; 2], out: &mut [i16; 2 * LANES]);
 
     /// The 16x32 nibbles of an INT4 block as eight byte vectors, vector j = columns 4j..4j+4 of each row, 0..=15.
     fn load_u4(self, block: &[u8; 256]) -> [Self::B; 8];
@@ -110,6 +113,28 @@ pub trait Simd: Copy + Send + Sync + 'static {
         }
         out
     }
+
+    /// [`Self::dots_i8`] of `N` blocks: tiers with many registers may interleave them, so that they share what they load of `a`.
+    #[inline(always)]
+    fn blocks_i8<const T: usize, const N: usize>(
+        self,
+        blocks: [&[u8; 512]; N],
+        a: [&[i8; 32]; T],
+        offsets: [i32; T],
+    ) -> [[Self::I; T]; N] {
+        let mut out = [self.dots_i8(&self.load_i8(blocks[0]), a, offsets); N];
+        for n in 1..N {
+            out[n] = self.dots_i8(&self.load_i8(blocks[n]), a, offsets);
+        }
+        out
+    }
+    /// For each row of `N` blocks, the exact sum over 32 columns of w x a, for `T` groups of a in 0..=32767. Byte
+    /// `32 j + 2 r + c` of a block is row r and column `2 j + c`, where columns are counted as [`Self::store_i16`] writes them.
+    fn blocks_i16<const T: usize, const N: usize>(
+        self,
+        blocks: [&[u8; 512]; N],
+        a: [&[i16; 32]; T],
+    ) -> [[Self::I; T]; N];
 
     /// The sum of all lanes by the fixed tree.
     fn sum(self, a: Self::F) -> f32;

@@ -22,6 +22,7 @@ pub mod linear;
 pub mod math;
 pub mod norm;
 pub mod portable;
+mod prefetch;
 pub mod profile;
 pub mod reference;
 pub mod rope;

@@ -166,6 +166,13 @@ impl Simd for Portable {
     }
 
     #[inline(always)]
+    fn store_i16(self, a: [I; 2], out: &mut [i16; 2 * LANES]) {
+        for i in 0..2 * LANES {
+            out[i] = a[i / 4 % 2][i / 8 * 4 + i % 4] as i16;
+        }
+    }
+
+    #[inline(always)]
     fn load_u4(self, block: &[u8; 256]) -> [[u8; 64]; 8] {
         let mut out = [[0; 64]; 8];
         for j in 0..4 {
@@ -192,6 +199,24 @@ impl Simd for Portable {
     #[inline(always)]
     fn dot_i8(self, w: &[[u8; 64]; 8], a: &[i8; 32], _offset: i32) -> I {
         dot(w, a, 0, |byte| i32::from(byte as i8))
+    }
+
+    #[inline(always)]
+    fn blocks_i16<const T: usize, const N: usize>(
+        self,
+        blocks: [&[u8; 512]; N],
+        a: [&[i16; 32]; T],
+    ) -> [[I; T]; N] {
+        let mut out = [[[0; LANES]; T]; N];
+        for n in 0..N {
+            for t in 0..T {
+                for (i, byte) in blocks[n].iter().enumerate() {
+                    let (row, column) = (i % 32 / 2, i / 32 * 2 + i % 2);
+                    out[n][t][row] += i32::from(*byte as i8) * i32::from(a[t][column]);
+                }
+            }
+        }
+        out
     }
 
     #[inline(always)]

@@ -69,17 +69,12 @@ impl Options {
                 ));
             }
         };
-        let kv_type = match kv_dtype {
-            "auto" => None,
-            "f32" => Some(KvType::F32),
-            "f16" => Some(KvType::F16),
-            _ => {
-                return Err(Error::argument(
-                    "kv_dtype",
-                    format!("'{kv_dtype}' is not one of auto, f32, f16"),
-                ));
-            }
-        };
+        let kv_type = KvType::ALL.into_iter().find(|kv_type| kv_type.name() == kv_dtype);
+        if kv_type.is_none() && kv_dtype != "auto" {
+            let names = KvType::ALL.map(KvType::name).join(", ");
+            let reason = format!("'{kv_dtype}' is not one of auto, {names}");
+            return Err(Error::argument("kv_dtype", reason));
+        }
         Ok(Self { precision, kv_type, yarn_factor: None, prefetch: None })
     }
 

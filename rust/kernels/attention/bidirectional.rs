@@ -3,27 +3,20 @@
 //! ```text
 //! for each head and each block of 32 queries:                          any thread
 //!   for each page of 64 tokens:                                        its keys and values stay in the first cache
-//!     for each tile of up to 8 queries:  visit the page                online softmax, see tile.rs
+//!     for each tile of queries:  visit the page                        online softmax
 //!   out = acc / sum
 //! ```
 //!
 //! The score matrix never exists: one page's scores of one tile do. A query's result does not depend on the block and tile
-//! it is computed in. Eight queries share each load of keys and values, where the tier has registers for them.
-
-use std::ops::Range;
+//! it is computed in. Up to eight queries share each load of keys and values, where the tier has registers for them.
 
 use super::super::cpu::Cpu;
 use super::super::disjoint::Disjoint;
-use super::super::elements::{Element, F16, F32};
-use super::super::kv_cache::{KvCache, KvType, PAGE};
-use super::super::lanes::{LANES, Op, Simd};
-use super::tile::{Partial, finish, visit};
-use super::{MAX_HEAD_DIM, tile_size};
-
-/// Queries of one item.
-const QUERIES: usize = 32;
-/// Queries that share loads, at most.
-const TILE: usize = 8;
+use super::super::kv_cache::{KvCache, PAGE};
+use super::super::lanes::LANES;
+use super::MAX_HEAD_DIM;
+use super::partial::{Finish, Partial};
+use super::queries::{QUERIES, Queries, Query};
 
 /// Attends from `queries` to all tokens of `cache`.
 ///
@@ -45,73 +38,18 @@ pub fn bidirectional(cpu: &Cpu, queries: &[f32], cache: &KvCache, width: usize, 
         // One head after another, so that its keys and values stay in the second cache.
         let (head, block) = (item / blocks, item % blocks);
         let rows = block * QUERIES..((block + 1) * QUERIES).min(tokens);
-        cpu.run(Block { queries, cache, head, rows, width, out: &out });
-    });
-}
-
-struct Block<'a> {
-    queries: &'a [f32],
-    cache: &'a KvCache,
-    head: usize,
-    rows: Range<usize>,
-    width: usize,
-    out: &'a Disjoint<'a, f32>,
-}
-
-impl Op for Block<'_> {
-    type Output = ();
-    #[inline(always)]
-    fn run<S: Simd>(self, s: S) {
+        let query = |row: usize| {
+            let values = &queries[(row * heads + head) * head_dim..][..head_dim];
+            Query { values, last: cache.len() - 1 }
+        };
+        let block = Queries::new(cpu, cache, head, rows.clone().map(query));
         let mut partials = [Partial::EMPTY; QUERIES];
-        for page in 0..self.cache.len().div_ceil(PAGE) {
-            let mut done = 0;
-            while done < self.rows.len() {
-                let tile = tile_size(self.rows.len() - done, TILE.min(S::TILE));
-                self.visit(s, page, done, &mut partials[done..done + tile]);
-                done += tile;
-            }
-        }
-        let heads = self.cache.kv_heads();
-        for (row, partial) in self.rows.clone().zip(&partials) {
-            let start = (row * heads + self.head) * self.width;
+        block.walk(cpu, 0..cache.len().div_ceil(PAGE), &mut partials);
+        for (row, total) in rows.zip(&partials) {
+            let start = (row * heads + head) * width;
             // SAFETY: every item has its own rows and head.
-            let out = unsafe { self.out.part(start..start + self.width) };
-            finish(s, partial, &[], out);
+            let out = unsafe { out.part(start..start + width) };
+            cpu.run(Finish { total, gate: &[], out });
         }
-    }
-}
-
-impl Block<'_> {
-    /// Moves the queries from row `first` of the block on by one page.
-    #[inline(always)]
-    fn visit<S: Simd>(&self, s: S, page: usize, first: usize, partials: &mut [Partial]) {
-        match (self.cache.kv_type(), partials.len()) {
-            (KvType::F32, 8) => self.visit_tile::<S, F32, 8>(s, page, first, partials),
-            (KvType::F32, 4) => self.visit_tile::<S, F32, 4>(s, page, first, partials),
-            (KvType::F32, 2) => self.visit_tile::<S, F32, 2>(s, page, first, partials),
-            (KvType::F32, _) => self.visit_tile::<S, F32, 1>(s, page, first, partials),
-            (KvType::F16, 8) => self.visit_tile::<S, F16, 8>(s, page, first, partials),
-            (KvType::F16, 4) => self.visit_tile::<S, F16, 4>(s, page, first, partials),
-            (KvType::F16, 2) => self.visit_tile::<S, F16, 2>(s, page, first, partials),
-            (KvType::F16, _) => self.visit_tile::<S, F16, 1>(s, page, first, partials),
-        }
-    }
-
-    #[inline(always)]
-    fn visit_tile<S: Simd, E: Element, const T: usize>(
-        &self,
-        s: S,
-        page: usize,
-        first: usize,
-        partials: &mut [Partial],
-    ) {
-        let (heads, head_dim) = (self.cache.kv_heads(), self.cache.head_dim());
-        let mut queries = [&[][..]; T];
-        for (i, query) in queries.iter_mut().enumerate() {
-            let row = self.rows.start + first + i;
-            *query = &self.queries[(row * heads + self.head) * head_dim..][..head_dim];
-        }
-        let visible = (self.cache.len() - page * PAGE).min(PAGE);
-        visit::<S, E, T>(s, &queries, self.cache.head(page, self.head), visible, partials);
-    }
+    });
 }

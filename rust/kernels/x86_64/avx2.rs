@@ -7,16 +7,16 @@
 #![allow(unsafe_code, reason = "intrinsics, each argued by the token")]
 
 use std::arch::x86_64::{
-    __m256, __m256i, _CMP_LT_OQ, _mm_add_ps, _mm_add_ss, _mm_cvtss_f32, _mm_loadu_si128, _mm_max_ps,
+    __m128i, __m256, __m256i, _CMP_LT_OQ, _mm_add_ps, _mm_add_ss, _mm_cvtss_f32, _mm_loadu_si128, _mm_max_ps,
     _mm_max_ss, _mm_movehl_ps, _mm_shuffle_ps, _mm_storeu_si128, _mm256_abs_epi8, _mm256_add_epi16,
     _mm256_add_epi32, _mm256_add_ps, _mm256_and_ps, _mm256_and_si256, _mm256_blendv_ps, _mm256_castps_si256,
-    _mm256_castps256_ps128, _mm256_castsi256_ps, _mm256_castsi256_si128, _mm256_cmp_ps, _mm256_cvtepi32_ps,
-    _mm256_cvtepu16_epi32, _mm256_cvtph_ps, _mm256_cvtps_epi32, _mm256_cvtps_ph, _mm256_div_ps,
-    _mm256_extractf128_ps, _mm256_fmadd_ps, _mm256_loadu_ps, _mm256_loadu_si256, _mm256_madd_epi16,
-    _mm256_maddubs_epi16, _mm256_max_ps, _mm256_min_ps, _mm256_mul_ps, _mm256_packs_epi16,
+    _mm256_castps256_ps128, _mm256_castsi256_ps, _mm256_castsi256_si128, _mm256_cmp_ps, _mm256_cvtepi8_epi16,
+    _mm256_cvtepi32_ps, _mm256_cvtepu16_epi32, _mm256_cvtph_ps, _mm256_cvtps_epi32, _mm256_cvtps_ph,
+    _mm256_div_ps, _mm256_extractf128_ps, _mm256_fmadd_ps, _mm256_loadu_ps, _mm256_loadu_si256,
+    _mm256_madd_epi16, _mm256_maddubs_epi16, _mm256_max_ps, _mm256_min_ps, _mm256_mul_ps, _mm256_packs_epi16,
     _mm256_packs_epi32, _mm256_permutevar8x32_epi32, _mm256_set1_epi8, _mm256_set1_epi16, _mm256_set1_epi32,
     _mm256_set1_ps, _mm256_setr_epi32, _mm256_setzero_si256, _mm256_sign_epi8, _mm256_slli_epi32,
-    _mm256_srli_epi16, _mm256_storeu_ps, _mm256_sub_ps,
+    _mm256_srli_epi16, _mm256_storeu_ps, _mm256_storeu_si256, _mm256_sub_ps,
 };
 
 use super::intrinsics;
@@ -178,6 +178,15 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
+    fn store_i16(self, a: [Int2; 2], out: &mut [i16; 2 * LANES]) {
+        intrinsics! {
+            let p = out.as_mut_ptr().cast::<__m256i>();
+            _mm256_storeu_si256(p, _mm256_packs_epi32(a[0][0], a[1][0]));
+            _mm256_storeu_si256(p.add(1), _mm256_packs_epi32(a[0][1], a[1][1]));
+        }
+    }
+
+    #[inline(always)]
     fn load_u4(self, block: &[u8; 256]) -> [Int2; 8] {
         intrinsics! {
             let low = _mm256_set1_epi8(15);
@@ -223,20 +232,50 @@ impl Simd for Avx2 {
         }
     }
     #[inline(always)]
-    fn dot_i8(self, w: &[Int2; 8], a: &[i8; 32], _offset: i32) -> Int2 {
+    fn dot_i8(self, w: &[Int2; 8], a: &[i8; 32], offset: i32) -> Int2 {
+        self.dots_i8(w, [a], [offset])[0]
+    }
+
+    #[inline(always)]
+    fn dots_i8<const T: usize>(self, w: &[Int2; 8], a: [&[i8; 32]; T], _offsets: [i32; T]) -> [Int2; T] {
         intrinsics! {
-            let quad = a.as_ptr().cast::<i32>();
             let ones = _mm256_set1_epi16(1);
-            let mut out = [_mm256_setzero_si256(); 2];
-            for j in 0..8 {
-                let a = _mm256_set1_epi32(quad.add(j).read_unaligned());
-                for half in 0..2 {
+            let mut sums = [[_mm256_setzero_si256(); 2]; T];
+            for half in 0..2 {
+                for j in 0..8 {
                     let w = w[j][half];
-                    let pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(a, w));
-                    out[half] = _mm256_add_epi32(out[half], _mm256_madd_epi16(pairs, ones));
+                    let magnitude = _mm256_abs_epi8(w);
+                    for t in 0..T {
+                        let a = _mm256_set1_epi32(a[t].as_ptr().cast::<i32>().add(j).read_unaligned());
+                        let pairs = _mm256_maddubs_epi16(magnitude, _mm256_sign_epi8(a, w));
+                        sums[t][half] = _mm256_add_epi32(sums[t][half], _mm256_madd_epi16(pairs, ones));
+                    }
                 }
             }
-            out
+            sums
+        }
+    }
+    #[inline(always)]
+    fn blocks_i16<const T: usize, const N: usize>(
+        self,
+        blocks: [&[u8; 512]; N],
+        a: [&[i16; 32]; T],
+    ) -> [[Int2; T]; N] {
+        intrinsics! {
+            let mut sums = [[[_mm256_setzero_si256(); 2]; T]; N];
+            for n in 0..N {
+                for j in 0..16 {
+                    let bytes = blocks[n].as_ptr().add(32 * j).cast::<__m128i>();
+                    let low = _mm256_cvtepi8_epi16(_mm_loadu_si128(bytes));
+                    let high = _mm256_cvtepi8_epi16(_mm_loadu_si128(bytes.add(1)));
+                    for t in 0..T {
+                        let a = _mm256_set1_epi32(a[t].as_ptr().cast::<i32>().add(j).read_unaligned());
+                        sums[n][t][0] = _mm256_add_epi32(sums[n][t][0], _mm256_madd_epi16(low, a));
+                        sums[n][t][1] = _mm256_add_epi32(sums[n][t][1], _mm256_madd_epi16(high, a));
+                    }
+                }
+            }
+            sums
         }
     }
 

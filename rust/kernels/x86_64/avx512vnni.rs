@@ -5,11 +5,12 @@
 use std::arch::x86_64::{
     __m256i, __m512, __m512i, _CMP_LT_OQ, _mm_storeu_si128, _mm256_loadu_si256, _mm256_storeu_si256,
     _mm512_abs_ps, _mm512_add_epi32, _mm512_add_ps, _mm512_and_si512, _mm512_castps_si512,
-    _mm512_castps512_ps256, _mm512_castsi512_ps, _mm512_cmp_ps_mask, _mm512_cvtepi32_epi8,
-    _mm512_cvtepi32_ps, _mm512_cvtepu16_epi32, _mm512_cvtph_ps, _mm512_cvtps_epi32, _mm512_cvtps_ph,
-    _mm512_div_ps, _mm512_dpbusd_epi32, _mm512_extractf64x4_pd, _mm512_fmadd_ps, _mm512_loadu_ps,
-    _mm512_loadu_si512, _mm512_mask_blend_ps, _mm512_max_ps, _mm512_min_ps, _mm512_mul_ps, _mm512_set1_epi8,
-    _mm512_set1_epi32, _mm512_set1_ps, _mm512_slli_epi32, _mm512_srli_epi16, _mm512_storeu_ps, _mm512_sub_ps,
+    _mm512_castps512_ps256, _mm512_castsi512_ps, _mm512_cmp_ps_mask, _mm512_cvtepi8_epi16,
+    _mm512_cvtepi32_epi8, _mm512_cvtepi32_ps, _mm512_cvtepu16_epi32, _mm512_cvtph_ps, _mm512_cvtps_epi32,
+    _mm512_cvtps_ph, _mm512_div_ps, _mm512_dpbusd_epi32, _mm512_dpwssd_epi32, _mm512_extractf64x4_pd,
+    _mm512_fmadd_ps, _mm512_loadu_ps, _mm512_loadu_si512, _mm512_mask_blend_ps, _mm512_max_ps, _mm512_min_ps,
+    _mm512_mul_ps, _mm512_packs_epi32, _mm512_set1_epi8, _mm512_set1_epi32, _mm512_set1_ps,
+    _mm512_slli_epi32, _mm512_srli_epi16, _mm512_storeu_ps, _mm512_storeu_si512, _mm512_sub_ps,
     _mm512_xor_si512,
 };
 
@@ -169,6 +170,11 @@ impl Simd for Avx512Vnni {
     }
 
     #[inline(always)]
+    fn store_i16(self, a: [__m512i; 2], out: &mut [i16; 2 * LANES]) {
+        intrinsics! { _mm512_storeu_si512(out.as_mut_ptr().cast(), _mm512_packs_epi32(a[0], a[1])) }
+    }
+
+    #[inline(always)]
     fn load_u4(self, block: &[u8; 256]) -> [__m512i; 8] {
         intrinsics! {
             let low = _mm512_set1_epi8(15);
@@ -209,6 +215,62 @@ impl Simd for Avx512Vnni {
     #[inline(always)]
     fn dots_i8<const T: usize>(self, w: &[__m512i; 8], a: [&[i8; 32]; T], offsets: [i32; T]) -> [__m512i; T] {
         self.dots(w, a, offsets)
+    }
+
+    #[inline(always)]
+    fn blocks_i8<const T: usize, const N: usize>(
+        self,
+        blocks: [&[u8; 512]; N],
+        a: [&[i8; 32]; T],
+        offsets: [i32; T],
+    ) -> [[__m512i; T]; N] {
+        intrinsics! {
+            let sign = _mm512_set1_epi8(i8::MIN);
+            let mut sums = [[sign; T]; N];
+            for t in 0..T {
+                for n in 0..N {
+                    sums[n][t] = _mm512_set1_epi32(offsets[t]);
+                }
+            }
+            for j in 0..8 {
+                let mut w = [sign; N];
+                for n in 0..N {
+                    let bytes = blocks[n].as_ptr().add(64 * j);
+                    w[n] = _mm512_xor_si512(_mm512_loadu_si512(bytes.cast()), sign);
+                }
+                for t in 0..T {
+                    let quad = _mm512_set1_epi32(a[t].as_ptr().cast::<i32>().add(j).read_unaligned());
+                    for n in 0..N {
+                        sums[n][t] = _mm512_dpbusd_epi32(sums[n][t], w[n], quad);
+                    }
+                }
+            }
+            sums
+        }
+    }
+    #[inline(always)]
+    fn blocks_i16<const T: usize, const N: usize>(
+        self,
+        blocks: [&[u8; 512]; N],
+        a: [&[i16; 32]; T],
+    ) -> [[__m512i; T]; N] {
+        intrinsics! {
+            let mut sums = [[_mm512_set1_epi32(0); T]; N];
+            for j in 0..16 {
+                let mut w = [sums[0][0]; N];
+                for n in 0..N {
+                    let bytes = blocks[n].as_ptr().add(32 * j);
+                    w[n] = _mm512_cvtepi8_epi16(_mm256_loadu_si256(bytes.cast()));
+                }
+                for t in 0..T {
+                    let pair = _mm512_set1_epi32(a[t].as_ptr().cast::<i32>().add(j).read_unaligned());
+                    for n in 0..N {
+                        sums[n][t] = _mm512_dpwssd_epi32(sums[n][t], w[n], pair);
+                    }
+                }
+            }
+            sums
+        }
     }
 
     #[inline(always)]

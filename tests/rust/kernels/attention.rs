@@ -6,13 +6,13 @@ use edgewise::kernels::attention::{Partials, SPAN, attention};
 use edgewise::kernels::kv_cache::{KvCache, KvType, PAGE};
 use edgewise::kernels::reference::{self, AttentionShape};
 
-use super::support::{Random, assert_close, assert_same_bits, cpus, fastest, portable, same_on_all};
+use super::support::{Random, as_int8, assert_close, assert_same_bits, cpus, fastest, portable, same_on_all};
 
 /// Cache lengths around the borders of lanes, pages (64) and spans (512).
 const LENGTHS: [usize; 10] = [1, 15, 17, 63, 64, 65, 511, 512, 513, 1030];
 
 /// Query heads for each KV head, head dimension, gate, number type: every value of each appears.
-const KINDS: [(usize, usize, bool, KvType); 8] = [
+const KINDS: [(usize, usize, bool, KvType); 14] = [
     (1, 16, false, KvType::F32),
     (2, 32, true, KvType::F16),
     (3, 64, true, KvType::F32),
@@ -21,7 +21,24 @@ const KINDS: [(usize, usize, bool, KvType); 8] = [
     (8, 16, true, KvType::F32),
     (2, 256, true, KvType::F16),
     (4, 64, false, KvType::F32),
+    (1, 16, true, KvType::Int8),
+    (2, 48, false, KvType::Int8),
+    (4, 64, true, KvType::Int8),
+    (8, 32, false, KvType::Int8),
+    (4, 256, true, KvType::Int8),
+    (3, 80, true, KvType::Int8),
 ];
+
+/// What attention may be off by, for values up to 1, with keys and values as the cache holds them and INT8 queries.
+///
+/// In a cache of INT8 each weight is an integer of up to 32767 for the largest of 32 tokens, so it is off by half a unit at
+/// most, and all 32 by 16 units.
+fn tolerance(kv_type: KvType) -> f32 {
+    match kv_type {
+        KvType::F32 | KvType::F16 => 1e-5,
+        KvType::Int8 => 1e-5 + 16.0 / 32767.0,
+    }
+}
 
 struct Case {
     config: AttentionConfig,
@@ -76,7 +93,11 @@ impl Case {
         };
         let width = self.config.query_width() / heads;
         let queries = || self.queries[first * heads * width..].chunks(width);
-        let bare: Vec<f32> = queries().flat_map(|row| &row[..head_dim]).copied().collect();
+        let as_met = |query: &[f32]| match self.cache.kv_type() {
+            KvType::F32 | KvType::F16 => query.to_vec(),
+            KvType::Int8 => as_int8(query),
+        };
+        let bare: Vec<f32> = queries().flat_map(|row| as_met(&row[..head_dim])).collect();
         let gates: Vec<f32> = queries().flat_map(|row| &row[head_dim..]).copied().collect();
         let shape = AttentionShape { heads, kv_heads, head_dim };
         let out = reference::attention(shape, &bare, &by_token(&keys), &by_token(&values), 1.0);
@@ -89,12 +110,13 @@ impl Case {
 fn every_cpu_and_the_reference() {
     let (cpus, mut random) = (cpus(), Random::new(40));
     let mut kinds = KINDS.iter().cycle();
-    for context in LENGTHS.into_iter().chain([66, 70, 80, 100, 130, 600]) {
-        let case = Case::random(&mut random, *kinds.next().unwrap(), context);
-        for tokens in [1, 3, 9] {
+    for context in LENGTHS.into_iter().chain([66, 70, 80, 100, 130, 600]).chain(LENGTHS).chain([95, 96, 97]) {
+        let kind = *kinds.next().unwrap();
+        let case = Case::random(&mut random, kind, context);
+        for tokens in [1, 2, 3, 4, 5, 8, 9] {
             let first = context.saturating_sub(tokens);
             let found = same_on_all(&case.name(), &cpus, |cpu| case.run(cpu, first, context));
-            assert_close(&case.name(), &found, &case.expected(first), 1e-5);
+            assert_close(&case.name(), &found, &case.expected(first), tolerance(kind.3));
         }
     }
 }
@@ -131,28 +153,43 @@ fn the_portable_tier_is_batch_invariant_too() {
 #[test]
 fn prefill_from_nothing() {
     let (cpus, mut random) = (cpus(), Random::new(43));
-    for kind in [KINDS[2], KINDS[3]] {
+    for kind in [KINDS[2], KINDS[3], KINDS[9]] {
         let case = Case::random(&mut random, kind, 75);
         let found = same_on_all(&case.name(), &cpus, |cpu| case.run(cpu, 0, 75));
-        assert_close(&case.name(), &found, &case.expected(0), 1e-5);
+        assert_close(&case.name(), &found, &case.expected(0), tolerance(kind.3));
+    }
+}
+
+/// How far a stored number may be from the one that was given, `x` in its group of 32 channels.
+fn rounding(kv_type: KvType, x: f32, group: &[f32]) -> f32 {
+    match kv_type {
+        KvType::F32 => 0.0,
+        KvType::F16 => (half::f16::from_f32(x).to_f32() - x).abs(),
+        // Half a step, which as an f16 is off by up to 2^-11 of it.
+        KvType::Int8 => {
+            let absmax = group.iter().fold(0.0_f32, |a, x| a.max(x.abs()));
+            absmax / 127.0 * (0.5 + 2.0_f32.powi(-11))
+        }
     }
 }
 
 #[test]
 fn the_cache_holds_what_was_appended_in_any_pieces() {
     let mut random = Random::new(44);
-    for kind in [KINDS[0], KINDS[1]] {
+    for kind in [KINDS[0], KINDS[1], KINDS[9], KINDS[12]] {
         let case = Case::random(&mut random, kind, 150);
         let (head_dim, width) = (case.config.head_dim, 2 * case.config.head_dim);
         let (keys, values) = case.cache.to_f32();
-        let round = |x: f32| match kind.3 {
-            KvType::F32 => x,
-            KvType::F16 => half::f16::from_f32(x).to_f32(),
-        };
         for (stored, given) in [(&keys, &case.keys), (&values, &case.values)] {
-            for (i, stored) in stored.iter().enumerate() {
-                let (head, token, d) = (i / head_dim / 150, i / head_dim % 150, i % head_dim);
-                assert_eq!(*stored, round(given[token * width + head * head_dim + d]));
+            for (row, stored) in stored.chunks(head_dim).enumerate() {
+                let (head, token) = (row / 150, row % 150);
+                let given = &given[token * width + head * head_dim..][..head_dim];
+                for (stored, given) in stored.chunks(32).zip(given.chunks(32)) {
+                    for (stored, x) in stored.iter().zip(given) {
+                        let error = (stored - x).abs();
+                        assert!(error <= rounding(kind.3, *x, given), "{x} is held as {stored}");
+                    }
+                }
             }
         }
         for cpu in cpus() {

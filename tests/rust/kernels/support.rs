@@ -72,6 +72,16 @@ pub fn cpus() -> Vec<Cpu> {
     tiers().into_iter().flat_map(on).collect()
 }
 
+/// Numbers as INT8 activations hold them: groups of 32 with steps of absmax / 127.
+pub fn as_int8(x: &[f32]) -> Vec<f32> {
+    let round = |group: &[f32]| -> Vec<f32> {
+        let absmax = group.iter().fold(0.0_f32, |a, x| a.max(x.abs()));
+        let inverse = if absmax > 0.0 { 127.0 / absmax } else { 0.0 };
+        group.iter().map(|x| (x * inverse).round_ties_even() * (absmax / 127.0)).collect()
+    };
+    x.chunks(32).flat_map(round).collect()
+}
+
 /// Runs `op` on all `cpus`, asserts that the bits are the same, and returns the result.
 pub fn same_on_all(what: &str, cpus: &[Cpu], op: impl Fn(&Cpu) -> Vec<f32>) -> Vec<f32> {
     let expected = op(&cpus[0]);

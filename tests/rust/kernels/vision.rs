@@ -162,6 +162,7 @@ impl Case {
         let round = |x: f32| match self.cache.kv_type() {
             KvType::F32 => x,
             KvType::F16 => half::f16::from_f32(x).to_f32(),
+            KvType::Int8 => unreachable!(),
         };
         let bare = |x: &[f32]| -> Vec<f32> {
             x.chunks(self.head_dim).flat_map(|head| &head[..self.width]).copied().collect()
