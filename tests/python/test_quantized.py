@@ -198,6 +198,28 @@ def test_a_cache_of_f16_costs_little(case: str) -> None:
     assert 0 < relative_error(half, original(case)) < 0.05
 
 
+@each_case
+def test_a_cache_of_int8_costs_little(case: str) -> None:
+    """Beside exact weights, so that all of the error is the cache's.
+
+    Measured: 0.001 to 0.004 in the hybrid models, 0.021 where all layers are attention.
+    """
+    found = logits(Model.from_pretrained(source(case), dtype="f32", kv_dtype="int8"), case)
+    assert 0 < relative_error(found, original(case)) < 0.05
+
+
+def test_a_cache_of_int8_hardly_moves_the_demo() -> None:
+    """Beside INT4 weights, whose own divergence is 0.032 nats. Measured: 0.00002 nats, all likeliest equal."""
+    found = {kv: logits(Model.from_pretrained("demo", kv_dtype=kv), "demo") for kv in ["f16", "int8"]}
+    assert divergence(found["int8"], found["f16"]) < 0.0002
+    assert agreement(found["int8"], found["f16"]) > 0.99
+
+
+def test_the_demo_answers_alike_with_a_cache_of_int8() -> None:
+    half, eighth = (answers(Model.from_pretrained("demo", kv_dtype=kv)) for kv in ["f16", "int8"])
+    assert half == eighth
+
+
 def test_an_edgewise_file_is_not_converted_again(folder: Path) -> None:
     path = converted(folder, "demo", "int4")
     with pytest.raises(ValueError, match=r"^dtype: an edgewise file is opened as it is stored"):

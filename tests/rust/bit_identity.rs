@@ -75,6 +75,16 @@ fn f32_weights_with_a_cache_of_f16() {
     check_everything(Model { kv_dtype: "f16", ..Model::new(TINY, "f32") }, SHORT);
 }
 
+/// Heads of 32, 64 and 16 channels, and other numbers of heads for each KV head.
+#[test]
+fn a_cache_of_int8() {
+    check_everything(Model { kv_dtype: "int8", ..Model::new(TINY, "int4") }, LONG);
+    for path in ["tests/golden/dense_text_d128", "tests/golden/dense_text_kv_groups/v2x_tied"] {
+        check_everything(Model { kv_dtype: "int8", ..Model::new(path, "f32") }, SHORT);
+    }
+    check_everything(Model { kv_dtype: "int8", ..DEMO }, LONG);
+}
+
 #[test]
 fn wide_delta_heads() {
     check_everything(Model::new("tests/golden/dense_text_d128", "int4"), SHORT);

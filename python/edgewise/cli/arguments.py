@@ -55,7 +55,7 @@ def add_opening(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--kv-dtype",
-        choices=["auto", "f32", "f16"],
+        choices=["auto", "f32", "f16", "int8"],
         default="auto",
         help="how keys and values of past tokens are held (default: f32 beside --dtype f32, else f16)",
     )

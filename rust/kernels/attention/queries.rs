@@ -27,7 +27,7 @@ pub struct Queries<'a> {
     cache: &'a KvCache,
     /// Of keys.
     head: usize,
-    queries: [Query<'a>; QUERIES],
+    all: [Query<'a>; QUERIES],
     len: usize,
     /// `[queries][groups]`, for INT8 keys
     groups: [Group; QUERIES * MAX_GROUPS],
@@ -39,17 +39,17 @@ impl<'a> Queries<'a> {
         let mut all = Self {
             cache,
             head,
-            queries: [Query { values: &[], last: 0 }; QUERIES],
+            all: [Query { values: &[], last: 0 }; QUERIES],
             len: 0,
             groups: [Group::default(); QUERIES * MAX_GROUPS],
         };
         for query in queries {
             assert_eq!(query.values.len(), cache.head_dim());
-            all.queries[all.len] = query;
+            all.all[all.len] = query;
             all.len += 1;
         }
         if cache.kv_type() == KvType::Int8 {
-            cpu.run(Quantize { queries: &all.queries[..all.len], groups: &mut all.groups });
+            cpu.run(Quantize { queries: &all.all[..all.len], groups: &mut all.groups });
         }
         all
     }
@@ -69,7 +69,7 @@ impl<'a> Queries<'a> {
 
     /// How many of the first queries do not see token `token`.
     pub fn blind_before(&self, token: usize) -> usize {
-        self.queries[..self.len].partition_point(|query| query.last < token)
+        self.all[..self.len].partition_point(|query| query.last < token)
     }
 }
 
@@ -105,7 +105,7 @@ impl Op for Visit<'_> {
     type Output = ();
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let queries = &self.queries.queries[..self.queries.len];
+        let queries = &self.queries.all[..self.queries.len];
         let visible = |query: &Query<'_>| (query.last + 1 - self.page * PAGE).min(PAGE);
         let mut done = self.first;
         while done < queries.len() {
@@ -144,7 +144,7 @@ struct Tile<'a> {
 impl Tile<'_> {
     #[inline(always)]
     fn visit<S: Simd, const T: usize>(self, s: S, partials: &mut [Partial]) {
-        let Queries { cache, queries, groups: all, .. } = self.queries;
+        let Queries { cache, all: queries, groups: all, .. } = self.queries;
         let page = cache.head(self.page, self.queries.head);
         let mut values = [&[][..]; T];
         for (values, query) in values.iter_mut().zip(&queries[self.first..]) {
@@ -152,10 +152,10 @@ impl Tile<'_> {
         }
         match cache.kv_type() {
             KvType::F32 => {
-                float_page::visit::<S, F32, T>(s, &values, page, self.stream, self.visible, partials)
+                float_page::visit::<S, F32, T>(s, &values, page, self.stream, self.visible, partials);
             }
             KvType::F16 => {
-                float_page::visit::<S, F16, T>(s, &values, page, self.stream, self.visible, partials)
+                float_page::visit::<S, F16, T>(s, &values, page, self.stream, self.visible, partials);
             }
             KvType::Int8 => {
                 let width = groups(cache.head_dim());
