@@ -209,7 +209,7 @@ def test_a_cache_of_int8_costs_little(case: str) -> None:
 
 
 def test_a_cache_of_int8_hardly_moves_the_demo() -> None:
-    """Beside INT4 weights, whose own divergence is 0.032 nats. Measured: 0.00002 nats, all likeliest equal."""
+    """Beside INT4 weights, whose own divergence is 0.032 nats. Measured: 0.00002 nats, same likeliest."""
     found = {kv: logits(Model.from_pretrained("demo", kv_dtype=kv), "demo") for kv in ["f16", "int8"]}
     assert divergence(found["int8"], found["f16"]) < 0.0002
     assert agreement(found["int8"], found["f16"]) > 0.99
