@@ -15,7 +15,7 @@
 //! ```
 //!
 //! In a cache of f32 or f16 both products are sums of f32, channel by channel and token by token; what they are in one of
-//! INT8 stands in [`int8_page`].
+//! INT8 stands in `int8_page`.
 //!
 //! Nothing depends on which other queries are in the call, on threads, or on how the cache was filled. Long prompts run
 //! one item per KV head and a few queries, each walking all its spans; a few tokens at great depth run one item per KV

@@ -6,7 +6,7 @@
 //! | type | keys | values |
 //! |---|---|---|
 //! | f32, f16 | `[64 / 32][head_dim][32 tokens]` | `[head_dim / 32][64][32 channels]` |
-//! | INT8 | blocks of 16 tokens x 32 channels, see [`int8`] | blocks of 16 channels x 32 tokens |
+//! | INT8 | blocks of 16 tokens x 32 channels, see `int8` | blocks of 16 channels x 32 tokens |
 //!
 //! The last vector of values has 16 channels where `head_dim` is an odd multiple of that.
 //! Pages are shared between forks of a sequence and copied when one of them writes.

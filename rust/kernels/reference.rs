@@ -408,7 +408,7 @@ pub fn route_top_k(
     (chosen, weights)
 }
 
-/// out[t] = sum over routes r of weights[t, r] x down(silu(gate(x[t])) * up(x[t])) of expert chosen[t, r].
+/// `out[t]` = sum over routes r of `weights[t, r]` x `down(silu(gate(x[t])) * up(x[t]))` of expert `chosen[t, r]`.
 ///
 /// `x` and the result are `[tokens, hidden]`, `chosen` and `weights` `[tokens, per_token]`. Quantised matrices are multiplied
 /// with activations rounded to INT8.
