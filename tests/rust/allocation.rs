@@ -7,6 +7,7 @@ mod models;
 mod pictures;
 
 use std::alloc::{GlobalAlloc, Layout, System};
+use std::sync::Barrier;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use edgewise::generate::{Sampler, SamplingParams};
@@ -118,9 +119,19 @@ const STEPS: usize = 8;
 /// Tokens before the first step: the steps go across a page of the cache and a span of attention.
 const BEFORE: usize = SPAN - 2 * STEPS;
 
+/// Waits until every thread of the pool has begun: beginning takes memory, and on a busy machine comes late.
+fn wait_for_threads(engine: &Engine) {
+    let threads = engine.cpu.pool.threads();
+    let all_here = Barrier::new(threads);
+    engine.cpu.pool.run(threads, &|_| {
+        all_here.wait();
+    });
+}
+
 /// One prompt of [`BEFORE`] tokens, continued by one sampler after the other.
 fn check_decode(engine: &Engine, mut state: State, what: &str) {
     assert_eq!(state.len(), BEFORE);
+    wait_for_threads(engine);
     let mut scores = vec![0.0; engine.model.config.vocab_size];
     engine.reserve(&mut state, SPAN + 8 * STEPS).unwrap();
     let mut token = 1;
