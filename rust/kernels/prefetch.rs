@@ -27,7 +27,7 @@ pub struct Stream<'a> {
 }
 
 /// How far ahead of reading a stream is asked for.
-const DISTANCE: usize = 4096;
+const DISTANCE: usize = 12 * 1024;
 
 impl Stream<'_> {
     /// Asks for what stands [`DISTANCE`] behind bytes `from..from + count`, which are about to be read.
