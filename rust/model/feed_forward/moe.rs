@@ -33,7 +33,6 @@ pub fn forward(
     let MoeScratch { logits, routes, shared_gate, experts } = scratch;
     let logits = &mut logits[..tokens * config.experts];
     let input = prepare_if(weights.wants_quantized(), cpu, normed, cols, quantized);
-    cpu.profile.lap(Operation::Quantization, 0);
     let router = set(&weights.router, logits);
     let shared = match &weights.shared {
         None => {
