@@ -29,7 +29,9 @@ class TestResolve:
         monkeypatch.setenv("HOME", str(tmp_path))
         assert hub.resolve("~") == str(tmp_path)
 
-    @pytest.mark.parametrize("name", ["", "nothing", "/nothing/here", "a/b/c", "../no-such-model", "org/", "model.gguf"])
+    @pytest.mark.parametrize(
+        "name", ["", "nothing", "/nothing/here", "a/b/c", "../no-such-model", "org/", "model.gguf"]
+    )
     def test_nothing_of_that_name(self, name: str) -> None:
         with pytest.raises(FileNotFoundError, match="no such file or folder"):
             hub.resolve(name)
