@@ -24,6 +24,7 @@ struct SwiGlu<'a> {
 
 impl Op for SwiGlu<'_> {
     type Output = ();
+    const BLOCKS: bool = false;
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
         let Self { gate, up } = self;
@@ -42,6 +43,7 @@ struct GeluTanh<'a> {
 
 impl Op for GeluTanh<'_> {
     type Output = ();
+    const BLOCKS: bool = false;
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
         let x = self.x;
@@ -69,6 +71,7 @@ struct Sigmoid<'a> {
 
 impl Op for Sigmoid<'_> {
     type Output = ();
+    const BLOCKS: bool = false;
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
         let x = self.x;
@@ -89,6 +92,7 @@ struct AddBias<'a> {
 
 impl Op for AddBias<'_> {
     type Output = ();
+    const BLOCKS: bool = false;
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
         for x in self.x.chunks_exact_mut(self.bias.len()) {

@@ -76,6 +76,7 @@ struct QuantizeRows<'a> {
 
 impl Op for QuantizeRows<'_> {
     type Output = ();
+    const BLOCKS: bool = false;
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
         let per_row = self.cols.div_ceil(BLOCK_COLS);

@@ -65,6 +65,7 @@ impl ShortConv<'_> {
 
 impl Op for ShortConv<'_> {
     type Output = ();
+    const BLOCKS: bool = false;
     #[inline(always)]
     fn run<S: Simd>(mut self, s: S) {
         let (channels, out) = (self.channels, std::mem::take(&mut self.out));

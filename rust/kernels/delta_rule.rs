@@ -93,6 +93,7 @@ struct Tiles<'a, const W: usize>(Walk<'a>);
 
 impl<const W: usize> Op for Tiles<'_, W> {
     type Output = ();
+    const BLOCKS: bool = false;
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
         let Walk { shape, input, tokens, head, tile, state, out } = self.0;
@@ -244,6 +245,7 @@ struct NormalizeQueryKey<'a> {
 
 impl Op for NormalizeQueryKey<'_> {
     type Output = ();
+    const BLOCKS: bool = false;
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
         let DeltaConfig { key_heads, key_dim, .. } = *self.shape;
@@ -276,6 +278,7 @@ struct Sigmoid<'a>(&'a mut [f32]);
 
 impl Op for Sigmoid<'_> {
     type Output = ();
+    const BLOCKS: bool = false;
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
         let x = self.0;

@@ -41,6 +41,7 @@ struct LayerNorm<'a> {
 
 impl Op for LayerNorm<'_> {
     type Output = ();
+    const BLOCKS: bool = false;
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
         let width = self.weight.len();
@@ -68,6 +69,7 @@ struct RmsNorm<'a> {
 
 impl Op for RmsNorm<'_> {
     type Output = ();
+    const BLOCKS: bool = false;
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
         let width = self.weight.len();
@@ -123,6 +125,7 @@ struct GatedRmsNorm<'a> {
 
 impl Op for GatedRmsNorm<'_> {
     type Output = ();
+    const BLOCKS: bool = false;
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
         let width = self.weight.len();

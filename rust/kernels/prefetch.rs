@@ -4,16 +4,22 @@
 /// Bytes of a cache line.
 pub const LINE: usize = 64;
 
-/// Asks for the cache line of `place`, on processors where we know how.
+/// Asks for the cache line of `place`, on processors where we know how. The address need not be one that may be read.
 #[inline(always)]
-pub fn prefetch(place: &u8) {
+pub fn prefetch_line(place: *const u8) {
     #[cfg(target_arch = "x86_64")]
-    // SAFETY: SSE belongs to every x86-64 processor, and the address is that of a reference.
+    // SAFETY: every x86-64 has the instruction, and it does nothing where nothing can be read.
     unsafe {
         use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-        _mm_prefetch::<_MM_HINT_T0>(std::ptr::from_ref(place).cast());
+        _mm_prefetch::<_MM_HINT_T0>(place.cast());
     }
-    #[cfg(not(target_arch = "x86_64"))]
+    #[cfg(target_arch = "aarch64")]
+    // SAFETY: every 64-bit ARM processor has the instruction, and it does nothing where nothing can be read. It counts as
+    // reading memory, so that it stays in its place.
+    unsafe {
+        std::arch::asm!("prfm pldl1keep, [{}]", in(reg) place, options(readonly, nostack, preserves_flags));
+    }
+    #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
     let _ = place;
 }
 
@@ -36,7 +42,7 @@ impl Stream<'_> {
         for at in (from + DISTANCE..from + DISTANCE + count).step_by(LINE) {
             let place = self.this.get(at).or_else(|| self.next.get(at.wrapping_sub(self.this.len())));
             let Some(place) = place else { return };
-            prefetch(place);
+            prefetch_line(place);
         }
     }
 }
