@@ -56,7 +56,7 @@ impl I8mm {
         out
     }
 
-    /// The products of all rows; `Q` registers of four rows at a time, so that the sums fit the registers.
+    /// The products of all rows; `Q` registers of four rows at a time, 2 or 4, so that the sums fit the registers.
     #[inline(always)]
     fn dots<W: Weights, const T: usize, const Q: usize>(
         self,
@@ -66,8 +66,9 @@ impl I8mm {
     ) -> [Int4; T] {
         intrinsics! {
             let mut out = [[vdupq_n_s32(0); 4]; T];
-            for part in 0..4 / Q {
-                self.rows::<W, T, Q>(w, a, offsets, Q * part, &mut out);
+            self.rows::<W, T, Q>(w, a, offsets, 0, &mut out);
+            if Q == 2 {
+                self.rows::<W, T, Q>(w, a, offsets, 2, &mut out);
             }
             out
         }
@@ -91,28 +92,40 @@ impl I8mm {
                 let both = i64::from(offsets[even]) & 0xffff_ffff | i64::from(offsets[odd]) << 32;
                 sums[p] = [[vreinterpretq_s32_s64(vdupq_n_s64(both)); 2]; Q];
             }
-            for part in 0..2 {
-                let j = 2 * part;
-                let mut tokens = [[load_pair::<T>(a, 0, 0); 2]; PAIRS];
-                for p in 0..pairs {
-                    tokens[p] = [load_pair(a, p, j), load_pair(a, p, j + 4)];
-                }
-                for q in 0..Q {
-                    let w = w.zipped(j, first + q);
-                    for half in 0..2 {
-                        for p in 0..pairs {
-                            for rows in 0..2 {
-                                sums[p][q][rows] = self.smmla(sums[p][q][rows], w[half][rows], tokens[p][half]);
-                            }
-                        }
-                    }
-                }
-            }
+            self.columns::<W, T, Q, 0>(w, a, first, &mut sums);
+            self.columns::<W, T, Q, 2>(w, a, first, &mut sums);
             for p in 0..pairs {
                 let (even, odd) = tokens::<T>(p);
                 for q in 0..Q {
                     out[odd][first + q] = vuzp2q_s32(sums[p][q][0], sums[p][q][1]);
                     out[even][first + q] = vuzp1q_s32(sums[p][q][0], sums[p][q][1]);
+                }
+            }
+        }
+    }
+
+    /// Columns of vectors `J`, `J + 1`, `J + 4` and `J + 5`.
+    #[inline(always)]
+    fn columns<W: Weights, const T: usize, const Q: usize, const J: usize>(
+        self,
+        w: W,
+        a: [&[i8; 32]; T],
+        first: usize,
+        sums: &mut [[[int32x4_t; 2]; Q]; PAIRS],
+    ) {
+        let pairs = T.div_ceil(2);
+        let mut tokens = [[load_pair(a, 0, J); 2]; PAIRS];
+        for p in 0..pairs {
+            tokens[p] = [load_pair(a, p, J), load_pair(a, p, J + 4)];
+        }
+        for q in 0..Q {
+            // SAFETY: J is 0 or 2 in all calls, and rows are below 4.
+            let w = unsafe { w.zipped(J, first + q) };
+            for half in 0..2 {
+                for p in 0..pairs {
+                    for rows in 0..2 {
+                        sums[p][q][rows] = self.smmla(sums[p][q][rows], w[half][rows], tokens[p][half]);
+                    }
                 }
             }
         }

@@ -12,9 +12,10 @@
 #![allow(unsafe_code, reason = "loads of four activations into all lanes")]
 
 use std::arch::aarch64::{
-    int8x16_t, int16x8_t, int32x4_t, vdupq_n_s16, vdupq_n_s32, vget_low_s8, vld1q_dup_s32, vmlal_high_s8,
-    vmlal_s8, vmull_high_s8, vmull_s8, vpadalq_s16, vpaddq_s16, vpaddq_s32, vreinterpretq_s8_s32,
+    int8x16_t, int16x8_t, int32x4_t, vdupq_n_s8, vdupq_n_s16, vdupq_n_s32, vget_low_s8, vld1q_dup_s32,
+    vmull_s8, vpadalq_s16, vpaddq_s16, vpaddq_s32, vreinterpretq_s8_s32,
 };
+use std::arch::asm;
 
 use super::Products;
 use super::intrinsics;
@@ -67,12 +68,48 @@ impl Products for Widening {
     }
 }
 
+/// An instruction that multiplies the lower or upper eight bytes of two registers. LLVM would take the upper ones of a
+/// register with equal quarters for the lower ones, at the price of moving those of the other.
+macro_rules! multiply_add {
+    ($name:ident, $instruction:literal, $bytes:literal) => {
+        #[inline(always)]
+        fn $name(sum: int16x8_t, w: int8x16_t, a: int8x16_t) -> int16x8_t {
+            let out;
+            // SAFETY: an instruction of ARMv8.0 that works on registers only.
+            unsafe {
+                asm!(
+                    concat!($instruction, " {sum:v}.8h, {w:v}.", $bytes, ", {a:v}.", $bytes),
+                    sum = inlateout(vreg) sum => out,
+                    w = in(vreg) w,
+                    a = in(vreg) a,
+                    options(pure, nomem, nostack, preserves_flags),
+                );
+            }
+            out
+        }
+    };
+}
+multiply_add!(add_low, "smlal", "8b");
+multiply_add!(add_high, "smlal2", "16b");
+
 /// Activations `4 j..4 j + 4`, four times.
+///
+/// # Safety
+/// j < 8.
 #[inline(always)]
-fn quad(a: &[i8; 32], j: usize) -> int8x16_t {
+unsafe fn quad(a: &[i8; 32], j: usize) -> int8x16_t {
+    intrinsics! { vreinterpretq_s8_s32(vld1q_dup_s32(a.as_ptr().add(4 * j).cast())) }
+}
+
+/// Quads `J` and `J + 4` of each token.
+#[inline(always)]
+fn quads<const T: usize, const J: usize>(a: [&[i8; 32]; T]) -> [[int8x16_t; 2]; T] {
     intrinsics! {
-        let quad = a[4 * j..].first_chunk::<4>().expect("four activations");
-        vreinterpretq_s8_s32(vld1q_dup_s32(quad.as_ptr().cast()))
+        let mut out = [[vdupq_n_s8(0); 2]; T];
+        for t in 0..T {
+            out[t] = [quad(a[t], J), quad(a[t], J + 4)];
+        }
+        out
     }
 }
 
@@ -85,25 +122,36 @@ fn nibble_rows<W: Weights, const T: usize, const Q: usize>(
     out: &mut [Int4; T],
 ) {
     intrinsics! {
-        let mut sums: [[[int16x8_t; 2]; Q]; T] = [[[vdupq_n_s16(0); 2]; Q]; T];
-        for j in 0..4 {
-            for q in 0..Q {
-                let w = w.pair(j, first + q);
-                for t in 0..T {
-                    for half in 0..2 {
-                        let a = quad(a[t], j + 4 * half);
-                        let [low, high] = sums[t][q];
-                        let low = vmlal_s8(low, vget_low_s8(w[half]), vget_low_s8(a));
-                        sums[t][q] = [low, vmlal_high_s8(high, w[half], a)];
-                    }
-                }
-            }
-        }
+        let mut sums = [[[vdupq_n_s16(0); 2]; Q]; T];
+        nibble_columns::<W, T, Q, 0>(w, a, first, &mut sums);
+        nibble_columns::<W, T, Q, 1>(w, a, first, &mut sums);
+        nibble_columns::<W, T, Q, 2>(w, a, first, &mut sums);
+        nibble_columns::<W, T, Q, 3>(w, a, first, &mut sums);
         for t in 0..T {
             for q in 0..Q {
                 let [low, high] = sums[t][q];
                 out[t][first + q] = vpadalq_s16(out[t][first + q], vpaddq_s16(low, high));
             }
+        }
+    }
+}
+
+/// The columns of vectors `J` and `J + 4`.
+#[inline(always)]
+fn nibble_columns<W: Weights, const T: usize, const Q: usize, const J: usize>(
+    w: W,
+    a: [&[i8; 32]; T],
+    first: usize,
+    sums: &mut [[[int16x8_t; 2]; Q]; T],
+) {
+    let a = quads::<T, J>(a);
+    for q in 0..Q {
+        // SAFETY: J is below 4 in all calls, and so are rows.
+        let w = unsafe { w.pair(J, first + q) };
+        for t in 0..T {
+            let [low, high] = sums[t][q];
+            let low = add_low(add_low(low, w[0], a[t][0]), w[1], a[t][1]);
+            sums[t][q] = [low, add_high(add_high(high, w[0], a[t][0]), w[1], a[t][1])];
         }
     }
 }
@@ -117,23 +165,53 @@ fn byte_rows<W: Weights, const T: usize, const Q: usize>(
     out: &mut [Int4; T],
 ) {
     intrinsics! {
-        let mut sums: [[[int32x4_t; 2]; Q]; T] = [[[vdupq_n_s32(0); 2]; Q]; T];
-        for j in 0..4 {
-            for q in 0..Q {
-                let w = w.pair(j, first + q);
-                for t in 0..T {
-                    let a = [quad(a[t], j), quad(a[t], j + 4)];
-                    let low = vmull_s8(vget_low_s8(w[0]), vget_low_s8(a[0]));
-                    let low = vmlal_s8(low, vget_low_s8(w[1]), vget_low_s8(a[1]));
-                    let high = vmlal_high_s8(vmull_high_s8(w[0], a[0]), w[1], a[1]);
-                    sums[t][q] = [vpadalq_s16(sums[t][q][0], low), vpadalq_s16(sums[t][q][1], high)];
-                }
-            }
-        }
+        let mut sums = [[[vdupq_n_s32(0); 2]; Q]; T];
+        byte_columns::<W, T, Q, 0>(w, a, first, &mut sums);
+        byte_columns::<W, T, Q, 1>(w, a, first, &mut sums);
+        byte_columns::<W, T, Q, 2>(w, a, first, &mut sums);
+        byte_columns::<W, T, Q, 3>(w, a, first, &mut sums);
         for t in 0..T {
             for q in 0..Q {
                 out[t][first + q] = vpaddq_s32(sums[t][q][0], sums[t][q][1]);
             }
         }
     }
+}
+
+/// The columns of vectors `J` and `J + 4`.
+#[inline(always)]
+fn byte_columns<W: Weights, const T: usize, const Q: usize, const J: usize>(
+    w: W,
+    a: [&[i8; 32]; T],
+    first: usize,
+    sums: &mut [[[int32x4_t; 2]; Q]; T],
+) {
+    let a = quads::<T, J>(a);
+    intrinsics! {
+        for q in 0..Q {
+            let w = w.pair(J, first + q);
+            for t in 0..T {
+                let low = add_low(vmull_s8(vget_low_s8(w[0]), vget_low_s8(a[t][0])), w[1], a[t][1]);
+                let high = add_high(multiply_high(w[0], a[t][0]), w[1], a[t][1]);
+                sums[t][q] = [vpadalq_s16(sums[t][q][0], low), vpadalq_s16(sums[t][q][1], high)];
+            }
+        }
+    }
+}
+
+/// The products of the upper eight bytes, see [`add_high`].
+#[inline(always)]
+fn multiply_high(w: int8x16_t, a: int8x16_t) -> int16x8_t {
+    let out;
+    // SAFETY: an instruction of ARMv8.0 that works on registers only.
+    unsafe {
+        asm!(
+            "smull2 {out:v}.8h, {w:v}.16b, {a:v}.16b",
+            out = lateout(vreg) out,
+            w = in(vreg) w,
+            a = in(vreg) a,
+            options(pure, nomem, nostack, preserves_flags),
+        );
+    }
+    out
 }
