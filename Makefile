@@ -38,6 +38,11 @@ test-python: install
 	$(BIN)/python -m pytest
 	PYTHONPATH=tests/python $(BIN)/python -m pytest -p hide_av tests/python/test_video_*.py
 
+# Not part of `check`, since it takes programs from Debian; .ci/run calls it.
+.PHONY: test-arm
+test-arm: install ## build for 64-bit ARM and test under emulation (Debian)
+	$(BIN)/python tools/emulate_arm.py
+
 .PHONY: lint
 lint: install ## check format, lints, types and documentation
 	cargo fmt --check

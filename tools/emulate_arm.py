@@ -1,0 +1,310 @@
+"""Build edgewise for 64-bit ARM and run it under emulation, on a computer with another processor.
+
+    python tools/emulate_arm.py
+
+Works on Debian and takes from there a cross linker, the emulator (installed if they are missing and that is
+possible) and an ARM Python. What is loaded goes to `target/arm` and is not loaded a second time.
+
+What runs:
+
+- Rust tests of the kernels on processors of three kinds, which have different tiers;
+- tests of the Python package on one of them: results against the recordings, seeing, the demo;
+- `every_bit.py` on this computer and on each of the three: logits of all models must have the same bits.
+
+What does not: tests that say nothing about a processor (files, texts, errors, command line), and those that
+take too long under emulation; they run on this computer.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parents[1]
+WORK = ROOT / "target" / "arm"
+TARGET = "aarch64-unknown-linux-gnu"
+PROFILE = "emulated"
+LINKER = "aarch64-linux-gnu-gcc"
+EMULATOR = "qemu-aarch64-static"
+PACKAGES = ["gcc-aarch64-linux-gnu", "libc6-dev-arm64-cross", "qemu-user-static"]
+
+TIERS = {
+    "cortex-a53": ["portable", "neon"],
+    "cortex-a76": ["portable", "neon", "dotprod"],
+    "max": ["portable", "neon", "dotprod", "i8mm"],
+}
+"""Processors to emulate (Raspberry Pi 3, Raspberry Pi 5, one with all there is), and their tiers."""
+
+CARGO_TEST = ["cargo", "test", "--target", TARGET, "--profile", PROFILE, "--test", "rust"]
+RUST_TESTS = {
+    "cortex-a53": ["kernels::lanes", "kernels::linear"],
+    "cortex-a76": ["kernels::lanes", "kernels::linear"],
+    "max": ["kernels::"],
+}
+"""Filters of the Rust tests: all kernels where all tiers are, elsewhere what each tier does itself."""
+LEFT_OUT = ["any_layer", "f16_sizes", "each_matrix_in_a_format_of_its_own"]
+"""Rust tests that take minutes under emulation: of experts; models with experts have their bits compared."""
+PYTHON_CPU = "cortex-a76"
+PYTHON_TESTS = [
+    "test_reference.py",
+    "test_vision_reference.py",
+    "test_delta_rule_reference.py",
+    "test_seeing.py",
+    "test_cli_demo.py",
+]
+
+MIRROR = "http://deb.debian.org/debian"
+SUITE = "bookworm"
+KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
+PYTHON = "python3.11"
+PYTHON_PACKAGES = [
+    "python3.11-minimal",
+    "libpython3.11-minimal",
+    "libpython3.11-stdlib",
+    "libc6",
+    "libgcc-s1",
+    "libstdc++6",
+    "libexpat1",
+    "zlib1g",
+    "libssl3",
+    "libffi8",
+    "libbz2-1.0",
+    "liblzma5",
+    "libsqlite3-0",
+    "libuuid1",
+    "libcrypt1",
+]
+"""What the ARM Python consists of."""
+REQUIREMENTS = [
+    "numpy",
+    "tokenizers",
+    "safetensors",
+    "pillow",
+    "jinja2",
+    "huggingface_hub<3",
+    "pytest",
+    "pytest-timeout",
+    "hypothesis",
+]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Build for 64-bit ARM and test under emulation.")
+    parser.add_argument("--build-only", action="store_true", help="stop before the tests")
+    arguments = parser.parse_args()
+    WORK.mkdir(parents=True, exist_ok=True)
+    step("cross tools", install_tools)
+    step("ARM Python", load_python)
+    step("ARM packages", load_requirements)
+    step("extension", build_extension)
+    step("Rust tests, built", build_tests)
+    if arguments.build_only:
+        return
+    step("bits on this computer", lambda: every_bit([sys.executable], "here"))
+    jobs = [(f"Python tests on {PYTHON_CPU}", lambda: test_python(PYTHON_CPU))]
+    for cpu in TIERS:
+        jobs.append((f"Rust tests on {cpu}", lambda cpu=cpu: test_rust(cpu)))
+        jobs.append((f"bits on {cpu}", lambda cpu=cpu: compare_bits(cpu)))
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for result in [pool.submit(step, *job) for job in jobs]:
+            result.result()
+    print("ARM: all passed")
+
+
+def step(name: str, work) -> None:
+    """Run `work`, tell how long it took and what it returned."""
+    start = time.monotonic()
+    said = work()
+    print(f"ARM: {name}: {time.monotonic() - start:.0f} s{'' if said is None else f', {said}'}", flush=True)
+
+
+def run(command: list[str | Path], **options) -> str:
+    """Run a command and return what it printed; if it fails, print that and end."""
+    done = subprocess.run(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT, **options
+    )
+    if done.returncode != 0:
+        print(done.stdout, flush=True)
+        raise SystemExit(f"ARM: {' '.join(map(str, command))}: ended with {done.returncode}")
+    return done.stdout
+
+
+def environment(**more: str | Path) -> dict[str, str]:
+    """Return this process's environment, and more."""
+    return {**os.environ, **{name: str(value) for name, value in more.items()}}
+
+
+def fingerprint(*parts: object) -> str:
+    """Return a name for what was made of `parts`."""
+    return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
+
+
+def install_tools() -> None:
+    """Find the cross linker, the emulator and Rust's ARM library, or install them."""
+    if not (shutil.which(LINKER) and shutil.which(EMULATOR)):
+        if os.geteuid() != 0 or not shutil.which("apt-get"):
+            raise SystemExit(f"ARM: needs {LINKER} and {EMULATOR}: install {', '.join(PACKAGES)}")
+        retry = ["-o", "Acquire::Retries=5"]
+        run(["apt-get", "update", "-qq", *retry])
+        quiet = environment(DEBIAN_FRONTEND="noninteractive")
+        run(["apt-get", "install", "-qq", "--no-install-recommends", *retry, *PACKAGES], env=quiet)
+    library = run(["rustc", "--print", "target-libdir", "--target", TARGET]).strip()
+    if not list(Path(library).glob("libstd-*.rlib")):
+        if not shutil.which("rustup"):
+            raise SystemExit(f"ARM: needs Rust's library for {TARGET}")
+        run(["rustup", "target", "add", TARGET])
+
+
+def load_python() -> None:
+    """Unpack an ARM Python and the libraries it needs into `target/arm/root`."""
+    root, stamp = WORK / "root", WORK / "root.stamp"
+    wanted = fingerprint(MIRROR, SUITE, PYTHON_PACKAGES)
+    if stamp.exists() and stamp.read_text() == wanted:
+        return
+    shutil.rmtree(root, ignore_errors=True)
+    apt, packages = WORK / "apt", WORK / "packages"
+    for folder in [root, packages, apt / "lists" / "partial", apt / "cache" / "archives" / "partial"]:
+        folder.mkdir(parents=True, exist_ok=True)
+    (apt / "status").touch()
+    (apt / "sources.list").write_text(f"deb [signed-by={KEYRING}] {MIRROR} {SUITE} main\n")
+    settings = {
+        "APT::Architecture": "arm64",
+        "APT::Architectures": "arm64",
+        "APT::Sandbox::User": "",
+        "Acquire::Languages": "none",
+        "Acquire::Retries": "5",
+        "Dir::Cache": apt / "cache",
+        "Dir::Etc::sourcelist": apt / "sources.list",
+        "Dir::Etc::sourceparts": "/dev/null",
+        "Dir::State::lists": apt / "lists",
+        "Dir::State::status": apt / "status",
+    }
+    command = [
+        "apt-get",
+        "-qq",
+        *[part for name, value in settings.items() for part in ("-o", f"{name}={value}")],
+    ]
+    run([*command, "update"])
+    for old in packages.glob("*.deb"):
+        old.unlink()
+    done = subprocess.run(
+        [*command, "download", *PYTHON_PACKAGES], cwd=packages, capture_output=True, text=True
+    )
+    loaded = sorted(packages.glob("*.deb"))
+    if done.returncode != 0 or len(loaded) != len(PYTHON_PACKAGES):
+        raise SystemExit(f"ARM: cannot load the ARM Python:\n{done.stdout}{done.stderr}")
+    for package in loaded:
+        run(["dpkg", "-x", package, root])
+    stamp.write_text(wanted)
+
+
+def load_requirements() -> None:
+    """Install ARM wheels of what the package and its tests need."""
+    site, stamp = WORK / "site", WORK / "site.stamp"
+    wanted = fingerprint(REQUIREMENTS)
+    if stamp.exists() and stamp.read_text() == wanted:
+        return
+    shutil.rmtree(site, ignore_errors=True)
+    platforms = [f"--platform=manylinux_{version}_aarch64" for version in ("2_17", "2_28", "2_34")]
+    run(
+        [
+            *(sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"),
+            *("--only-binary=:all:", "--implementation=cp", "--python-version=3.11", *platforms),
+            *("--platform=manylinux2014_aarch64", "--target", site, *REQUIREMENTS),
+        ]
+    )
+    stamp.write_text(wanted)
+
+
+def cargo_environment() -> dict[str, str]:
+    """Return an environment in which cargo links for ARM."""
+    name = f"CARGO_TARGET_{TARGET.upper().replace('-', '_')}_LINKER"
+    return environment(**{name: LINKER})
+
+
+def build_extension() -> str:
+    """Build a wheel and unpack it into `target/arm/package`."""
+    wheels, package = WORK / "wheels", WORK / "package"
+    for folder in (wheels, package):
+        shutil.rmtree(folder, ignore_errors=True)
+    maturin = Path(sys.executable).parent / "maturin"
+    build = [maturin, "build", "--quiet", "--profile", PROFILE, "--target", TARGET]
+    run([*build, "--compatibility", "linux", "--out", wheels], env=cargo_environment())
+    [wheel] = wheels.glob("*.whl")
+    shutil.unpack_archive(wheel, package, "zip")
+    return f"{wheel.name}, {wheel.stat().st_size / 1e6:.1f} MB"
+
+
+def build_tests() -> None:
+    """Build the Rust tests."""
+    run([*CARGO_TEST, "--quiet", "--no-run"], env=cargo_environment())
+
+
+def test_rust(cpu: str) -> str:
+    """Run the Rust tests on an emulated processor."""
+    runner = f"CARGO_TARGET_{TARGET.upper().replace('-', '_')}_RUNNER"
+    emulator = f"{EMULATOR} -cpu {cpu} -L {WORK / 'root'}"
+    options = {**cargo_environment(), runner: emulator}
+    skipped = [part for name in LEFT_OUT for part in ("--skip", name)]
+    said = run([*CARGO_TEST, "--", *RUST_TESTS[cpu], *skipped], env=options)
+    tiers = f"kernel tests run on the tiers: {', '.join(TIERS[cpu])}\n"
+    if tiers not in said:
+        raise SystemExit(f"ARM: {cpu} should have the tiers {', '.join(TIERS[cpu])}\n{said}")
+    [result] = [line for line in said.splitlines() if line.startswith("test result:")]
+    return f"{result} (filters {', '.join(RUST_TESTS[cpu])}, without {', '.join(LEFT_OUT)})"
+
+
+def emulated_python(cpu: str) -> Path:
+    """Return a program that is an ARM Python. It starts itself, so that tests may start `sys.executable`."""
+    program = WORK / f"python-{cpu}"
+    home = WORK / "root" / "usr"
+    paths = os.pathsep.join(map(str, [WORK / "package", WORK / "site", ROOT / "tests" / "python"]))
+    program.write_text(
+        "#!/bin/sh\n"
+        f"export PYTHONHOME='{home}' PYTHONDONTWRITEBYTECODE=1\n"
+        f"export PYTHONPATH='{paths}'\"${{PYTHONPATH:+:$PYTHONPATH}}\"\n"
+        f"exec {EMULATOR} -cpu {cpu} -L '{WORK / 'root'}' -0 '{program}' '{home / 'bin' / PYTHON}' \"$@\"\n"
+    )
+    program.chmod(0o755)
+    return program
+
+
+def test_python(cpu: str) -> str:
+    """Run tests of the package on an emulated processor."""
+    tests = [ROOT / "tests" / "python" / name for name in PYTHON_TESTS]
+    said = run([emulated_python(cpu), "-m", "pytest", "-p", "no:cacheprovider", "-o", "timeout=600", *tests])
+    return said.strip().splitlines()[-1]
+
+
+def every_bit(python: list[str | Path], name: str) -> str:
+    """Compute all logits with `python` into `target/arm/NAME.npz`."""
+    paths = {} if name != "here" else {"PYTHONPATH": ROOT / "tests" / "python"}
+    program = ROOT / "tests" / "python" / "every_bit.py"
+    return run([*python, program, WORK / f"{name}.npz"], env=environment(**paths)).strip()
+
+
+def compare_bits(cpu: str) -> str:
+    """Compute all logits on an emulated processor and compare them with those of this computer."""
+    said = every_bit([emulated_python(cpu)], cpu)
+    if not said.startswith(f"{TIERS[cpu][-1]}: "):
+        raise SystemExit(f"ARM: {cpu} should run the tier {TIERS[cpu][-1]}, not {said}")
+    here, there = np.load(WORK / "here.npz"), np.load(WORK / f"{cpu}.npz")
+    if set(here.files) != set(there.files) or not here.files:
+        raise SystemExit(f"ARM: {cpu}: other arrays than on this computer")
+    for name in here.files:
+        if here[name].tobytes() != there[name].tobytes() or here[name].shape != there[name].shape:
+            raise SystemExit(f"ARM: {cpu}: {name} differs from this computer's")
+    return f"{said}, all bits as on this computer"
+
+
+if __name__ == "__main__":
+    main()
