@@ -20,6 +20,7 @@ use super::activations::Group;
 use super::elements::{Bf16, Element, F16, F32};
 use super::lanes::{LANES, Simd};
 use super::math::padded;
+use super::prefetch;
 use crate::weights::matrix::{BLOCK_COLS, BLOCK_ROWS, Format, Matrix};
 use crate::weights::{int4, int8};
 
@@ -246,7 +247,7 @@ fn quantized_tile<S: Simd, B: Block, const T: usize>(
         if let Fetch::Then(then) = fetch {
             let ahead = b + AHEAD.min(blocks);
             let (bytes, block) = if ahead < blocks { (weights, ahead) } else { (then, ahead - blocks) };
-            prefetch(bytes.as_ptr().wrapping_add(block * B::BYTES), B::BYTES);
+            prefetch::stream(bytes.as_ptr().wrapping_add(block * B::BYTES), B::BYTES);
         }
         // SAFETY: `weights` holds `blocks` blocks, asserted above.
         let (w, scale) = unsafe {
@@ -387,21 +388,5 @@ fn multiply<S: Simd, const R: usize, const T: usize>(
         for t in 0..T {
             acc[r][t] = s.fma(w[r], a[t], acc[r][t]);
         }
-    }
-}
-
-/// Asks for the cache lines of `bytes` bytes. The address need not be one that may be read.
-#[inline(always)]
-pub(super) fn prefetch(start: *const u8, bytes: usize) {
-    for line in 0..bytes.div_ceil(64) {
-        let line = start.wrapping_add(64 * line);
-        #[cfg(target_arch = "x86_64")]
-        // SAFETY: every x86-64 has the instruction, and it does nothing where nothing can be read.
-        unsafe {
-            use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-            _mm_prefetch::<_MM_HINT_T0>(line.cast());
-        }
-        #[cfg(not(target_arch = "x86_64"))]
-        let _ = line;
     }
 }
