@@ -40,6 +40,7 @@ struct GeluTanh<'a> {
 
 impl Op for GeluTanh<'_> {
     type Output = ();
+    const BLOCKS: bool = false;
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
         let x = self.x;
@@ -67,6 +68,7 @@ struct Sigmoid<'a> {
 
 impl Op for Sigmoid<'_> {
     type Output = ();
+    const BLOCKS: bool = false;
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
         let x = self.x;
@@ -87,6 +89,7 @@ struct AddBias<'a> {
 
 impl Op for AddBias<'_> {
     type Output = ();
+    const BLOCKS: bool = false;
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
         for x in self.x.chunks_exact_mut(self.bias.len()) {

@@ -116,6 +116,7 @@ struct MakeRows<'a, M> {
 
 impl<M: MakeRow> Op for MakeRows<'_, M> {
     type Output = ();
+    const BLOCKS: bool = false;
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
         let mut groups = self.groups.chunks_exact_mut(self.cols.div_ceil(BLOCK_COLS));
@@ -136,6 +137,7 @@ struct QuantizeRows<'a> {
 
 impl Op for QuantizeRows<'_> {
     type Output = ();
+    const BLOCKS: bool = false;
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
         let per_row = self.cols.div_ceil(BLOCK_COLS);

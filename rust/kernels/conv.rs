@@ -128,6 +128,7 @@ struct ShortConv<'a> {
 
 impl Op for ShortConv<'_> {
     type Output = ();
+    const BLOCKS: bool = false;
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
         for (i, out) in self.out.chunks_exact_mut(self.strip.channels).enumerate() {

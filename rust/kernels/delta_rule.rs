@@ -136,6 +136,7 @@ struct Tiles<'a> {
 
 impl Op for Tiles<'_> {
     type Output = ();
+    const BLOCKS: bool = false;
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
         // SAFETY: every item has its own channels.
@@ -303,6 +304,7 @@ struct NormalizeQueryKey<'a> {
 
 impl Op for NormalizeQueryKey<'_> {
     type Output = ();
+    const BLOCKS: bool = false;
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
         let DeltaConfig { key_heads, key_dim, .. } = *self.shape;
@@ -341,6 +343,7 @@ struct Sigmoid<'a>(&'a mut [f32]);
 
 impl Op for Sigmoid<'_> {
     type Output = ();
+    const BLOCKS: bool = false;
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
         let x = self.0;

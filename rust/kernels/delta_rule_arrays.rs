@@ -125,6 +125,7 @@ struct Prepare<'a> {
 
 impl Op for Prepare<'_> {
     type Output = ();
+    const BLOCKS: bool = false;
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
         for row in self.x.chunks_exact_mut(self.width) {

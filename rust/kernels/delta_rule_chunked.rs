@@ -89,6 +89,7 @@ struct Head<'a> {
 
 impl Op for Head<'_> {
     type Output = ();
+    const BLOCKS: bool = false;
     /// Plain loops, compiled for the tier; nothing in them depends on its width.
     #[inline(always)]
     fn run<S: Simd>(self, _: S) {

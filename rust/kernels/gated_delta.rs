@@ -146,6 +146,7 @@ struct Head<'a> {
 
 impl Op for Head<'_> {
     type Output = ();
+    const BLOCKS: bool = false;
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
         let Self { pass, key_head, scratch, room } = self;

@@ -306,6 +306,7 @@ struct WriteHeads<'a> {
 
 impl Op for WriteHeads<'_> {
     type Output = ();
+    const BLOCKS: bool = false;
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
         let stride = self.halves[0] + self.halves[1];

@@ -1,6 +1,6 @@
 //! The virtual vector: 16 lanes of f32 or i32, and a block of weights whose lanes are output rows.
 //!
-//! Every algorithm of this crate is written once, over [`Simd`]. A tier (portable, AVX2, AVX-512; NEON is to come) says how the
+//! Every algorithm of this crate is written once, over [`Simd`]. A tier (portable, AVX2, AVX-512, NEON) says how the
 //! sixteen lanes are held; the algorithm fixes which operations happen to which lane in which order. All operations
 //! below are exact or correctly rounded by IEEE 754, so **each tier computes the same bits**:
 //!
@@ -24,6 +24,8 @@ pub const LANES: usize = 16;
 pub trait Op {
     /// What the kernel returns.
     type Output;
+    /// Whether it takes integer products of blocks. Where tiers differ in nothing else, other kernels are compiled for one.
+    const BLOCKS: bool = true;
     /// Runs the kernel. Implementations carry `#[inline(always)]`.
     fn run<S: Simd>(self, s: S) -> Self::Output;
 }
@@ -39,6 +41,8 @@ pub trait Simd: Copy + Send + Sync + 'static {
 
     /// Tokens whose accumulators fit the registers beside one weight block.
     const TILE: usize;
+    /// Whether registers hold more than 16 vectors of lanes: then attention computes twice as much side by side.
+    const WIDE: bool;
 
     /// `x` in every lane.
     fn splat(self, x: f32) -> Self::F;
@@ -114,6 +118,27 @@ pub trait Simd: Copy + Send + Sync + 'static {
         out
     }
 
+    /// [`Self::dots_u4`] of a block that is used once: tiers with few registers expand it where they need it.
+    #[inline(always)]
+    fn block_u4<const T: usize>(
+        self,
+        block: &[u8; 256],
+        a: [&[i8; 32]; T],
+        offsets: [i32; T],
+    ) -> [Self::I; T] {
+        self.dots_u4(&self.load_u4(block), a, offsets)
+    }
+    /// [`Self::dots_i8`] of a block that is used once.
+    #[inline(always)]
+    fn block_i8<const T: usize>(
+        self,
+        block: &[u8; 512],
+        a: [&[i8; 32]; T],
+        offsets: [i32; T],
+    ) -> [Self::I; T] {
+        self.dots_i8(&self.load_i8(block), a, offsets)
+    }
+
     /// [`Self::dots_i8`] of `N` blocks: tiers with many registers may interleave them, so that they share what they load of `a`.
     #[inline(always)]
     fn blocks_i8<const T: usize, const N: usize>(
@@ -122,9 +147,9 @@ pub trait Simd: Copy + Send + Sync + 'static {
         a: [&[i8; 32]; T],
         offsets: [i32; T],
     ) -> [[Self::I; T]; N] {
-        let mut out = [self.dots_i8(&self.load_i8(blocks[0]), a, offsets); N];
+        let mut out = [self.block_i8(blocks[0], a, offsets); N];
         for n in 1..N {
-            out[n] = self.dots_i8(&self.load_i8(blocks[n]), a, offsets);
+            out[n] = self.block_i8(blocks[n], a, offsets);
         }
         out
     }

@@ -4,6 +4,8 @@
 //! [`attention`], [`rope`] and [`activation`] are the operations of the model, each safe to call with slices whose
 //! shapes it asserts. [`mod@reference`] has all of them once more as their formulas say.
 
+#[cfg(target_arch = "aarch64")]
+pub mod aarch64;
 pub mod activation;
 pub mod activations;
 pub mod attention;

@@ -46,6 +46,7 @@ struct LayerNorm<'a> {
 
 impl Op for LayerNorm<'_> {
     type Output = ();
+    const BLOCKS: bool = false;
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
         let width = self.weight.len();
@@ -125,6 +126,7 @@ struct GatedRmsNorm<'a> {
 
 impl Op for GatedRmsNorm<'_> {
     type Output = ();
+    const BLOCKS: bool = false;
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
         let width = self.weight.len();

@@ -61,6 +61,7 @@ impl Simd for Portable {
     type I = I;
     type B = [u8; 64];
     const TILE: usize = 4;
+    const WIDE: bool = false;
 
     #[inline(always)]
     fn splat(self, x: f32) -> F {

@@ -103,6 +103,7 @@ struct RouteTokens<'a> {
 
 impl Op for RouteTokens<'_> {
     type Output = ();
+    const BLOCKS: bool = false;
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
         let chosen = self.chosen.chunks_exact_mut(self.per_token);

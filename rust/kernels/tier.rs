@@ -2,6 +2,8 @@
 
 use std::env::VarError;
 
+#[cfg(target_arch = "aarch64")]
+use super::aarch64::{dotprod::DotProd, i8mm::I8mm, neon::Neon, widening::Widening};
 use super::lanes::Op;
 use super::portable::Portable;
 #[cfg(target_arch = "x86_64")]
@@ -22,6 +24,15 @@ pub enum Tier {
     /// AVX-512 F, BW, VL and VNNI.
     #[cfg(target_arch = "x86_64")]
     Avx512Vnni(Avx512Vnni),
+    /// NEON, which every 64-bit ARM processor has.
+    #[cfg(target_arch = "aarch64")]
+    Neon(Neon<Widening>),
+    /// NEON with `sdot`.
+    #[cfg(target_arch = "aarch64")]
+    DotProd(Neon<DotProd>),
+    /// NEON with `sdot` and `smmla`.
+    #[cfg(target_arch = "aarch64")]
+    I8mm(Neon<I8mm>),
 }
 
 impl Tier {
@@ -33,6 +44,12 @@ impl Tier {
         {
             tiers.extend(Avx2::detect().map(Self::Avx2));
             tiers.extend(Avx512Vnni::detect().map(Self::Avx512Vnni));
+        }
+        #[cfg(target_arch = "aarch64")]
+        {
+            tiers.push(Self::Neon(Neon::baseline()));
+            tiers.extend(Neon::<DotProd>::detect().map(Self::DotProd));
+            tiers.extend(Neon::<I8mm>::detect().map(Self::I8mm));
         }
         tiers
     }
@@ -64,6 +81,12 @@ impl Tier {
             Self::Avx2(_) => "avx2",
             #[cfg(target_arch = "x86_64")]
             Self::Avx512Vnni(_) => "avx512vnni",
+            #[cfg(target_arch = "aarch64")]
+            Self::Neon(_) => "neon",
+            #[cfg(target_arch = "aarch64")]
+            Self::DotProd(_) => "dotprod",
+            #[cfg(target_arch = "aarch64")]
+            Self::I8mm(_) => "i8mm",
         }
     }
 
@@ -76,6 +99,12 @@ impl Tier {
             Self::Avx2(tier) => tier.run(op),
             #[cfg(target_arch = "x86_64")]
             Self::Avx512Vnni(tier) => tier.run(op),
+            #[cfg(target_arch = "aarch64")]
+            Self::Neon(tier) => tier.run(op),
+            #[cfg(target_arch = "aarch64")]
+            Self::DotProd(tier) => tier.run(op),
+            #[cfg(target_arch = "aarch64")]
+            Self::I8mm(tier) => tier.run(op),
         }
     }
 }

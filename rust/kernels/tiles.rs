@@ -154,15 +154,14 @@ pub(super) fn panel_tile<S: Simd>(
     }
 }
 
-/// A block format: how its weights become byte vectors, and which dot product they want.
+/// A block format: where its weights stand, and which dot product they want.
 trait Block {
     const BYTES: usize;
     /// Bytes of weights before the scales.
     const WEIGHTS: usize;
     /// # Safety
     /// `block` points to `BYTES` readable bytes.
-    unsafe fn load<S: Simd>(s: S, block: *const u8) -> [S::B; 8];
-    fn dots<S: Simd, const T: usize>(s: S, w: &[S::B; 8], a: [&Group; T]) -> [S::I; T];
+    unsafe fn dots<S: Simd, const T: usize>(s: S, block: *const u8, a: [&Group; T]) -> [S::I; T];
 }
 
 struct Int4;
@@ -170,13 +169,10 @@ impl Block for Int4 {
     const BYTES: usize = int4::BLOCK_BYTES;
     const WEIGHTS: usize = 256;
     #[inline(always)]
-    unsafe fn load<S: Simd>(s: S, block: *const u8) -> [S::B; 8] {
+    unsafe fn dots<S: Simd, const T: usize>(s: S, block: *const u8, a: [&Group; T]) -> [S::I; T] {
         // SAFETY: 256 of the block's bytes, by the contract.
-        s.load_u4(unsafe { &*block.cast::<[u8; 256]>() })
-    }
-    #[inline(always)]
-    fn dots<S: Simd, const T: usize>(s: S, w: &[S::B; 8], a: [&Group; T]) -> [S::I; T] {
-        s.dots_u4(w, a.map(|a| &a.values), a.map(|a| a.offset_u4))
+        let block = unsafe { &*block.cast::<[u8; 256]>() };
+        s.block_u4(block, a.map(|a| &a.values), a.map(|a| a.offset_u4))
     }
 }
 
@@ -185,13 +181,10 @@ impl Block for Int8 {
     const BYTES: usize = int8::BLOCK_BYTES;
     const WEIGHTS: usize = 512;
     #[inline(always)]
-    unsafe fn load<S: Simd>(s: S, block: *const u8) -> [S::B; 8] {
+    unsafe fn dots<S: Simd, const T: usize>(s: S, block: *const u8, a: [&Group; T]) -> [S::I; T] {
         // SAFETY: 512 of the block's bytes, by the contract.
-        s.load_i8(unsafe { &*block.cast::<[u8; 512]>() })
-    }
-    #[inline(always)]
-    fn dots<S: Simd, const T: usize>(s: S, w: &[S::B; 8], a: [&Group; T]) -> [S::I; T] {
-        s.dots_i8(w, a.map(|a| &a.values), a.map(|a| a.offset_i8))
+        let block = unsafe { &*block.cast::<[u8; 512]>() };
+        s.block_i8(block, a.map(|a| &a.values), a.map(|a| a.offset_i8))
     }
 }
 
@@ -249,18 +242,17 @@ fn quantized_tile<S: Simd, B: Block, const T: usize>(
             let (bytes, block) = if ahead < blocks { (weights, ahead) } else { (then, ahead - blocks) };
             prefetch::stream(bytes.as_ptr().wrapping_add(block * B::BYTES), B::BYTES);
         }
-        // SAFETY: `weights` holds `blocks` blocks, asserted above.
-        let (w, scale) = unsafe {
-            let block = weights.as_ptr().add(b * B::BYTES);
-            (B::load(s, block), s.load_f16(&*block.add(B::WEIGHTS).cast::<[u8; 32]>()))
-        };
         // SAFETY: each row was sliced to `blocks` groups, of which there is then one.
         let mut a = [unsafe { rows[0].get_unchecked(b) }; T];
         for t in 1..T {
             // SAFETY: as above.
             a[t] = unsafe { rows[t].get_unchecked(b) };
         }
-        let dots = B::dots(s, &w, a);
+        // SAFETY: `weights` holds `blocks` blocks, asserted above.
+        let (dots, scale) = unsafe {
+            let block = weights.as_ptr().add(b * B::BYTES);
+            (B::dots(s, block, a), s.load_f16(&*block.add(B::WEIGHTS).cast::<[u8; 32]>()))
+        };
         for t in 0..T {
             acc[t] = s.fma(s.to_f32(dots[t]), s.mul(scale, s.splat(a[t].scale)), acc[t]);
         }

@@ -39,9 +39,10 @@ impl Drop for StandardFloat {
 /// Bits that change results: x86 flush-to-zero, rounding and denormals-are-zero of MXCSR.
 #[cfg(target_arch = "x86_64")]
 const RELEVANT: Mode = 0xe040;
-/// Bits that change results: default NaN, flush-to-zero, rounding and flush-to-zero of halves of FPCR.
+/// Bits that change results, of FPCR: another form of halves, default NaN, flush-to-zero, rounding, flush-to-zero of halves;
+/// since ARMv8.7 single elements that keep the rest of their register, another handling of NaN, and inputs flushed to zero.
 #[cfg(target_arch = "aarch64")]
-const RELEVANT: Mode = 0x03c8_0000;
+const RELEVANT: Mode = 0x07c8_0007;
 #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
 const RELEVANT: Mode = 0;
 const STANDARD: Mode = 0;

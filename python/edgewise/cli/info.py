@@ -110,10 +110,15 @@ def _computer_text(computer: dict[str, Any]) -> str:
     rows = [
         ("edgewise", computer["version"]),
         ("instructions", f"{computer['tier']} (of {', '.join(computer['tiers'])}; EDGEWISE_ISA chooses)"),
-        ("threads", f"{computer['threads']}{_reason(computer['build'].get('thread_report'))}"),
+        ("threads", threads_text(computer)),
         ("memory", ", ".join(known) or "unknown"),
     ]
     return _entries(rows)
+
+
+def threads_text(computer: dict[str, Any]) -> str:
+    """Return how many threads are used, and why so many."""
+    return f"{computer['threads']}{_reason(computer['build'].get('thread_report'))}"
 
 
 def _reason(report: dict[str, Any] | None) -> str:

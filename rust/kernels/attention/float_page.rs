@@ -29,7 +29,7 @@ pub fn visit<S: Simd, E: Element, const T: usize>(
     let partial = &mut partial[..T];
     let mut weights = Weights([[0.0; PAGE]; T]);
     // Tiers with few registers take one vector at a time.
-    let wide = S::TILE == 8;
+    let wide = S::WIDE;
     for tokens in (0..visible.div_ceil(LANES)).step_by(if wide { PAIR } else { 1 }) {
         // SAFETY: keys hold a whole page, 4 vectors of tokens; queries hold head_dim numbers.
         unsafe {

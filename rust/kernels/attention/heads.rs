@@ -69,6 +69,7 @@ struct PrepareHeads<'a> {
 
 impl Op for PrepareHeads<'_> {
     type Output = ();
+    const BLOCKS: bool = false;
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
         for (i, head) in self.x.chunks_exact_mut(self.stride).enumerate() {

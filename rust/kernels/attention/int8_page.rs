@@ -51,7 +51,7 @@ pub fn visit<S: Simd, const T: usize>(
             let (scales, levels) = keys.split_at(scale_bytes(head_dim));
             let (scales, levels) = (scales.as_chunks().0.as_chunks().0, levels.as_chunks().0.as_chunks().0);
             let pair = (&scales[place], &levels[place]);
-            if S::TILE == 8 {
+            if S::WIDE {
                 scores::<S, T, PAIR>(s, queries, g, pair, half, 0, &mut weights.0);
             } else {
                 scores::<S, T, 1>(s, queries, g, pair, half, 0, &mut weights.0);
@@ -212,7 +212,7 @@ fn weighted_values<S: Simd, const T: usize>(
         for half in 0..HALVES {
             let steps = values.steps[HALVES * g + half];
             let blocks = &blocks[width * half..width * (half + 1)];
-            if S::TILE == 8 && width == PAIR {
+            if S::WIDE && width == PAIR {
                 tile.add::<S, PAIR>(s, [&blocks[0], &blocks[1]], PAIR * g, half, steps, partial);
             } else {
                 for (v, block) in blocks.iter().enumerate() {

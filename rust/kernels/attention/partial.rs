@@ -86,6 +86,7 @@ pub struct MergeAll<'a> {
 
 impl Op for MergeAll<'_> {
     type Output = ();
+    const BLOCKS: bool = false;
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
         for (total, part) in self.totals.iter_mut().zip(self.parts) {
@@ -104,6 +105,7 @@ pub struct Finish<'a> {
 
 impl Op for Finish<'_> {
     type Output = ();
+    const BLOCKS: bool = false;
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
         let inverse = 1.0 / self.total.sum;
@@ -125,6 +127,7 @@ pub struct Combine<'a, P> {
 
 impl<'a, P: Iterator<Item = &'a Partial>> Op for Combine<'_, P> {
     type Output = ();
+    const BLOCKS: bool = false;
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
         let mut total = Partial::EMPTY;

@@ -81,6 +81,7 @@ struct Quantize<'a> {
 
 impl Op for Quantize<'_> {
     type Output = ();
+    const BLOCKS: bool = false;
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
         let mut groups = self.groups.iter_mut();
@@ -111,13 +112,13 @@ impl Op for Visit<'_> {
         while done < queries.len() {
             let seen = visible(&queries[done]);
             let alike = queries[done..].iter().take_while(|query| visible(query) == seen).count();
-            let size = tile_size(alike, S::TILE);
+            let size = tile_size(alike, if S::WIDE { 8 } else { 4 });
             // The first tile asks for memory, for all of them.
             let stream = if done == self.first { self.stream } else { Stream::default() };
             let tile = Tile { queries: self.queries, page: self.page, stream, first: done, visible: seen };
             let partials = &mut self.partials[done..done + size];
             match size {
-                8 => tile.visit::<S, 8>(s, partials),
+                8 if S::WIDE => tile.visit::<S, 8>(s, partials),
                 4 => tile.visit::<S, 4>(s, partials),
                 2 => tile.visit::<S, 2>(s, partials),
                 _ => tile.visit::<S, 1>(s, partials),

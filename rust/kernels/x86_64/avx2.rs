@@ -56,6 +56,7 @@ impl Simd for Avx2 {
     type I = Int2;
     type B = Int2;
     const TILE: usize = 4;
+    const WIDE: bool = false;
 
     #[inline(always)]
     fn splat(self, x: f32) -> Half2 {

@@ -82,6 +82,7 @@ impl Simd for Avx512Vnni {
     type I = __m512i;
     type B = __m512i;
     const TILE: usize = 8;
+    const WIDE: bool = true;
 
     #[inline(always)]
     fn splat(self, x: f32) -> __m512 {

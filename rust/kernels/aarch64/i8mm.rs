@@ -1,0 +1,184 @@
+//! Integer products of processors with products of 8-bit matrices (ARMv8.6: Cortex-A510, X2 and later, Neoverse V1).
+//!
+//! `smmla` multiplies two rows by two tokens over eight columns, 32 products in one instruction. Two quads of columns
+//! become eight by a zip, before nibbles are expanded:
+//!
+//! ```text
+//! for each two quads j, j + 1, for each 4 rows:   load 2 x 16 bytes, 2 zips, 4 expansions     shared by the tile
+//!   for each two tokens:  sums[rows 0, 1], sums[rows 2, 3] += low x a[j, j + 1];  the same with high, a[j + 4, j + 5]
+//! for each two tokens:  one uzp for each token and 4 rows
+//! ```
+//!
+//! A token by itself is left to `sdot`.
+#![allow(unsafe_code, reason = "smmla, argued by the token, and loads")]
+
+use std::arch::aarch64::{
+    int8x16_t, int32x4_t, vcombine_s8, vdupq_n_s32, vdupq_n_s64, vld1_s8, vreinterpretq_s32_s64, vuzp1q_s32,
+    vuzp2q_s32,
+};
+use std::arch::asm;
+
+use super::Products;
+use super::dotprod::DotProd;
+use super::intrinsics;
+use super::neon::{Int4, Neon};
+use super::weights::Weights;
+use crate::kernels::lanes::Op;
+
+/// Proof that this CPU has `smmla` and `sdot`.
+#[derive(Clone, Copy, Debug)]
+pub struct I8mm(DotProd);
+
+/// Pairs of tokens of the largest tile.
+const PAIRS: usize = 4;
+
+impl I8mm {
+    /// The instructions, if this CPU and operating system support them.
+    pub fn detect() -> Option<Self> {
+        let single = DotProd::detect()?;
+        std::arch::is_aarch64_feature_detected!("i8mm").then_some(Self(single))
+    }
+
+    /// sum + 2 rows x 2 tokens over eight columns.
+    #[inline(always)]
+    fn smmla(self, sum: int32x4_t, w: int8x16_t, a: int8x16_t) -> int32x4_t {
+        let out;
+        // SAFETY: `self` proves the instruction, which works on registers only.
+        unsafe {
+            asm!(
+                "smmla {sum:v}.4s, {w:v}.16b, {a:v}.16b",
+                sum = inlateout(vreg) sum => out,
+                w = in(vreg) w,
+                a = in(vreg) a,
+                options(pure, nomem, nostack, preserves_flags),
+            );
+        }
+        out
+    }
+
+    /// The products of all rows; `Q` registers of four rows at a time, 2 or 4, so that the sums fit the registers.
+    #[inline(always)]
+    fn dots<W: Weights, const T: usize, const Q: usize>(
+        self,
+        w: W,
+        a: [&[i8; 32]; T],
+        offsets: [i32; T],
+    ) -> [Int4; T] {
+        intrinsics! {
+            let mut out = [[vdupq_n_s32(0); 4]; T];
+            self.rows::<W, T, Q>(w, a, offsets, 0, &mut out);
+            if Q == 2 {
+                self.rows::<W, T, Q>(w, a, offsets, 2, &mut out);
+            }
+            out
+        }
+    }
+
+    /// The products of `Q` registers of rows from `first` on.
+    #[inline(always)]
+    fn rows<W: Weights, const T: usize, const Q: usize>(
+        self,
+        w: W,
+        a: [&[i8; 32]; T],
+        offsets: [i32; T],
+        first: usize,
+        out: &mut [Int4; T],
+    ) {
+        intrinsics! {
+            let pairs = T.div_ceil(2);
+            let mut sums = [[[vdupq_n_s32(0); 2]; Q]; PAIRS];
+            for p in 0..pairs {
+                let (even, odd) = tokens::<T>(p);
+                let both = i64::from(offsets[even]) & 0xffff_ffff | i64::from(offsets[odd]) << 32;
+                sums[p] = [[vreinterpretq_s32_s64(vdupq_n_s64(both)); 2]; Q];
+            }
+            self.columns::<W, T, Q, 0>(w, a, first, &mut sums);
+            self.columns::<W, T, Q, 2>(w, a, first, &mut sums);
+            for p in 0..pairs {
+                let (even, odd) = tokens::<T>(p);
+                for q in 0..Q {
+                    out[odd][first + q] = vuzp2q_s32(sums[p][q][0], sums[p][q][1]);
+                    out[even][first + q] = vuzp1q_s32(sums[p][q][0], sums[p][q][1]);
+                }
+            }
+        }
+    }
+
+    /// Columns of vectors `J`, `J + 1`, `J + 4` and `J + 5`.
+    #[inline(always)]
+    fn columns<W: Weights, const T: usize, const Q: usize, const J: usize>(
+        self,
+        w: W,
+        a: [&[i8; 32]; T],
+        first: usize,
+        sums: &mut [[[int32x4_t; 2]; Q]; PAIRS],
+    ) {
+        let pairs = T.div_ceil(2);
+        let mut tokens = [[load_pair(a, 0, J); 2]; PAIRS];
+        for p in 0..pairs {
+            tokens[p] = [load_pair(a, p, J), load_pair(a, p, J + 4)];
+        }
+        for q in 0..Q {
+            // SAFETY: J is 0 or 2 in all calls, and rows are below 4.
+            let w = unsafe { w.zipped(J, first + q) };
+            for half in 0..2 {
+                for p in 0..pairs {
+                    for rows in 0..2 {
+                        sums[p][q][rows] = self.smmla(sums[p][q][rows], w[half][rows], tokens[p][half]);
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// The tokens of pair `p`: the last one of an odd number is paired with itself.
+#[inline(always)]
+fn tokens<const T: usize>(p: usize) -> (usize, usize) {
+    (2 * p, (2 * p + 1).min(T - 1))
+}
+
+/// Activations `4 j..4 j + 8` of both tokens of pair `p`.
+#[inline(always)]
+fn load_pair<const T: usize>(a: [&[i8; 32]; T], p: usize, j: usize) -> int8x16_t {
+    intrinsics! {
+        let (even, odd) = tokens::<T>(p);
+        let eight = |token: usize| a[token][4 * j..].first_chunk::<8>().expect("eight activations").as_ptr();
+        vcombine_s8(vld1_s8(eight(even)), vld1_s8(eight(odd)))
+    }
+}
+
+impl Products for I8mm {
+    const TILE: usize = 8;
+
+    #[inline]
+    fn run<O: Op>(tier: Neon<Self>, op: O) -> O::Output {
+        #[target_feature(enable = "dotprod,i8mm")]
+        fn with_features<O: Op>(tier: Neon<I8mm>, op: O) -> O::Output {
+            op.run(tier)
+        }
+        if !O::BLOCKS {
+            return Neon::baseline().run(op);
+        }
+        // SAFETY: the tier holds the proof.
+        unsafe { with_features(tier, op) }
+    }
+
+    #[inline(always)]
+    fn dots_u4<W: Weights, const T: usize>(self, w: W, a: [&[i8; 32]; T], offsets: [i32; T]) -> [Int4; T] {
+        match T {
+            1 => self.0.dots_u4(w, a, offsets),
+            2..=4 => self.dots::<W, T, 4>(w, a, offsets),
+            _ => self.dots::<W, T, 2>(w, a, offsets),
+        }
+    }
+
+    #[inline(always)]
+    fn dots_i8<W: Weights, const T: usize>(self, w: W, a: [&[i8; 32]; T]) -> [Int4; T] {
+        match T {
+            1 => self.0.dots_i8(w, a),
+            2..=4 => self.dots::<W, T, 4>(w, a, [0; T]),
+            _ => self.dots::<W, T, 2>(w, a, [0; T]),
+        }
+    }
+}
