@@ -11,10 +11,10 @@ use edgewise::config::{AttentionConfig, DeltaConfig};
 use edgewise::kernels::activation::{add_bias, gelu_erf_in_place, gelu_tanh_in_place, swiglu};
 use edgewise::kernels::activations::QuantizedRows;
 use edgewise::kernels::attention::{QueryKeyNorm, bidirectional, prepare_query_key};
-use edgewise::kernels::conv::{TAIL, TAPS, short_conv};
-use edgewise::kernels::delta_rule::{gates, normalize_query_key};
+use edgewise::kernels::conv::{TAIL, TAPS};
+use edgewise::kernels::gated_delta::{GatedDelta, gated_delta};
 use edgewise::kernels::kv_cache::{KvCache, KvType};
-use edgewise::kernels::norm::{gated_rms_norm, layer_norm, rms_norm};
+use edgewise::kernels::norm::{layer_norm, rms_norm};
 use edgewise::kernels::rope::RopeTable;
 use edgewise::kernels::{Cpu, Tier};
 
@@ -86,23 +86,36 @@ impl Bench<'_> {
 
     fn norms(&mut self) {
         let (x, weight) = (numbers(self.tokens * HIDDEN), vec![1.0; HIDDEN]);
-        self.run("rms norm", HIDDEN, |cpu, out| rms_norm(cpu, &x, &weight, EPS, out));
+        self.run("rms norm", HIDDEN, |cpu, out| rms_norm(cpu, &x, &weight, EPS, out, None));
+        let mut quantized = QuantizedRows::default();
+        self.run("rms norm, quantised", HIDDEN, |cpu, out| {
+            rms_norm(cpu, &x, &weight, EPS, out, Some(&mut quantized));
+        });
         self.run("layer norm", HIDDEN, |cpu, out| layer_norm(cpu, &x, &weight, &weight, EPS, out));
-        let heads = DELTA.value_heads * DELTA.value_dim;
-        let gate = numbers(self.tokens * heads);
-        let weight = vec![1.0; DELTA.value_dim];
-        self.run("gated rms norm", heads, |cpu, x| gated_rms_norm(cpu, x, &gate, &weight, EPS));
     }
 
     fn delta_layer(&mut self) {
-        let channels = DELTA.conv_dim();
-        let (x, weight) = (numbers(self.tokens * channels), numbers(TAPS * channels));
-        let mut tail = vec![0.0; TAIL * channels];
-        self.run("convolution", channels, |cpu, out| short_conv(cpu, &x, &weight, &mut tail, out));
-        self.run("query and key norm", channels, |cpu, qkv| normalize_query_key(cpu, &DELTA, qkv));
-        let heads = DELTA.value_heads;
-        let (mut b, rate) = (numbers(self.tokens * heads), vec![0.1; heads]);
-        self.run("gates", heads, |cpu, a| gates(cpu, a, &mut b, &rate, &rate));
+        let (channels, heads) = (DELTA.conv_dim(), DELTA.value_heads);
+        let (projected, z) =
+            (numbers(self.tokens * channels), numbers(self.tokens * heads * DELTA.value_dim));
+        let (gates, conv, rate) = (numbers(self.tokens * heads), numbers(TAPS * channels), vec![0.1; heads]);
+        let layer = GatedDelta {
+            shape: &DELTA,
+            projected: &projected,
+            z: &z,
+            a: &gates,
+            b: &gates,
+            conv: &conv,
+            rate: &rate,
+            dt_bias: &rate,
+            norm: &vec![1.0; DELTA.value_dim],
+            eps: EPS,
+        };
+        let (mut tail, mut scratch) = (vec![0.0; TAIL * channels], Vec::new());
+        let mut memory = vec![0.0; heads * DELTA.value_dim * DELTA.key_dim];
+        self.run("gated delta core", heads * DELTA.value_dim, |cpu, out| {
+            gated_delta(cpu, layer, &mut tail, &mut memory, &mut scratch, out);
+        });
     }
 
     fn attention_layer(&mut self) {
@@ -126,7 +139,11 @@ impl Bench<'_> {
 
     fn activations(&mut self) {
         let up = vec![1.0; self.tokens * INTERMEDIATE];
-        self.run("swiglu", INTERMEDIATE, |cpu, gate| swiglu(cpu, gate, &up));
+        self.run("swiglu", INTERMEDIATE, |cpu, gate| swiglu(cpu, gate, &up, INTERMEDIATE, None));
+        let mut quantized = QuantizedRows::default();
+        self.run("swiglu, quantised", INTERMEDIATE, |cpu, gate| {
+            swiglu(cpu, gate, &up, INTERMEDIATE, Some(&mut quantized));
+        });
         self.run("gelu tanh", INTERMEDIATE, gelu_tanh_in_place);
         self.run("gelu erf", INTERMEDIATE, gelu_erf_in_place);
         let bias = vec![0.0; INTERMEDIATE];

@@ -9,6 +9,7 @@ from edgewise.media import MediaError
 from edgewise.model import Model
 from edgewise.prompt import Prompt
 from edgewise.results import Piece, Result, Timings, TokenLogprob, Usage
+from edgewise.sequence import Sequence
 from edgewise.tokenizer import Tokenizer
 
 __version__ = version("edgewise")
@@ -23,6 +24,7 @@ __all__ = [
     "Piece",
     "Prompt",
     "Result",
+    "Sequence",
     "Timings",
     "TokenLogprob",
     "Tokenizer",

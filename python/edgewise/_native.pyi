@@ -567,6 +567,12 @@ class Engine:
         """
 
     def sequence(self) -> Sequence: ...
+    def fingerprint(self) -> str:
+        """Return a number for the model, its formats of weights and the type of its KV cache, as 32 digits.
+
+        Of large matrices a few bytes are looked at, of experts none: it tells models apart that differ by
+        training or conversion, and is no defence against forgery.
+        """
 
 @final
 class VisualFeatures:
@@ -621,7 +627,7 @@ class Sequence:
             KeyboardInterrupt: at Ctrl-C, or what else a signal raises.
 
         After the first three errors nothing has been read. After the others the sequence holds the first of
-        the tokens, see `len`, and perhaps a part of an image, whose rest cannot be appended.
+        the tokens, see `len`, and never a part of an image.
         """
 
     def reserve(self, tokens: int) -> None:
@@ -643,6 +649,93 @@ class Sequence:
     @property
     def nbytes(self) -> int: ...
     def fork(self) -> Sequence: ...
+    def save(
+        self, path: str, fingerprint: str, ids: _Ids, media: _Seq[tuple[int, VisualFeatures, bytes]]
+    ) -> None:
+        """Write the state to a safetensors file, whole or not at all.
+
+        Args:
+            path: the file, replaced if it is there.
+            fingerprint: what `load` must be called with.
+            ids: all tokens appended.
+            media: of all pictures appended the index of the first token, the features, and the digest of 16
+                bytes by which a `TextPath` knows them.
+
+        Raises:
+            ValueError: if `ids` are not as many as the sequence has, or a digest has not 16 bytes.
+            OSError: if the file cannot be written.
+        """
+
+    @staticmethod
+    def load(
+        engine: Engine, path: str, fingerprint: str
+    ) -> tuple[Sequence, list[int], list[tuple[int, VisualFeatures, bytes]]]:
+        """Read what `save` wrote: the sequence, and the ids and media that `save` was given.
+
+        Raises:
+            OSError: if the file cannot be read.
+            CheckpointError: if it is no saved sequence, is damaged or cut short, has another fingerprint, or
+                does not fit the engine.
+            ContextError: if it has more tokens than the context.
+        """
+
+@final
+class TextPath:
+    """What stands at each place of a text: a token's id, or the digest of the picture that stands there."""
+
+    def __new__(cls) -> TextPath: ...
+    def extend(self, ids: _Ids) -> None:
+        """Add token ids."""
+
+    def mark(self, start: int, tokens: int, digest: bytes) -> None:
+        """Say that a picture with this digest of 16 bytes takes so many places from `start` on.
+
+        Raises:
+            ValueError: if it reaches beyond the end, or the digest has not 16 bytes.
+        """
+
+    def truncate(self, places: int) -> None:
+        """Forget all places from this one on."""
+
+    def copy(self) -> TextPath: ...
+    def __len__(self) -> int: ...
+
+@final
+class PrefixCache:
+    """States after the beginnings of earlier texts, up to a number of bytes; the last used are kept.
+
+    Each page, state and path counts once, however many entries share it. May be used by several threads. In a
+    child process forked while another thread used it, it holds nothing.
+    """
+
+    def __new__(cls, engine: Engine, limit: int) -> PrefixCache: ...
+    @property
+    def limit(self) -> int:
+        """Bytes at most."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held now."""
+
+    def __len__(self) -> int: ...
+    def clear(self) -> None:
+        """Forget everything."""
+
+    def known(self, path: TextPath, most: int) -> int:
+        """Return how many of the first `most` places some text in the cache has in common with `path`."""
+
+    def find(self, path: TextPath, beyond: int, most: int) -> Sequence | None:
+        """Return a copy of the longest state of a beginning of `path`.
+
+        `None` if there is none of more than `beyond` and at most `most` tokens.
+        """
+
+    def put(self, path: TextPath, sequence: Sequence) -> None:
+        """Keep a copy of a sequence that has read the first places of `path`, if it fits at all.
+
+        Raises:
+            ValueError: if the path is shorter than the sequence, or the sequence comes from another engine.
+        """
 
 @final
 class Sampler:

@@ -19,6 +19,8 @@ ReadFile = Callable[[str], bytes | None]
 """The bytes of a file that belongs to the checkpoint, `None` if there is no such file."""
 
 THINK, END_THINK = "<think>", "</think>"
+MESSAGE_START = "<|im_start|>"
+"""Begins every message in the templates of this family."""
 
 
 class ChatTemplate:

@@ -15,6 +15,7 @@ from edgewise.locks import ForkSafeLock
 from edgewise.media import FrameGroup
 from edgewise.progress import Progress
 from edgewise.prompt import PlacedMedia, Prompt
+from edgewise.stored import StoredGroup
 
 if TYPE_CHECKING:
     from edgewise._native import Engine, VisualFeatures
@@ -69,12 +70,21 @@ class Encoder:
         self._encoding = ForkSafeLock()
         self.cache = FeatureCache(cache_bytes)
 
-    def encode(self, prompt: Prompt, progress: Progress | None = None) -> Encoded:
+    def encode(
+        self,
+        prompt: Prompt,
+        progress: Progress | None = None,
+        first: int = 0,
+        mark: Callable[[int, int, bytes], None] | None = None,
+    ) -> Encoded:
         """Return the features of every image and video in a prompt.
 
         Args:
             prompt: what `Model.prepare` returns.
             progress: called with (tokens done, tokens in all, name of the image or video); may raise.
+            first: leave out frame groups that begin before this token.
+            mark: called for each frame group with (index of its first token, tokens, key), also for those
+                left out, but not for images and videos of which all are.
 
         Raises:
             MediaError: if a video cannot be decoded to its end.
@@ -83,19 +93,30 @@ class Encoder:
         own: dict[bytes, VisualFeatures] = {}
         encoded: Encoded = []
         for medium in prompt.media:
+            if medium.starts[-1] < first:
+                for _ in medium.starts:
+                    report.finished(medium)
+                continue
             for start, group in medium.groups():
-                if group.key not in own:
-                    own[group.key] = self._features(group, report.of(medium))
+                if mark is not None:
+                    mark(start, group.tokens, group.key)
+                if start >= first:
+                    if group.key not in own:
+                        own[group.key] = self._features(group, report.of(medium))
+                    encoded.append((start, own[group.key]))
                 report.finished(medium)
-                encoded.append((start, own[group.key]))
         return encoded
 
-    def _features(self, group: FrameGroup, report: Callable[[int, int, str], None] | None) -> VisualFeatures:
+    def _features(
+        self, group: FrameGroup | StoredGroup, report: Callable[[int, int, str], None] | None
+    ) -> VisualFeatures:
         """Look a group up, or encode it.
 
         One thread encodes at a time. The engine computes for one caller at a time anyway, and so the second
         of two that ask for the same picture finds it done. Whoever finds it at once does not wait.
         """
+        if isinstance(group, StoredGroup):
+            return group.features
         features = self.cache.get(group.key)
         if features is not None:
             return features

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 
 from edgewise import _native
 from edgewise.detokenizer import Detokenizer
-from edgewise.encoder import Encoded
 from edgewise.options import GenerationOptions
+from edgewise.prompt import Prompt
+from edgewise.reading import Text
 from edgewise.results import FinishReason, Piece, Result, Timings, TokenLogprob, Usage
 from edgewise.stops import StopStrings
 from edgewise.tokenizer import Tokenizer
@@ -30,38 +31,75 @@ class Request:
     options: GenerationOptions
     tokenizer: Tokenizer | None
     """`None` for a checkpoint without one: the text is then empty."""
-    encode: Callable[[], Encoded] | None = None
-    """Gives the features of the prompt's images and videos; `None` if it has none."""
+    prompt: Prompt | None = None
+    """What is to be read first; `None` if the text has been read already."""
     seconds_before: float = 0.0
     """Spent on template and tokenizer, and on reading images."""
     media_seconds_before: float = 0.0
     """What of that was spent on reading images."""
 
 
-def stream(request: Request, sequence: _native.Sequence, sampler: _native.Sampler) -> Generator[Piece]:
-    """Generate on an empty `sequence`, one piece a token; the last piece has the finish reason.
+def stream(request: Request, text: Text, sampler: _native.Sampler, keep: bool = False) -> Generator[Piece]:
+    """Generate at the end of `text`, one piece a token; the last piece has the finish reason.
 
-    The sequence always holds whole tokens, also when the loop is left early or interrupted.
+    The text always holds whole tokens, also when the loop is left early or interrupted.
+
+    Args:
+        request: what to generate; its prompt is read first.
+        text: empty, or all that came before.
+        sampler: picks the tokens; it has seen none of them yet.
+        keep: append every token before its piece is given out, also the last one.
     """
     clock = _Clock(request.seconds_before, request.media_seconds_before)
-    text = _TextStream(request)
-    sequence.reserve(len(request.prompt_ids) + min(request.max_new_tokens, RESERVED_AHEAD))
     sampler.observe(request.prompt_ids)
-    _read_prompt(request, sequence, clock)
+    try:
+        cached = _read_prompt(request, text, clock)
+        yield from _answer(request, text, sampler, clock, cached, keep)
+    finally:
+        text.finish()
+
+
+def _read_prompt(request: Request, text: Text, clock: _Clock) -> int:
+    """Append the prompt, and return how many tokens did not have to be computed."""
+    room = min(request.max_new_tokens, RESERVED_AHEAD)
+    if request.prompt is None:
+        text.reserve(room)
+        clock.prompt_read()
+        return len(text)
+    has_media = bool(request.prompt.media)
+    cached = text.read(
+        request.prompt,
+        progress=request.options.progress,
+        room=room,
+        encoded=lambda: clock.media_encoded(has_media),
+    )
+    clock.prompt_read()
+    return cached
+
+
+def _answer(
+    request: Request, text: Text, sampler: _native.Sampler, clock: _Clock, cached: int, keep: bool
+) -> Generator[Piece]:
+    answer = _TextStream(request)
     for left in reversed(range(request.max_new_tokens)):
-        token_id, logprob, top = sampler.sample(sequence)
+        token_id, logprob, top = sampler.sample(text.native)
         clock.token_sampled()
-        piece_text, reason = text.push(token_id), text.finish_reason
+        if keep:
+            text.push(token_id)
+        piece_text, reason = answer.push(token_id), answer.finish_reason
         if reason is None and left == 0:
-            piece_text, reason = piece_text + text.flush(), text.finish_reason or "length"
+            piece_text, reason = piece_text + answer.flush(), answer.finish_reason or "length"
         logprobs = _logprobs(request, token_id, logprob, top)
         if reason is not None:
-            yield _last_piece(request, piece_text, token_id, logprobs, reason, text.stop, clock)
+            usage, timings = clock.report(len(request.prompt_ids), cached)
+            seed = request.options.sampling.seed
+            yield Piece(piece_text, [token_id], logprobs, reason, answer.stop, usage, timings, seed)
             return
         with clock.paused():
             yield Piece(piece_text, [token_id], logprobs)
         sampler.observe([token_id], generated=True)
-        sequence.append([token_id])
+        if not keep:
+            text.push(token_id)
 
 
 def collect(request: Request, pieces: Iterator[Piece]) -> Result:
@@ -81,14 +119,6 @@ def collect(request: Request, pieces: Iterator[Piece]) -> Result:
         prompt_token_ids=list(request.prompt_ids),
         **ending,
     )
-
-
-def _read_prompt(request: Request, sequence: _native.Sequence, clock: _Clock) -> None:
-    """Encode images and videos, and append the prompt; the features are not kept for longer than that."""
-    features = request.encode() if request.encode else []
-    clock.media_encoded(bool(features))
-    sequence.append(request.prompt_ids, features)
-    clock.prompt_read()
 
 
 class _TextStream:
@@ -153,17 +183,17 @@ class _Clock:
         yield
         self._paused += time.perf_counter() - start
 
-    def report(self, prompt_tokens: int) -> tuple[Usage, Timings]:
+    def report(self, prompt_tokens: int, cached_tokens: int) -> tuple[Usage, Timings]:
         decode = self._last - self._first
         timings = Timings(
             prefill_seconds=self._prefill,
             decode_seconds=decode,
-            prefill_tokens_per_second=_rate(prompt_tokens, self._prefill),
+            prefill_tokens_per_second=_rate(prompt_tokens - cached_tokens, self._prefill),
             decode_tokens_per_second=_rate(self._tokens - 1, decode),
             time_to_first_token=self._before + self._first,
             vision_seconds=self._media_before + self._encoding,
         )
-        return Usage(prompt_tokens, self._tokens, prompt_tokens + self._tokens), timings
+        return Usage(prompt_tokens, self._tokens, prompt_tokens + self._tokens, cached_tokens), timings
 
 
 def _rate(count: int, seconds: float) -> float:
@@ -174,19 +204,6 @@ def _decoder(tokenizer: Tokenizer | None, skip_special_tokens: bool) -> Callable
     if tokenizer is None:
         return lambda _: ""
     return lambda ids: tokenizer.decode(ids, skip_special_tokens)
-
-
-def _last_piece(
-    request: Request,
-    text: str,
-    token_id: int,
-    logprobs: list[TokenLogprob] | None,
-    reason: FinishReason,
-    stop: str | int | None,
-    clock: _Clock,
-) -> Piece:
-    usage, timings = clock.report(len(request.prompt_ids))
-    return Piece(text, [token_id], logprobs, reason, stop, usage, timings, request.options.sampling.seed)
 
 
 def _logprobs(

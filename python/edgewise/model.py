@@ -6,17 +6,17 @@ import os
 import time
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import asdict
-from functools import cached_property, partial
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, SupportsIndex, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgewise import cache as quantised_cache
-from edgewise import chat, checks, eos, generation, hub, inputs
-from edgewise._native import CheckpointError, ContextError, Engine, Sampler
-from edgewise._native import Sequence as NativeSequence
+from edgewise import chat, checks, eos, generation, hub, inputs, saving
+from edgewise._native import CheckpointError, ContextError, Engine, Sampler, available_memory
 from edgewise.chat import ChatTemplate, Message
+from edgewise.checkpoints import Markers
 from edgewise.checks import Range
 from edgewise.encoder import Encoded, Encoder
 from edgewise.locks import ForkSafeLock
@@ -30,9 +30,11 @@ from edgewise.options import (
     checkpoint_defaults,
 )
 from edgewise.preparation import Preparer
-from edgewise.progress import Progress, count, shown
+from edgewise.progress import Progress, shown
 from edgewise.prompt import Prompt
+from edgewise.reading import Reader, Text
 from edgewise.results import Piece, Result
+from edgewise.sequence import Sequence as TextSequence
 from edgewise.tokenizer import FILE as TOKENIZER_FILE
 from edgewise.tokenizer import Tokenizer
 
@@ -45,8 +47,12 @@ PromptInput: TypeAlias = str | Sequence[Message] | TokenIds | Prompt
 
 MEDIA_CACHE_BYTES = 64 * 2**20
 """Default of `media_cache_bytes`: 16 images of 1024 tokens at the 0.8B's hidden size of 1024."""
-QUICK_SECONDS = 0.5
-"""Encoding that takes no longer than this shows no bar."""
+CACHE_SHARE = 8
+"""The cache of states may take one part in so many of the memory that there is when a model is opened,"""
+MOST_CACHE_BYTES = 4 * 2**30
+"""but no more than this,"""
+UNKNOWN_CACHE_BYTES = 256 * 2**20
+"""and this where nobody can tell how much memory there is."""
 
 
 class Model:
@@ -61,12 +67,18 @@ class Model:
     computes for one of them at a time.
     """
 
-    def __init__(self, engine: Engine, name: str, media_cache_bytes: int = MEDIA_CACHE_BYTES) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        name: str,
+        media_cache_bytes: int = MEDIA_CACHE_BYTES,
+        cache_bytes: int = 0,
+    ) -> None:
         """Wrap an open engine; `Model.from_pretrained` is the usual way.
 
         Raises:
             CheckpointError: if a side file such as `generation_config.json` or the chat template is unusable.
-            TypeError, ValueError: if `media_cache_bytes` is not a whole number of at least 0.
+            TypeError, ValueError: if `media_cache_bytes` or `cache_bytes` is not a whole number from 0.
         """
         self._engine = engine
         self._lock = ForkSafeLock()
@@ -79,6 +91,8 @@ class Model:
         self.chat_template = ChatTemplate.read(engine.side_file)
         """`None` for a checkpoint without one."""
         self._encoder = Encoder(engine, int(Range(int, 0).check("media_cache_bytes", media_cache_bytes)))
+        cache_bytes = int(Range(int, 0).check("cache_bytes", cache_bytes))
+        self._reader = Reader(engine, self._encoder, cache_bytes, self._markers)
         self._preparer = Preparer(engine, name, self.chat_template, lambda: self.tokenizer)
 
     @classmethod
@@ -93,6 +107,7 @@ class Model:
         progress: Progress | bool | None = None,
         cache: bool = False,
         media_cache_bytes: int = MEDIA_CACHE_BYTES,
+        cache_bytes: int | None = None,
         yarn_factor: float | None = None,
     ) -> Model:
         """Open a checkpoint.
@@ -116,6 +131,9 @@ class Model:
                 with a `dtype` of `int4` or `int8`, or a recipe.
             media_cache_bytes: how much memory may hold what the vision tower made of the images and frames
                 used last, so that a picture seen before is not encoded again; 0 keeps nothing.
+            cache_bytes: how much memory may hold states after the texts read last, so that a text that begins
+                like one of them is computed only from where they part; 0 keeps nothing. `None` is an eighth
+                of the memory that there is now, 4 GiB at most.
             yarn_factor: extend the context to so many times its length by stretching the rotary positions
                 (YaRN), as if `config.json` said so: 4 makes 1,048,576 tokens of 262,144. It holds for short
                 texts too, which may lose by it, so give no more than the longest text needs. Not for a model
@@ -142,7 +160,7 @@ class Model:
                 path = quantised_cache.converted(path, dtype, recipe, threads, report)
                 dtype, recipe = "auto", None
             engine = Engine.open(path, dtype, kv_dtype, recipe, threads, report, yarn_factor)
-        return cls(engine, name, media_cache_bytes)
+        return cls(engine, name, media_cache_bytes, _share() if cache_bytes is None else cache_bytes)
 
     def __repr__(self) -> str:
         return f"Model({self.name!r}, threads={self.threads})"
@@ -376,9 +394,75 @@ class Model:
         ids, media = self._encoded(prompt)
         return self._engine.trace(ids, media)
 
-    def sequence(self) -> NativeSequence:
-        """Return an empty text to append tokens to; `fork` copies it, `logits` scores what may follow."""
-        return self._engine.sequence()
+    def sequence(self) -> TextSequence:
+        """Return an empty text to append to; it can be continued, copied, cut back and saved."""
+        return TextSequence(self, self._reader.text())
+
+    def load_sequence(self, path: str | os.PathLike[str]) -> TextSequence:
+        """Read a sequence that `Sequence.save` wrote.
+
+        Raises:
+            OSError: if there is no such file, or it cannot be read.
+            CheckpointError: if it is no saved sequence, is damaged or cut short, or was saved with another
+                model or other formats of its weights or KV cache.
+
+        >>> import tempfile
+        >>> from edgewise import Model
+        >>> model = Model.from_pretrained("demo")
+        >>> sequence = model.sequence()
+        >>> sequence.append([5, 6, 7])
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     sequence.save(folder + "/text.safetensors")
+        ...     model.load_sequence(folder + "/text.safetensors").token_ids
+        [5, 6, 7]
+        """
+        return TextSequence(self, saving.load(self._reader, self._fingerprint, os.fspath(path)))
+
+    @property
+    def cached_bytes(self) -> int:
+        """Bytes that the states of earlier texts take now, at most `cache_bytes` of `from_pretrained`."""
+        return 0 if self._reader.cache is None else self._reader.cache.nbytes
+
+    def clear_cache(self) -> None:
+        """Forget the states of earlier texts. Sequences stay, but cutting them back takes longer."""
+        if self._reader.cache is not None:
+            self._reader.cache.clear()
+
+    @cached_property
+    def _fingerprint(self) -> str:
+        """What tells this model, with the formats of its weights and KV cache, from others."""
+        return self._engine.fingerprint()
+
+    def _save(self, text: Text, path: str) -> None:
+        saving.save(text, self._encoder, self._fingerprint, path)
+
+    def _markers(self) -> Markers:
+        """Tokens of the chat template by which borders of messages are found."""
+        tokenizer = self._tokenizer_or_none()
+        if tokenizer is None:
+            return Markers()
+        return Markers(tokenizer.token_to_id(chat.MESSAGE_START), tokenizer.token_to_id(chat.THINK))
+
+    @cached_property
+    def _message_ending(self) -> list[int]:
+        """The tokens with which the chat template ends a message."""
+        content = "x-y-z"
+        rendered = self.render([{"role": "user", "content": content}], add_generation_prompt=False)
+        ending = self.tokenizer.encode(rendered.rpartition(content)[2])
+        if not ending:
+            raise CheckpointError(f"{self.name}: the chat template does not end its messages")
+        return ending
+
+    def _ending_of(self, ids: list[int]) -> list[int]:
+        """Return the tokens that end the last message of a text, if there is one that has not ended."""
+        start = self._reader.markers.message
+        if start is None or start not in ids:
+            return []
+        message = ids[len(ids) - 1 - ids[::-1].index(start) :]
+        ending = self._message_ending
+        if ending[0] not in message:
+            return ending
+        return ending[1:] if message[-1] == ending[0] else []
 
     def _tokenizer_or_none(self) -> Tokenizer | None:
         with self._lock:
@@ -395,6 +479,9 @@ class Model:
             prompt = self.prepare(prompt) if are_messages else self._preparer.of_ids(prompt)
         return inputs.token_ids(prompt.token_ids, self.vocab_size), self._encoder.encode(prompt)
 
+    def _prompt_of_ids(self, ids: TokenIds) -> Prompt:
+        return self._preparer.of_ids(ids)
+
     def _request(self, prompt: PromptInput, arguments: Mapping[str, Any]) -> generation.Request:
         start = time.perf_counter()
         options = GenerationOptions.resolve(arguments, self._defaults)
@@ -408,19 +495,37 @@ class Model:
             stop_ids=self._stop_ids(options, tokenizer),
             options=options,
             tokenizer=tokenizer,
-            encode=partial(self._encode, prepared, options.progress) if prepared.media else None,
+            prompt=Prompt(prompt_ids, prepared.media),
             seconds_before=time.perf_counter() - start,
             media_seconds_before=preparation.media_seconds,
         )
 
-    def _encode(self, prompt: Prompt, progress: Progress | bool | None) -> Encoded:
-        with shown(progress, "looking", count("tokens"), QUICK_SECONDS) as report:
-            return self._encoder.encode(prompt, report)
+    def _continuation(self, ids: list[int], arguments: Mapping[str, Any]) -> generation.Request:
+        """Return a request to go on after `ids`, which have been read."""
+        options = GenerationOptions.resolve(arguments, self._defaults)
+        tokenizer = self._tokenizer_for(options)
+        return generation.Request(
+            prompt_ids=ids,
+            max_new_tokens=self._room(len(ids), options),
+            stop_ids=self._stop_ids(options, tokenizer),
+            options=options,
+            tokenizer=tokenizer,
+        )
 
     def _pieces(self, request: generation.Request) -> Generator[Piece]:
-        checks.within_vocabulary("suppress_tokens", request.options.sampling.suppress, self.vocab_size)
-        sampler = self._sampler(request.options.sampling)
-        return generation.stream(request, self._engine.sequence(), sampler)
+        return generation.stream(
+            request, self._reader.text(), self._checked_sampler(request.options.sampling)
+        )
+
+    def _checked_sampler(self, options: SamplingOptions) -> Sampler:
+        checks.within_vocabulary("suppress_tokens", options.suppress, self.vocab_size)
+        return self._sampler(options)
+
+    def _check_context(self, tokens: int) -> None:
+        if tokens > self.context_length:
+            raise ContextError(
+                f"context is full: {tokens} tokens are needed, the limit is {self.context_length}"
+            )
 
     def _sampler(self, options: SamplingOptions) -> Sampler:
         return Sampler(self.vocab_size, **asdict(options))
@@ -453,3 +558,9 @@ class Model:
         if tokenizer is None and options.stop:
             raise ValueError(f"stop: {self.name} has no {TOKENIZER_FILE}, so there is no text to stop at")
         return tokenizer
+
+
+def _share() -> int:
+    """Return what the cache of states may take where nobody says."""
+    available = available_memory()
+    return UNKNOWN_CACHE_BYTES if available is None else min(available // CACHE_SHARE, MOST_CACHE_BYTES)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import islice
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 from edgewise import _native
 from edgewise.media import FrameGroup, PreparedImage, PreparedVideo
 from edgewise.media_options import MediaKind
+from edgewise.stored import StoredImage
 
 
 @dataclass(frozen=True, eq=False)
@@ -19,7 +21,7 @@ class PlacedMedia:
     """An image or a video in a prompt."""
 
     kind: MediaKind
-    prepared: PreparedImage | PreparedVideo
+    prepared: PreparedImage | PreparedVideo | StoredImage
     starts: tuple[int, ...]
     """For each frame group the index of its first token in the prompt."""
     where: str
@@ -38,8 +40,17 @@ class PlacedMedia:
         return rows // merge, columns // merge
 
     def groups(self) -> Iterator[tuple[int, FrameGroup]]:
-        """Yield each frame group and the index of its first token; a video is decoded while this runs."""
-        yield from zip(self.starts, self.prepared.groups(), strict=True)
+        """Yield each frame group and the index of its first token; a video is decoded while this runs.
+
+        Of a video that a prompt holds only the beginning of, there are more groups than starts.
+        """
+        yield from zip(self.starts, islice(self.prepared.groups(), len(self.starts)), strict=True)
+
+    @property
+    def spans(self) -> list[tuple[int, int]]:
+        """For each frame group the index of its first token, and how many it takes."""
+        rows, columns = self.merged_hw
+        return [(start, rows * columns) for start in self.starts]
 
 
 @dataclass(frozen=True, eq=False, repr=False)

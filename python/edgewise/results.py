@@ -46,6 +46,7 @@ class Timings(_Record):
     decode_seconds: float
     """From the first generated token to the last."""
     prefill_tokens_per_second: float
+    """Tokens of the prompt that were computed; 0 if all were cached."""
     decode_tokens_per_second: float
     """Tokens after the first one; 0 if there was only one."""
     time_to_first_token: float

@@ -1,5 +1,6 @@
 //! Element-wise activations and biases.
 
+use super::activations::{MakeRow, QuantizedRows, make_rows};
 use super::cpu::Cpu;
 use super::lanes::{LANES, Op, Simd};
 use super::math::{gelu_erf, gelu_tanh, sigmoid, silu, zip_lanes};
@@ -7,27 +8,23 @@ use super::math::{gelu_erf, gelu_tanh, sigmoid, silu, zip_lanes};
 /// Elements of one work item.
 const GRAIN: usize = 8 * 1024;
 
-/// gate = silu(gate) * up, element by element, in place.
+/// gate = silu(gate) * up, for rows of `width`; `gate` and `up` are `[tokens, width]`. Where `quantized` is given, it gets the rows
+/// as INT8.
 ///
 /// Source: SwiGLU (Shazeer 2020, arXiv 2002.05202).
-pub fn swiglu(cpu: &Cpu, gate: &mut [f32], up: &[f32]) {
+pub fn swiglu(cpu: &Cpu, gate: &mut [f32], up: &[f32], width: usize, quantized: Option<&mut QuantizedRows>) {
     assert_eq!(gate.len(), up.len());
-    cpu.rows(gate, 1, GRAIN, |rows, gate| {
-        cpu.run(SwiGlu { gate, up: &up[rows] });
-    });
+    make_rows(cpu, gate, width, quantized, &SwiGlu { up });
 }
 
 struct SwiGlu<'a> {
-    gate: &'a mut [f32],
     up: &'a [f32],
 }
 
-impl Op for SwiGlu<'_> {
-    type Output = ();
-    const BLOCKS: bool = false;
+impl MakeRow for SwiGlu<'_> {
     #[inline(always)]
-    fn run<S: Simd>(self, s: S) {
-        let Self { gate, up } = self;
+    fn make<S: Simd>(&self, s: S, row: usize, gate: &mut [f32]) {
+        let up = &self.up[row * gate.len()..][..gate.len()];
         zip_lanes!(s, gate = [x in gate, up in up] => s.mul(silu(s, x), up));
     }
 }

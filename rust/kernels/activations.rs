@@ -4,9 +4,13 @@
 //! nearest even. Multiples of the group's sum are kept for tiers that multiply unsigned weights, see `offset_u4`. A group that holds
 //! NaN or an infinity gets a NaN scale, so that the fault reaches the logits instead of vanishing in a cast.
 
+#![allow(unsafe_code, reason = "rows, written in parallel in two forms")]
+
 use super::cpu::Cpu;
+use super::disjoint::Disjoint;
 use super::lanes::{LANES, Op, Simd};
 use super::math::padded;
+use super::norm::row_grain;
 use crate::weights::matrix::BLOCK_COLS;
 
 /// 32 channels of one token.
@@ -47,14 +51,18 @@ impl QuantizedRows {
 
     /// Quantises `x` `[tokens, cols]`. Allocates only if the capacity does not suffice.
     pub fn fill(&mut self, cpu: &Cpu, x: &[f32], cols: usize) {
-        let tokens = x.len() / cols;
-        self.per_row = cols.div_ceil(BLOCK_COLS);
-        self.groups.resize(tokens * self.per_row, Group::default());
-        let grain = (16 * 1024 / cols).max(1);
-        cpu.rows(&mut self.groups, self.per_row, grain, |rows, out| {
+        let groups = self.prepare(x.len() / cols, cols);
+        cpu.rows(groups, cols.div_ceil(BLOCK_COLS), row_grain(cols), |rows, out| {
             let x = &x[rows.start * cols..rows.end * cols];
             cpu.run(QuantizeRows { x, cols, out });
         });
+    }
+
+    /// Room for rows of `cols` channels, whatever they hold: `[tokens, groups]`.
+    fn prepare(&mut self, tokens: usize, cols: usize) -> &mut [Group] {
+        self.per_row = cols.div_ceil(BLOCK_COLS);
+        self.groups.resize(tokens * self.per_row, Group::default());
+        &mut self.groups
     }
 
     /// All groups, `[tokens, groups]`.
@@ -65,6 +73,59 @@ impl QuantizedRows {
     /// Groups of one token.
     pub fn groups_per_row(&self) -> usize {
         self.per_row
+    }
+}
+
+/// What makes a row of activations.
+pub(super) trait MakeRow: Sync {
+    /// Makes row `row` in `out`.
+    fn make<S: Simd>(&self, s: S, row: usize, out: &mut [f32]);
+}
+
+/// Makes all rows of `out` `[tokens, cols]`, and where `quantized` is given, their INT8 form while each is still at hand.
+pub(super) fn make_rows(
+    cpu: &Cpu,
+    out: &mut [f32],
+    cols: usize,
+    quantized: Option<&mut QuantizedRows>,
+    maker: &impl MakeRow,
+) {
+    let Some(quantized) = quantized else {
+        return cpu.rows(out, cols, row_grain(cols), |rows, out| {
+            cpu.run(MakeRows { first: rows.start, out, cols, groups: &mut [], maker });
+        });
+    };
+    let per_row = cols.div_ceil(BLOCK_COLS);
+    let groups = Disjoint::new(quantized.prepare(out.len() / cols, cols));
+    cpu.rows(out, cols, row_grain(cols), |rows, out| {
+        // SAFETY: pieces of rows do not overlap.
+        let groups = unsafe { groups.part(rows.start * per_row..rows.end * per_row) };
+        cpu.run(MakeRows { first: rows.start, out, cols, groups, maker });
+    });
+}
+
+struct MakeRows<'a, M> {
+    first: usize,
+    /// `[rows, cols]`
+    out: &'a mut [f32],
+    cols: usize,
+    /// `[rows, groups]`, or none.
+    groups: &'a mut [Group],
+    maker: &'a M,
+}
+
+impl<M: MakeRow> Op for MakeRows<'_, M> {
+    type Output = ();
+    const BLOCKS: bool = false;
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let mut groups = self.groups.chunks_exact_mut(self.cols.div_ceil(BLOCK_COLS));
+        for (i, out) in self.out.chunks_exact_mut(self.cols).enumerate() {
+            self.maker.make(s, self.first + i, out);
+            if let Some(groups) = groups.next() {
+                quantize_row(s, out, groups);
+            }
+        }
     }
 }
 
@@ -81,10 +142,16 @@ impl Op for QuantizeRows<'_> {
     fn run<S: Simd>(self, s: S) {
         let per_row = self.cols.div_ceil(BLOCK_COLS);
         for (x, out) in self.x.chunks_exact(self.cols).zip(self.out.chunks_exact_mut(per_row)) {
-            for (x, out) in x.chunks(BLOCK_COLS).zip(out) {
-                quantize_group(s, x, out);
-            }
+            quantize_row(s, x, out);
         }
+    }
+}
+
+/// Quantises one row.
+#[inline(always)]
+pub(super) fn quantize_row<S: Simd>(s: S, x: &[f32], out: &mut [Group]) {
+    for (x, out) in x.chunks(BLOCK_COLS).zip(out) {
+        quantize_group(s, x, out);
     }
 }
 

@@ -68,63 +68,122 @@ pub fn delta_rule(cpu: &Cpu, shape: &DeltaConfig, input: DeltaInput<'_>, state: 
         return;
     }
     let tiles = shape.value_dim / LANES;
-    let width = if tiles.is_multiple_of(2) { 2 } else { 1 };
+    let width = pair_width(shape);
     let (state, out) = (Disjoint::new(state), Disjoint::new(out));
     cpu.pool.run(shape.value_heads * tiles / width, &|item| {
-        let tile = item * width;
-        let walk =
-            Walk { shape, input, tokens, head: tile / tiles, tile: tile % tiles, state: &state, out: &out };
-        if width == 2 { cpu.run(Tiles::<2>(walk)) } else { cpu.run(Tiles::<1>(walk)) }
+        let (head, tile) = (item * width / tiles, item * width % tiles);
+        let key_head = head / (shape.value_heads / shape.key_heads);
+        let walk = Walk {
+            tokens,
+            key_dim: shape.key_dim,
+            rows: input.qkv,
+            row_stride: shape.conv_dim(),
+            query: key_head * shape.key_dim,
+            key: (shape.key_heads + key_head) * shape.key_dim,
+            decay: &input.decay[head..],
+            beta: &input.beta[head..],
+            gate_stride: shape.value_heads,
+            values: &out,
+            value_stride: shape.value_heads * shape.value_dim,
+            value: head * shape.value_dim + tile * LANES,
+        };
+        for t in 0..tokens {
+            let from = t * shape.conv_dim() + 2 * shape.key_heads * shape.key_dim + walk.value;
+            let to = t * walk.value_stride + walk.value;
+            // SAFETY: every item has its own channels of each token.
+            let values = unsafe { out.part(to..to + width * LANES) };
+            values.copy_from_slice(&input.qkv[from..from + width * LANES]);
+        }
+        let start = (head * tiles + tile) * shape.key_dim * LANES;
+        // SAFETY: every item has its own tiles.
+        let state = unsafe { state.part(start..start + width * shape.key_dim * LANES) };
+        cpu.run(Tiles { walk, state });
     });
 }
 
-struct Walk<'a> {
-    shape: &'a DeltaConfig,
-    input: DeltaInput<'a>,
-    tokens: usize,
-    head: usize,
-    tile: usize,
-    state: &'a Disjoint<'a, f32>,
-    out: &'a Disjoint<'a, f32>,
+/// How many neighbouring tiles of a head are walked at once.
+pub(super) fn pair_width(shape: &DeltaConfig) -> usize {
+    if (shape.value_dim / LANES).is_multiple_of(2) { 2 } else { 1 }
 }
 
-/// `W` neighbouring tiles of one head.
-struct Tiles<'a, const W: usize>(Walk<'a>);
+/// What some tiles of one head read and write, token by token.
+pub(super) struct Walk<'a> {
+    pub(super) tokens: usize,
+    pub(super) key_dim: usize,
+    /// Holds queries and keys, `[tokens, row_stride]`.
+    pub(super) rows: &'a [f32],
+    pub(super) row_stride: usize,
+    /// Where in a row the head's query begins.
+    pub(super) query: usize,
+    /// Where in a row its key begins.
+    pub(super) key: usize,
+    /// Of token t at `gate_stride * t`.
+    pub(super) decay: &'a [f32],
+    pub(super) beta: &'a [f32],
+    pub(super) gate_stride: usize,
+    /// Holds values, which results replace, `[tokens, value_stride]`.
+    pub(super) values: &'a Disjoint<'a, f32>,
+    pub(super) value_stride: usize,
+    /// Where in a row the tiles' channels begin.
+    pub(super) value: usize,
+}
 
-impl<const W: usize> Op for Tiles<'_, W> {
+/// One or two neighbouring tiles of one head.
+struct Tiles<'a> {
+    walk: Walk<'a>,
+    state: &'a mut [f32],
+}
+
+impl Op for Tiles<'_> {
     type Output = ();
     const BLOCKS: bool = false;
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let Walk { shape, input, tokens, head, tile, state, out } = self.0;
-        let key_dim = shape.key_dim;
-        let key_head = head / (shape.value_heads / shape.key_heads);
-        let row = |t: usize| &input.qkv[t * shape.conv_dim()..(t + 1) * shape.conv_dim()];
-        let query = |t: usize| &row(t)[key_head * key_dim..][..key_dim];
-        let key = |t: usize| &row(t)[(shape.key_heads + key_head) * key_dim..][..key_dim];
-        let channel = head * shape.value_dim + tile * LANES;
-        let value = |t: usize| &row(t)[2 * shape.key_heads * key_dim + channel..][..W * LANES];
-        let start = (head * shape.value_dim / LANES + tile) * key_dim * LANES;
-        // SAFETY: every item has its own tiles.
-        let state = unsafe { state.part(start..start + W * key_dim * LANES) };
-        let mut memory = read::<S, W>(s, state, key(0));
-        for t in 0..tokens {
-            let gate = t * shape.value_heads + head;
-            let step =
-                Step { decay: input.decay[gate], beta: input.beta[gate], key: key(t), query: query(t) };
-            let delta = step.delta::<S, W>(s, value(t), &memory);
-            let result;
-            if t + 1 < tokens {
-                (result, memory) = step.sweep::<S, W, true>(s, state, &delta, key(t + 1));
-            } else {
-                (result, _) = step.sweep::<S, W, false>(s, state, &delta, key(t));
-            }
-            let start = t * shape.value_heads * shape.value_dim + channel;
-            // SAFETY: every item has its own channels of each token.
-            let out = unsafe { out.part(start..start + W * LANES) };
-            for (w, out) in out.as_chunks_mut::<LANES>().0.iter_mut().enumerate() {
-                s.store(result[w], out);
-            }
+        // SAFETY: every item has its own channels.
+        unsafe { walk_pair(s, &self.walk, self.state) }
+    }
+}
+
+/// Advances the one or two tiles that `state` holds.
+///
+/// # Safety
+/// As for [`walk_tiles`].
+#[inline(always)]
+pub(super) unsafe fn walk_pair<S: Simd>(s: S, walk: &Walk<'_>, state: &mut [f32]) {
+    // SAFETY: passed on.
+    unsafe {
+        if state.len() == walk.key_dim * LANES {
+            walk_tiles::<S, 1>(s, walk, state);
+        } else {
+            walk_tiles::<S, 2>(s, walk, state);
+        }
+    }
+}
+
+/// Advances `W` tiles `[W, k_dim, 16]` over the tokens of `walk`.
+///
+/// # Safety
+/// While it runs, nobody else may use the tiles' channels of `walk.values`.
+#[inline(always)]
+unsafe fn walk_tiles<S: Simd, const W: usize>(s: S, walk: &Walk<'_>, state: &mut [f32]) {
+    let row = |t: usize, start: usize| &walk.rows[t * walk.row_stride + start..][..walk.key_dim];
+    let mut memory = read::<S, W>(s, state, row(0, walk.key));
+    for t in 0..walk.tokens {
+        let gate = t * walk.gate_stride;
+        let (key, query) = (row(t, walk.key), row(t, walk.query));
+        let step = Step { decay: walk.decay[gate], beta: walk.beta[gate], key, query };
+        let start = t * walk.value_stride + walk.value;
+        // SAFETY: passed on.
+        let values = unsafe { walk.values.part(start..start + W * LANES) };
+        let delta = step.delta::<S, W>(s, values, &memory);
+        let result;
+        if t + 1 < walk.tokens {
+            (result, memory) = step.sweep::<S, W, true>(s, state, &delta, row(t + 1, walk.key));
+        } else {
+            (result, _) = step.sweep::<S, W, false>(s, state, &delta, key);
+        }
+        for (w, out) in values.as_chunks_mut::<LANES>().0.iter_mut().enumerate() {
+            s.store(result[w], out);
         }
     }
 }
@@ -267,11 +326,17 @@ pub fn gates(cpu: &Cpu, a: &mut [f32], b: &mut [f32], rate: &[f32], dt_bias: &[f
     cpu.rows(a, heads, grain, |_, a| {
         for row in a.chunks_exact_mut(heads) {
             for ((a, rate), bias) in row.iter_mut().zip(rate).zip(dt_bias) {
-                *a = libm::expf(-rate * softplus(*a + bias));
+                *a = decay(*a, *rate, *bias);
             }
         }
     });
     cpu.rows(b, heads, 64 * grain, |_, b| cpu.run(Sigmoid(b)));
+}
+
+/// `e^(-rate softplus(a + bias))`
+#[inline(always)]
+pub(super) fn decay(a: f32, rate: f32, bias: f32) -> f32 {
+    libm::expf(-rate * softplus(a + bias))
 }
 
 struct Sigmoid<'a>(&'a mut [f32]);

@@ -134,7 +134,8 @@ impl KvCache {
         self.page_bytes() / PAGE
     }
 
-    fn page_bytes(&self) -> usize {
+    /// Bytes of a page.
+    pub fn page_bytes(&self) -> usize {
         self.kv_heads * self.kv_type.head_bytes(self.head_dim).iter().sum::<usize>()
     }
 
@@ -146,6 +147,37 @@ impl KvCache {
             page.resize(lines, Line([0; 64]));
             self.pages.push(Arc::new(page));
         }
+        Ok(())
+    }
+
+    /// Where each page in use stands in memory: the same number for two caches exactly if they share the page.
+    pub fn page_addresses(&self) -> impl Iterator<Item = usize> {
+        self.pages_in_use().iter().map(|page| Arc::as_ptr(page).addr())
+    }
+
+    /// The bytes of each page in use, as [`Self::restore`] takes them.
+    pub fn pages(&self) -> impl Iterator<Item = &[u8]> {
+        self.pages_in_use().iter().map(|page| bytes(page))
+    }
+
+    fn pages_in_use(&self) -> &[Arc<Vec<Line>>] {
+        &self.pages[..self.len.div_ceil(PAGE)]
+    }
+
+    /// Fills an empty cache with `len` tokens from the `pages` of another of its kind, put together.
+    ///
+    /// # Panics
+    /// If the cache is not empty, or `pages` are not as many bytes as `len` tokens take.
+    pub fn restore(&mut self, len: usize, pages: &[u8]) -> Result<()> {
+        assert!(self.is_empty(), "only an empty cache is filled");
+        assert_eq!(pages.len(), len.div_ceil(PAGE) * self.page_bytes(), "pages of {len} tokens");
+        self.reserve(len)?;
+        let page_bytes = self.page_bytes();
+        for (page, bytes) in self.pages.iter_mut().zip(pages.chunks_exact(page_bytes)) {
+            let page: &mut Vec<Line> = Arc::make_mut(page);
+            bytes_mut(page).copy_from_slice(bytes);
+        }
+        self.len = len;
         Ok(())
     }
 

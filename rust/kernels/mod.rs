@@ -17,6 +17,7 @@ pub mod delta_rule_chunked;
 mod disjoint;
 mod elements;
 pub mod experts;
+pub mod gated_delta;
 pub mod kv_cache;
 pub mod lanes;
 pub mod limits;

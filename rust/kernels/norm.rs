@@ -2,20 +2,25 @@
 //!
 //! All take the weight as it is multiplied. Qwen3.5's zero-centred norms add 1 to theirs at load, in one place.
 
+use super::activations::{MakeRow, QuantizedRows, make_rows};
 use super::cpu::Cpu;
 use super::lanes::{LANES, Op, Simd};
 use super::math::{silu, sum, sum_of_squares, zip_lanes};
 
-/// out = x / sqrt(mean(x^2) + eps) * weight, over rows of `weight.len()`; `x` and `out` are `[rows, width]`.
+/// out = x / sqrt(mean(x^2) + eps) * weight, over rows of `weight.len()`; `x` and `out` are `[rows, width]`. Where `quantized` is
+/// given, it gets the rows as INT8.
 ///
 /// Source: Zhang and Sennrich 2019 (arXiv 1910.07467).
-pub fn rms_norm(cpu: &Cpu, x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
+pub fn rms_norm(
+    cpu: &Cpu,
+    x: &[f32],
+    weight: &[f32],
+    eps: f32,
+    out: &mut [f32],
+    quantized: Option<&mut QuantizedRows>,
+) {
     assert_eq!(x.len(), out.len());
-    let width = weight.len();
-    cpu.rows(out, width, row_grain(width), |rows, out| {
-        let x = &x[rows.start * width..rows.end * width];
-        cpu.run(RmsNorm { x, weight, eps, out });
-    });
+    make_rows(cpu, out, weight.len(), quantized, &RmsNorm { x, weight, eps });
 }
 
 /// `out = (x - mean) / sqrt(variance + eps) * weight + bias`, over rows of `weight.len()`; `x` and `out` are `[rows, width]`.
@@ -64,19 +69,15 @@ struct RmsNorm<'a> {
     x: &'a [f32],
     weight: &'a [f32],
     eps: f32,
-    out: &'a mut [f32],
 }
 
-impl Op for RmsNorm<'_> {
-    type Output = ();
-    const BLOCKS: bool = false;
+impl MakeRow for RmsNorm<'_> {
     #[inline(always)]
-    fn run<S: Simd>(self, s: S) {
-        let width = self.weight.len();
-        for (x, out) in self.x.chunks_exact(width).zip(self.out.chunks_exact_mut(width)) {
-            let inverse = s.splat(inverse_rms(s, x, self.eps));
-            zip_lanes!(s, out = [x in x, w in self.weight] => s.mul(s.mul(x, inverse), w));
-        }
+    fn make<S: Simd>(&self, s: S, row: usize, out: &mut [f32]) {
+        let weight = self.weight;
+        let x = &self.x[row * weight.len()..][..weight.len()];
+        let inverse = s.splat(inverse_rms(s, x, self.eps));
+        zip_lanes!(s, out = [x in x, w in weight] => s.mul(s.mul(x, inverse), w));
     }
 }
 
@@ -130,8 +131,14 @@ impl Op for GatedRmsNorm<'_> {
     fn run<S: Simd>(self, s: S) {
         let width = self.weight.len();
         for (x, gate) in self.x.chunks_exact_mut(width).zip(self.gate.chunks_exact(width)) {
-            rms_norm_row(s, x, self.weight, self.eps);
-            zip_lanes!(s, x = [value in x, gate in gate] => s.mul(value, silu(s, gate)));
+            gated_rms_norm_row(s, x, gate, self.weight, self.eps);
         }
     }
+}
+
+/// `x = rms_norm(x) * weight * silu(gate)`, for one row in place.
+#[inline(always)]
+pub(super) fn gated_rms_norm_row<S: Simd>(s: S, x: &mut [f32], gate: &[f32], weight: &[f32], eps: f32) {
+    rms_norm_row(s, x, weight, eps);
+    zip_lanes!(s, x = [value in x, gate in gate] => s.mul(value, silu(s, gate)));
 }

@@ -20,7 +20,7 @@ use super::activations::Group;
 use super::elements::{Bf16, Element, F16, F32};
 use super::lanes::{LANES, Simd};
 use super::math::padded;
-use super::prefetch::prefetch_line;
+use super::prefetch;
 use crate::weights::matrix::{BLOCK_COLS, BLOCK_ROWS, Format, Matrix};
 use crate::weights::{int4, int8};
 
@@ -240,7 +240,7 @@ fn quantized_tile<S: Simd, B: Block, const T: usize>(
         if let Fetch::Then(then) = fetch {
             let ahead = b + AHEAD.min(blocks);
             let (bytes, block) = if ahead < blocks { (weights, ahead) } else { (then, ahead - blocks) };
-            prefetch(bytes.as_ptr().wrapping_add(block * B::BYTES), B::BYTES);
+            prefetch::stream(bytes.as_ptr().wrapping_add(block * B::BYTES), B::BYTES);
         }
         // SAFETY: each row was sliced to `blocks` groups, of which there is then one.
         let mut a = [unsafe { rows[0].get_unchecked(b) }; T];
@@ -380,13 +380,5 @@ fn multiply<S: Simd, const R: usize, const T: usize>(
         for t in 0..T {
             acc[r][t] = s.fma(w[r], a[t], acc[r][t]);
         }
-    }
-}
-
-/// Asks for the cache lines of `bytes` bytes. The address need not be one that may be read.
-#[inline(always)]
-pub(super) fn prefetch(start: *const u8, bytes: usize) {
-    for line in 0..bytes.div_ceil(64) {
-        prefetch_line(start.wrapping_add(64 * line));
     }
 }

@@ -7,12 +7,12 @@ use crate::kernels::Cpu;
 use crate::kernels::activations::QuantizedRows;
 use crate::kernels::attention::{QueryKeyNorm, attention, prepare_query_key};
 use crate::kernels::kv_cache::KvCache;
-use crate::kernels::linear::linear;
+use crate::kernels::linear::{Input, linear};
 use crate::kernels::profile::Operation;
 use crate::kernels::rope::RopeTable;
 use crate::weights::model::AttentionWeights;
 
-/// hidden += mixer(normed) for the last tokens, `normed` `[tokens, hidden]`, `hidden` `[outputs, hidden]`; appends all to `cache`.
+/// hidden += mixer(input) for the last tokens, `input` `[tokens, hidden]`, `hidden` `[outputs, hidden]`; appends all to `cache`.
 pub fn forward(
     cpu: &Cpu,
     config: &TextConfig,
@@ -21,11 +21,11 @@ pub fn forward(
     cache: &mut KvCache,
     scratch: &mut AttentionScratch,
     quantized: &mut QuantizedRows,
-    normed: &[f32],
+    input: Input<'_>,
     hidden: &mut [f32],
 ) {
     let shape = &config.attention;
-    let tokens = normed.len() / config.hidden_size;
+    let tokens = input.tokens;
     let outputs = hidden.len() / config.hidden_size;
     let kv_width = shape.kv_heads * shape.head_dim;
     let queries = &mut scratch.queries[..outputs * shape.query_width()];
@@ -33,16 +33,14 @@ pub fn forward(
     let values = &mut scratch.values[..tokens * kv_width];
     let out = &mut scratch.out[..outputs * shape.heads * shape.head_dim];
 
-    let matrices = [&weights.query, &weights.key, &weights.value];
-    let input = prepare(cpu, normed, config.hidden_size, &matrices, quantized);
     let (keys_set, values_set) = (set(&weights.key, keys), set(&weights.value, values));
     if outputs == tokens {
         linear(cpu, input, [set(&weights.query, queries), keys_set, values_set]);
-        cpu.profile.products(Operation::AttentionProjections, tokens, &matrices);
+        cpu.profile.products(Operation::AttentionProjections, tokens, &weights.inputs());
     } else {
         linear(cpu, input, [keys_set, values_set]);
         cpu.profile.products(Operation::AttentionProjections, tokens, &[&weights.key, &weights.value]);
-        let last = &normed[normed.len() - hidden.len()..];
+        let last = &input.dense[input.dense.len() - hidden.len()..];
         let input = prepare(cpu, last, config.hidden_size, &[&weights.query], quantized);
         linear(cpu, input, [set(&weights.query, queries)]);
         cpu.profile.products(Operation::AttentionProjections, outputs, &[&weights.query]);

@@ -56,7 +56,7 @@ impl Engine {
     }
 
     /// Appends `prompt` to `state`. `proceed` is asked before each chunk and stops the work with an error, as does a lack of
-    /// memory; the state then holds the chunks done so far, perhaps a part of an image.
+    /// memory; the state then holds the chunks done so far, but for the last ones if they end inside an image.
     pub fn append(
         &self,
         state: &mut State,
@@ -64,15 +64,38 @@ impl Engine {
         proceed: &mut dyn FnMut() -> Result<()>,
     ) -> Result<()> {
         self.check(state, prompt)?;
+        let mut before_image = None;
+        let done = self.append_passes(state, prompt, proceed, &mut before_image);
+        if let (Err(_), Some(before)) = (&done, before_image) {
+            *state = before;
+        }
+        done
+    }
+
+    /// The same, but an error may leave the state inside an image: `before_image` is then the last one that is not.
+    fn append_passes(
+        &self,
+        state: &mut State,
+        prompt: Prompt<'_>,
+        proceed: &mut dyn FnMut() -> Result<()>,
+        before_image: &mut Option<State>,
+    ) -> Result<()> {
         let mut done = 0;
         while done < prompt.ids().len() {
             proceed()?;
             let range = self.next_pass(done, prompt);
             done = range.end;
+            let inside = prompt.cuts_span(done);
+            if inside && before_image.is_none() {
+                *before_image = Some(state.clone());
+            }
             state.reserve(state.len() + range.len())?;
             let start = Instant::now();
             self.model.forward(&self.cpu, &mut self.scratch(), state, &prompt.pass(range.clone()), None);
             self.adapt_chunk(range.len(), start.elapsed().as_secs_f64());
+            if !inside {
+                *before_image = None;
+            }
         }
         Ok(())
     }

@@ -1,12 +1,11 @@
 //! One decoder layer: norm, mixer, residual, norm, feed-forward, residual.
 
+use super::input::normalize;
 use super::scratch::Scratch;
 use super::state::LayerState;
 use super::{attention, feed_forward, gated_delta};
 use crate::config::TextConfig;
 use crate::kernels::Cpu;
-use crate::kernels::norm::rms_norm;
-use crate::kernels::profile::Operation;
 use crate::weights::model::{LayerWeights, MixerWeights};
 
 /// Moves the residual stream in `scratch` `[tokens, hidden]` through one layer, all of it or only its last `outputs` tokens.
@@ -24,33 +23,33 @@ pub fn forward(
 ) {
     let hidden = &mut scratch.hidden[..tokens * config.hidden_size];
     let normed = &mut scratch.normed[..tokens * config.hidden_size];
-    let quantized = &mut scratch.quantized;
+    let (buffer, quantized) = (&mut scratch.input, &mut scratch.quantized);
+    let eps = config.rms_norm_eps;
 
     let skipped = (tokens - outputs) * config.hidden_size;
-    rms_norm(cpu, hidden, &weights.input_norm, config.rms_norm_eps, normed);
-    cpu.profile.lap(Operation::Norms, size_of_val(&weights.input_norm[..]));
+    let wants = weights.mixer.wants_quantized();
+    let input = normalize(cpu, hidden, &weights.input_norm, eps, wants, normed, buffer);
     match (&weights.mixer, state) {
         (MixerWeights::GatedDelta(mixer), LayerState::GatedDelta(state)) => {
-            let scratch = &mut scratch.delta;
-            gated_delta::forward(cpu, config, mixer, state, scratch, quantized, normed, hidden);
+            gated_delta::forward(cpu, config, mixer, state, &mut scratch.delta, quantized, input, hidden);
         }
         (MixerWeights::Attention(mixer), LayerState::Attention(cache)) => {
             let (rope, scratch) = (&scratch.rope, &mut scratch.attention);
             let hidden = &mut hidden[skipped..];
-            attention::forward(cpu, config, mixer, rope, cache, scratch, quantized, normed, hidden);
+            attention::forward(cpu, config, mixer, rope, cache, scratch, quantized, input, hidden);
         }
         _ => unreachable!("weights and state are built from the same list of layers"),
     }
     let (hidden, normed) = (&mut hidden[skipped..], &mut normed[skipped..]);
-    rms_norm(cpu, hidden, &weights.post_norm, config.rms_norm_eps, normed);
-    cpu.profile.lap(Operation::Norms, size_of_val(&weights.post_norm[..]));
+    let wants = weights.feed_forward.wants_quantized();
+    let input = normalize(cpu, hidden, &weights.post_norm, eps, wants, normed, buffer);
     feed_forward::forward(
         cpu,
         config,
         &weights.feed_forward,
         &mut scratch.feed_forward,
         quantized,
-        normed,
+        input,
         hidden,
     );
 }

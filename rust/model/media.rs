@@ -77,6 +77,12 @@ impl<'a> Prompt<'a> {
         self.spans
     }
 
+    /// Whether index `at` lies inside a span, behind its first token.
+    pub fn cuts_span(&self, at: usize) -> bool {
+        let span = self.spans.get(self.spans.partition_point(|span| span.range().end <= at));
+        span.is_some_and(|span| span.start < at)
+    }
+
     /// Tokens `range`, to be computed together.
     pub fn pass(&self, range: Range<usize>) -> Pass<'a> {
         let first = self.spans.partition_point(|span| span.range().end <= range.start);

@@ -7,12 +7,15 @@ mod attention;
 mod costs;
 mod engine;
 mod feed_forward;
+mod fingerprint;
 mod gated_delta;
 mod input;
 mod layer;
 pub mod media;
 pub mod open;
 pub mod positions;
+mod prefix_cache;
+pub mod saved;
 mod scratch;
 mod state;
 pub mod vision;
@@ -21,6 +24,7 @@ mod workspace;
 pub use costs::{Costs, Operations};
 pub use engine::{Engine, Trace};
 pub use media::{Prompt, Span};
+pub use prefix_cache::{PrefixCache, TextPath};
 pub use scratch::Scratch;
 pub use state::{DeltaState, LayerState, State};
 
@@ -30,7 +34,6 @@ use crate::config::TextConfig;
 use crate::error::{Error, Result};
 use crate::kernels::Cpu;
 use crate::kernels::linear::linear;
-use crate::kernels::norm::rms_norm;
 use crate::kernels::profile::Operation;
 use crate::threads::StandardFloat;
 use crate::weights::model::{FeedForwardWeights, Weights};
@@ -125,10 +128,10 @@ impl Model {
     fn head(&self, cpu: &Cpu, scratch: &mut Scratch, hidden: &[f32], normed: &mut [f32], logits: &mut [f32]) {
         let _standard = StandardFloat::enter();
         cpu.profile.begin();
-        rms_norm(cpu, hidden, &self.weights.final_norm, self.config.rms_norm_eps, normed);
-        cpu.profile.lap(Operation::Norms, size_of_val(&self.weights.final_norm[..]));
-        let head = &self.weights.head;
-        let input = input::prepare(cpu, normed, self.config.hidden_size, &[head], &mut scratch.quantized);
+        let (norm, head) = (&self.weights.final_norm, &self.weights.head);
+        let quantized = head.format().is_quantized();
+        let eps = self.config.rms_norm_eps;
+        let input = input::normalize(cpu, hidden, norm, eps, quantized, normed, &mut scratch.input);
         linear(cpu, input, [input::set(head, logits)]);
         cpu.profile.products(Operation::Head, input.tokens, &[head]);
     }

@@ -18,6 +18,9 @@ pub struct Scratch {
     pub(super) hidden: Vec<f32>,
     /// `[tokens, hidden]`
     pub(super) normed: Vec<f32>,
+    /// `normed` as INT8
+    pub(super) input: QuantizedRows,
+    /// What layers compute inside, as INT8
     pub(super) quantized: QuantizedRows,
     pub(super) delta: DeltaScratch,
     pub(super) attention: AttentionScratch,
@@ -29,8 +32,6 @@ pub struct Scratch {
 pub struct DeltaScratch {
     /// `[tokens, channels]`, before the convolution
     pub(super) projected: Vec<f32>,
-    /// `[tokens, channels]`, after it
-    pub(super) qkv: Vec<f32>,
     /// `[tokens, value_heads, v_dim]`
     pub(super) z: Vec<f32>,
     /// `[tokens, value_heads]`
@@ -39,6 +40,8 @@ pub struct DeltaScratch {
     pub(super) b: Vec<f32>,
     /// `[tokens, value_heads, v_dim]`
     pub(super) out: Vec<f32>,
+    /// Of each thread a block of one head.
+    pub(super) blocks: Vec<f32>,
 }
 
 /// Buffers of an attention layer.
@@ -126,21 +129,22 @@ impl Scratch {
         let attention_out = attention(config.attention.heads * config.attention.head_dim);
         let kv = attention(config.attention.kv_heads * config.attention.head_dim);
         let dense = config.intermediate_size.unwrap_or(0);
-        let widest = config.hidden_size.max(dense).max(delta_out).max(attention_out);
+        let widest = dense.max(delta_out).max(attention_out);
         Self {
             tokens,
             positions: Vec::with_capacity(tokens),
             rope: RopeTable::new(&config.rope, tokens),
             hidden: buffer(config.hidden_size),
             normed: buffer(config.hidden_size),
-            quantized: QuantizedRows::with_capacity(tokens, widest),
+            input: QuantizedRows::with_capacity(tokens, config.hidden_size),
+            quantized: QuantizedRows::with_capacity(tokens, widest.max(config.hidden_size)),
             delta: DeltaScratch {
                 projected: buffer(channels),
-                qkv: buffer(channels),
                 z: buffer(delta_out),
                 a: buffer(heads),
                 b: buffer(heads),
                 out: buffer(delta_out),
+                blocks: Vec::new(),
             },
             attention: AttentionScratch {
                 queries: buffer(queries),

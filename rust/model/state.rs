@@ -76,6 +76,23 @@ impl State {
         self.layers.iter().map(LayerState::nbytes).sum::<usize>() + 4 * self.last_hidden.capacity()
     }
 
+    /// Bytes of what a clone copies: all but the pages of the KV cache.
+    pub fn constant_bytes(&self) -> usize {
+        let delta = |layer: &LayerState| match layer {
+            LayerState::GatedDelta(_) => layer.nbytes(),
+            LayerState::Attention(_) => 0,
+        };
+        self.layers.iter().map(delta).sum::<usize>() + 4 * self.last_hidden.len()
+    }
+
+    /// The caches of the attention layers.
+    pub fn kv_caches(&self) -> impl Iterator<Item = &KvCache> {
+        self.layers.iter().filter_map(|layer| match layer {
+            LayerState::Attention(cache) => Some(cache),
+            LayerState::GatedDelta(_) => None,
+        })
+    }
+
     /// Allocates KV pages for `tokens` tokens in all; see [`Engine::reserve`](super::Engine::reserve).
     pub(super) fn reserve(&mut self, tokens: usize) -> Result<()> {
         for layer in &mut self.layers {

@@ -165,6 +165,11 @@ impl PyEngine {
         trace::text(py, config, ids.len(), stages, trace)
     }
 
+    /// A number for the model and the type of its KV cache.
+    fn fingerprint(&self, py: Python<'_>) -> PyResult<String> {
+        released(py, |_| Ok(self.engine.fingerprint(&self.config_json)))
+    }
+
     fn sequence(&self) -> PySequence {
         PySequence::new(Arc::clone(&self.engine))
     }
@@ -227,6 +232,11 @@ impl PyEngine {
 }
 
 impl PyEngine {
+    /// What computes.
+    pub fn engine(&self) -> Arc<Engine> {
+        Arc::clone(&self.engine)
+    }
+
     /// Adds what a mixture of experts has and what of it a token touches; zeros for a dense model.
     fn set_experts(&self, out: &Bound<'_, PyDict>) -> PyResult<()> {
         let weights = &self.engine.model.weights;

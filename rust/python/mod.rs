@@ -10,6 +10,7 @@ mod errors;
 mod experts;
 mod limits;
 mod ops;
+mod prefix_cache;
 mod report;
 mod sampler;
 mod sequence;
@@ -40,6 +41,8 @@ mod _native {
         dequantize_int4, dequantize_int8, gated_delta_rule, int4_matmul, int8_matmul, quantize_int4,
         quantize_int8, rms_norm, short_conv,
     };
+    #[pymodule_export]
+    use super::prefix_cache::{PyPrefixCache, PyTextPath};
     #[pymodule_export]
     use super::sampler::PySampler;
     #[pymodule_export]

@@ -333,7 +333,7 @@ pub fn rms_norm<'py>(
     let cpu = single_cpu()?;
     let mut out = vec![0.0; x.data.len()];
     released(py, |_| {
-        norm::rms_norm(&cpu, &x.data, &weight.data, eps, &mut out);
+        norm::rms_norm(&cpu, &x.data, &weight.data, eps, &mut out, None);
         Ok(())
     })?;
     float_array(py, out, &x.shape)

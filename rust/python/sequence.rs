@@ -1,14 +1,24 @@
 //! One text on an engine.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use pyo3::prelude::*;
+use pyo3::types::PyBytes;
 
 use super::arrays::{float_array, token_ids};
+use super::engine::PyEngine;
 use super::errors::released;
-use super::vision::spans;
-use crate::error::Result;
+use super::vision::{PyVisualFeatures, spans};
+use crate::error::{Error, Result};
+use crate::model::saved::{Saved, SavedMedium};
 use crate::model::{Engine, State};
+
+/// Index of the first token, features, and the digest of the pixels.
+type Medium<'py> = (usize, Bound<'py, PyVisualFeatures>, Bound<'py, PyBytes>);
+
+/// A sequence from a file: itself, its ids, and what stands among them as in [`Medium`].
+type Loaded<'py> = (PySequence, Vec<u32>, Vec<(usize, PyVisualFeatures, Bound<'py, PyBytes>)>);
 
 /// The state of one text: everything the model keeps of the tokens appended so far.
 #[pyclass(name = "Sequence", module = "edgewise._native")]
@@ -24,7 +34,17 @@ impl PySequence {
     /// The empty text.
     pub fn new(engine: Arc<Engine>) -> Self {
         let state = engine.state();
+        Self::of(engine, state)
+    }
+
+    /// The text that `state` is of.
+    pub fn of(engine: Arc<Engine>, state: State) -> Self {
         Self { engine, state, logits: Vec::new(), scored: 0 }
+    }
+
+    /// What the model keeps of it.
+    pub fn state(&self) -> &State {
+        &self.state
     }
 
     /// Where it is computed.
@@ -90,5 +110,50 @@ impl PySequence {
             logits: self.logits.clone(),
             scored: self.scored,
         }
+    }
+    /// Writes the sequence; the docstring is in the stub.
+    fn save(
+        &self,
+        py: Python<'_>,
+        path: PathBuf,
+        fingerprint: &str,
+        ids: &Bound<'_, PyAny>,
+        media: Vec<Medium<'_>>,
+    ) -> PyResult<()> {
+        let ids = token_ids(ids)?;
+        if ids.len() != self.state.len() {
+            let reason = format!("there are {}, the sequence has {}", ids.len(), self.state.len());
+            return Err(Error::argument("ids", reason).into());
+        }
+        let places: Vec<(usize, Bound<'_, PyVisualFeatures>)> =
+            media.iter().map(|(start, features, _)| (*start, features.clone())).collect();
+        let spans = spans(&self.engine, Some(&places.into_pyobject(py)?))?;
+        let digest = |bytes: &Bound<'_, PyBytes>| {
+            bytes.as_bytes().try_into().map_err(|_| Error::argument("digest", "must have 16 bytes"))
+        };
+        let media = spans
+            .into_iter()
+            .zip(&media)
+            .map(|(span, (_, _, bytes))| Ok(SavedMedium { span, digest: digest(bytes)? }));
+        let saved = Saved { ids, media: media.collect::<Result<_>>()?, state: self.state.clone() };
+        released(py, |_| saved.write(fingerprint, &path))
+    }
+
+    /// Reads what `save` wrote; the docstring is in the stub.
+    #[staticmethod]
+    fn load<'py>(
+        py: Python<'py>,
+        engine: &PyEngine,
+        path: PathBuf,
+        fingerprint: &str,
+    ) -> PyResult<Loaded<'py>> {
+        let engine = engine.engine();
+        let saved = released(py, |_| Saved::read(&engine, fingerprint, &path))?;
+        let media = saved.media.into_iter().map(|medium| {
+            let features = PyVisualFeatures::shared(Arc::clone(&engine), medium.span.features);
+            (medium.span.start, features, PyBytes::new(py, &medium.digest))
+        });
+        let media = media.collect();
+        Ok((Self::of(engine, saved.state), saved.ids, media))
     }
 }

@@ -22,7 +22,12 @@ pub struct PyVisualFeatures {
 impl PyVisualFeatures {
     /// Features that `engine` has made.
     pub fn new(engine: Arc<Engine>, features: Features) -> Self {
-        Self { engine, features: Arc::new(features) }
+        Self::shared(engine, Arc::new(features))
+    }
+
+    /// The same where somebody else has them too.
+    pub fn shared(engine: Arc<Engine>, features: Arc<Features>) -> Self {
+        Self { engine, features }
     }
 
     /// `[tokens, hidden]`

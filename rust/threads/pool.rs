@@ -36,7 +36,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::thread::{self, JoinHandle};
 
-type Task<'a> = &'a (dyn Fn(usize) + Sync);
+/// Called with the number of the thread and that of the item.
+type Task<'a> = &'a (dyn Fn(usize, usize) + Sync);
 type Panic = Box<dyn Any + Send>;
 
 /// A pool of threads. Workers start with the first run that can use them and end with the pool.
@@ -67,12 +68,22 @@ impl Pool {
     ///
     /// If a task panics, with the same panic; items not yet begun are skipped, and the pool stays usable.
     pub fn run(&self, items: usize, task: &(dyn Fn(usize) + Sync)) {
+        self.run_numbered(items, &|_, item| task(item));
+    }
+
+    /// As [`Self::run`], but calls `task(thread, i)`, where `thread` is below [`Self::threads`] and no two threads of the run have
+    /// the same number: what a task may use for memory of its own thread.
+    ///
+    /// # Panics
+    ///
+    /// As [`Self::run`].
+    pub fn run_numbered(&self, items: usize, task: &(dyn Fn(usize, usize) + Sync)) {
         let _standard = StandardFloat::enter();
         if items <= 1 || self.threads == 1 {
-            return (0..items).for_each(task);
+            return (0..items).for_each(|item| task(0, item));
         }
         let Some(mut crew) = self.try_crew() else {
-            return (0..items).for_each(task);
+            return (0..items).for_each(|item| task(0, item));
         };
         let outcome = crew.get_or_insert_with(|| Crew::hire(self.threads - 1)).run(items, task);
         drop(crew);
@@ -121,7 +132,7 @@ impl Crew {
                 .name(name)
                 .spawn(move || {
                     let _standard = StandardFloat::enter();
-                    shared.serve();
+                    shared.serve(index);
                 })
                 .ok()
         };
@@ -140,14 +151,14 @@ impl Crew {
         // SAFETY: the type changes in its lifetime only. Workers use the pointer between `enter` and `leave`, and
         // this function does not return (nor unwind: `work` catches panics) before `wait_until_empty` has seen
         // all workers leave, unless they ceased to exist with a fork.
-        let task: *const (dyn Fn(usize) + Sync) =
+        let task: *const (dyn Fn(usize, usize) + Sync) =
             unsafe { std::mem::transmute::<Task<'_>, Task<'static>>(task) };
         let job = Job { task, items: items as u64 };
         // SAFETY: no run is open and the last one waited for its workers, so none is between `enter` and `leave`;
         // `&mut self` excludes other owners.
         unsafe { *shared.job.0.get() = Some(job) };
         shared.gate.open(self.workers.len().min(items - 1));
-        shared.work(job);
+        shared.work(job, 0);
         if !shared.gate.close() {
             if self.is_of_another_process() {
                 // Not `panic!`: its hook takes locks that a thread of the parent may hold for ever.
@@ -180,7 +191,7 @@ impl Drop for Crew {
 #[derive(Clone, Copy)]
 struct Job {
     /// Valid while the run is open or a worker is inside it.
-    task: *const (dyn Fn(usize) + Sync),
+    task: *const (dyn Fn(usize, usize) + Sync),
     items: u64,
 }
 
@@ -205,25 +216,25 @@ struct Shared {
 }
 
 impl Shared {
-    /// A worker's life.
-    fn serve(&self) {
+    /// The life of worker `thread`.
+    fn serve(&self, thread: usize) {
         let mut seen = 0;
         while self.gate.enter(&mut seen) {
             // SAFETY: between `enter` and `leave` the owner does not write to the cell.
             let job = unsafe { *self.job.0.get() };
             if let Some(job) = job {
-                self.work(job);
+                self.work(job, thread);
             }
             self.gate.leave();
         }
     }
 
-    /// Claims and does items of the open run until none is left.
-    fn work(&self, job: Job) {
+    /// Claims and does items of the open run until none is left, on thread `thread`.
+    fn work(&self, job: Job, thread: usize) {
         // SAFETY: the caller is inside an open run, or is its owner, so the borrow behind the pointer is alive.
         let task = unsafe { &*job.task };
         let claim = || Some(self.next.0.fetch_add(1, Ordering::Relaxed)).filter(|&item| item < job.items);
-        let share = || std::iter::from_fn(claim).for_each(|item| task(item as usize));
+        let share = || std::iter::from_fn(claim).for_each(|item| task(thread, item as usize));
         if let Err(panic) = catch_unwind(AssertUnwindSafe(share)) {
             self.next.0.store(job.items, Ordering::Relaxed);
             self.keep_first(panic);

@@ -66,6 +66,13 @@ pub struct DeltaWeights {
     pub out: Matrix,
 }
 
+impl DeltaWeights {
+    /// The matrices that read the layer's input.
+    pub fn inputs(&self) -> [&Matrix; 4] {
+        [&self.qkv, &self.z, &self.a, &self.b]
+    }
+}
+
 /// Gated attention.
 #[derive(Debug)]
 pub struct AttentionWeights {
@@ -81,6 +88,28 @@ pub struct AttentionWeights {
     pub key_norm: Vec<f32>,
     /// `[H, Hq D]`
     pub out: Matrix,
+}
+
+impl AttentionWeights {
+    /// The matrices that read the layer's input.
+    pub fn inputs(&self) -> [&Matrix; 3] {
+        [&self.query, &self.key, &self.value]
+    }
+}
+
+impl MixerWeights {
+    /// Whether any matrix that reads the layer's input wants it as INT8.
+    pub fn wants_quantized(&self) -> bool {
+        match self {
+            Self::GatedDelta(delta) => any_quantized(&delta.inputs()),
+            Self::Attention(attention) => any_quantized(&attention.inputs()),
+        }
+    }
+}
+
+/// Whether any of `matrices` wants INT8 activations.
+pub fn any_quantized(matrices: &[&Matrix]) -> bool {
+    matrices.iter().any(|matrix| matrix.format().is_quantized())
 }
 
 /// The two kinds of feed-forward network.
@@ -103,6 +132,16 @@ pub struct MoeWeights {
     pub shared: Option<SharedExpert>,
     /// Whether chosen experts are asked for from disk before they are used: for files that memory cannot hold.
     pub prefetch: bool,
+}
+
+impl FeedForwardWeights {
+    /// Whether any matrix that reads the layer's input wants it as INT8.
+    pub fn wants_quantized(&self) -> bool {
+        match self {
+            Self::Dense(network) => any_quantized(&[&network.gate, &network.up]),
+            Self::Moe(moe) => moe.wants_quantized(),
+        }
+    }
 }
 
 impl MoeWeights {

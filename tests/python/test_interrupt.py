@@ -79,7 +79,7 @@ def test_while_a_prompt_is_read() -> None:
 
 def test_while_tokens_are_generated() -> None:
     model = demo()
-    sequence, sampler = model.sequence(), _native.Sampler(model.vocab_size, seed=1)
+    sequence, sampler = model._engine.sequence(), _native.Sampler(model.vocab_size, seed=1)
     tokens = ids(10)
     sequence.append(tokens)
     with interrupted(lambda: len(tokens) > 50):

@@ -109,14 +109,14 @@ def test_build_info() -> None:
 
 @pytest.mark.parametrize("ids", ["ab", None, [1.5], [None]])
 def test_what_is_not_token_ids_is_a_type_error(ids: Any) -> None:
-    sequence = Model.from_pretrained("demo").sequence()
+    sequence = Model.from_pretrained("demo")._engine.sequence()
     with pytest.raises(TypeError, match=r"^ids: expected token ids"):
         sequence.append(ids)
 
 
 @pytest.mark.parametrize("ids", [[-1], [2**32]])
 def test_token_ids_out_of_range(ids: list[int]) -> None:
-    sequence = Model.from_pretrained("demo").sequence()
+    sequence = Model.from_pretrained("demo")._engine.sequence()
     with pytest.raises(ValueError, match=r"^ids: expected whole numbers"):
         sequence.append(ids)
 

@@ -44,7 +44,7 @@ def tracked() -> list[str]:
     return result.stdout.splitlines()
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/format.md"])
+@pytest.mark.parametrize("page", ["README.md", "docs/conversations.md", "docs/format.md"])
 def test_python_examples(page: str) -> None:
     source = "\n".join(blocks("python", (ROOT / page).read_text(encoding="utf-8")))
     parsed = doctest.DocTestParser().get_doctest(source, {}, page, page, 0)

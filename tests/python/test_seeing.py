@@ -148,7 +148,7 @@ class TestEqualBits:
         pictures = [drawing("circle", "red"), drawing("square", "blue")]
         prompt = demo().prepare("Describe the image.", images=pictures)
         media = demo()._encoder.encode(prompt)
-        at_once, pieces = demo().sequence(), demo().sequence()
+        at_once, pieces = demo()._engine.sequence(), demo()._engine.sequence()
         at_once.append(prompt.token_ids, media)
         done = 0
         for start, features in media:

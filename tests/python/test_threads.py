@@ -110,7 +110,7 @@ def test_one_sequence_in_two_threads_is_an_error_and_no_harm() -> None:
 
     in_threads([append] * 3)
     assert len(failures) == 2
-    assert all(str(error) == "Already borrowed" for error in failures)
+    assert all(str(error).startswith("sequence: it is in use") for error in failures)
     assert len(sequence) == len(ids)
 
 

@@ -8,6 +8,7 @@ mod float_mode;
 mod kernels;
 mod models;
 mod pictures;
+mod prefix_cache;
 mod profile;
 mod quantize;
 mod sampler;

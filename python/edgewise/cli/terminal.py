@@ -75,8 +75,10 @@ def formats_table(formats: dict[str, dict[str, int]]) -> str:
 def speed(usage: Usage, timings: Timings) -> str:
     """Return in a line how much was read and written, and how fast."""
     looked = f"looked for {timings.vision_seconds:.2f} s, " if timings.vision_seconds else ""
+    known = f"knew {usage.cached_tokens} tokens, " if usage.cached_tokens else ""
+    computed = usage.prompt_tokens - usage.cached_tokens
     return (
-        f"{looked}read {usage.prompt_tokens} tokens at {timings.prefill_tokens_per_second:.0f}/s, "
+        f"{looked}{known}read {computed} tokens at {timings.prefill_tokens_per_second:.0f}/s, "
         f"wrote {usage.completion_tokens} at {timings.decode_tokens_per_second:.1f}/s, "
         f"first after {timings.time_to_first_token:.2f} s"
     )

@@ -18,8 +18,9 @@ use crate::kernels::cpu::Cpu;
 use crate::kernels::disjoint::Disjoint;
 use crate::kernels::lanes::{LANES, Op, Simd};
 use crate::kernels::linear::Store;
+use crate::kernels::prefetch;
 use crate::kernels::shares::Shares;
-use crate::kernels::tiles::{Fetch, NO_TILE, Panels, Places, Rows, even_part, panel_tile, prefetch};
+use crate::kernels::tiles::{Fetch, NO_TILE, Panels, Places, Rows, even_part, panel_tile};
 use crate::weights::matrix::BLOCK_ROWS;
 
 /// The most sums of a token and a panel that an item takes: 1 MB, which should stay in a cache.
@@ -109,7 +110,7 @@ fn add_expert<S: Simd>(
         for panel in panels.clone() {
             let at = |token: u32| token as usize * panels.len() + panel - panels.start;
             for &token in tokens {
-                prefetch((&raw const sums[at(token)]).cast(), size_of::<[f32; LANES]>());
+                prefetch::lines((&raw const sums[at(token)]).cast(), size_of::<[f32; LANES]>());
             }
             let then = if panel + 1 < panels.end { down.bytes(panel + 1) } else { next };
             let fetch = if i == 0 { Fetch::Then(then) } else { Fetch::Nothing };

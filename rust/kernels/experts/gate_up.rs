@@ -43,7 +43,13 @@ pub(super) fn run(
 ) {
     let pass =
         Pass { experts, plan, input, width, groups: Disjoint::new(groups), dense: Disjoint::new(dense) };
-    cpu.pool.run(plan.items(), &|item| cpu.run(GateUp { pass: &pass, item: plan.item(item) }));
+    // Threads claim items in turn: the one after these is probably the next of this thread.
+    let next = |item: usize| {
+        (item + cpu.pool.threads() < plan.items()).then(|| plan.item(item + cpu.pool.threads()))
+    };
+    cpu.pool.run(plan.items(), &|item| {
+        cpu.run(GateUp { pass: &pass, item: plan.item(item), next: next(item) });
+    });
 }
 
 struct Pass<'a> {
@@ -58,6 +64,8 @@ struct Pass<'a> {
 struct GateUp<'a> {
     pass: &'a Pass<'a>,
     item: Item,
+    /// What this thread probably computes next.
+    next: Option<Item>,
 }
 
 impl Op for GateUp<'_> {
@@ -90,7 +98,7 @@ impl GateUp<'_> {
         let (first, last) = (GROUP_PANELS * groups.start, GROUP_PANELS * groups.end);
         let mut out = [NO_TILE; PANELS];
         // Each matrix, and what is read behind it.
-        for (matrix, then, is_up) in [(gate, up.bytes(first), false), (up, gate.bytes(last), true)] {
+        for (matrix, then, is_up) in [(gate, up.bytes(first), false), (up, self.behind(last), true)] {
             for start in (first..last).step_by(PANELS) {
                 let panels = start..last.min(start + PANELS);
                 for (i, tile) in tiles.clone().enumerate() {
@@ -112,6 +120,18 @@ impl GateUp<'_> {
                 }
             }
         }
+    }
+
+    /// What is read when group `last` of `up` was.
+    #[inline(always)]
+    fn behind(&self, last: usize) -> &[u8] {
+        let (item, panel) = match &self.next {
+            Some(next) if last == GROUP_PANELS * self.item.groups.end => {
+                (next, GROUP_PANELS * next.groups.start)
+            }
+            _ => (&self.item, last),
+        };
+        Panels::new(&self.pass.experts.get(item.run.expert).gate).bytes(panel)
     }
 
     /// Slots of tile `tile` of the item.

@@ -7,25 +7,26 @@ use super::scratch::FeedForwardScratch;
 use crate::config::TextConfig;
 use crate::kernels::Cpu;
 use crate::kernels::activations::QuantizedRows;
+use crate::kernels::linear::Input;
 use crate::weights::model::FeedForwardWeights;
 
-/// hidden += network(normed), both `[tokens, hidden]`.
+/// hidden += network(input), both `[tokens, hidden]`.
 pub fn forward(
     cpu: &Cpu,
     config: &TextConfig,
     weights: &FeedForwardWeights,
     scratch: &mut FeedForwardScratch,
     quantized: &mut QuantizedRows,
-    normed: &[f32],
+    input: Input<'_>,
     hidden: &mut [f32],
 ) {
     match weights {
         FeedForwardWeights::Dense(network) => {
-            dense::forward(cpu, network, &mut scratch.dense, quantized, normed, hidden);
+            dense::forward(cpu, network, &mut scratch.dense, quantized, input, hidden);
         }
         FeedForwardWeights::Moe(moe) => {
             let scratch = scratch.moe.as_mut().expect("a model with experts has scratch memory for them");
-            moe::forward(cpu, config.moe_shapes(), moe, scratch, quantized, normed, hidden);
+            moe::forward(cpu, config.moe_shapes(), moe, scratch, input, hidden);
         }
     }
 }

@@ -5,12 +5,11 @@
 
 use crate::config::MoeConfig;
 use crate::kernels::Cpu;
-use crate::kernels::activations::QuantizedRows;
 use crate::kernels::experts::{Experts, Shared, expert_feed_forward};
-use crate::kernels::linear::{Store, linear};
+use crate::kernels::linear::{Input, Store, linear};
 use crate::kernels::profile::Operation;
 use crate::kernels::routing::route_top_k;
-use crate::model::input::{prepare_if, set};
+use crate::model::input::set;
 use crate::model::scratch::MoeScratch;
 use crate::weights::model::MoeWeights;
 
@@ -18,21 +17,18 @@ use crate::weights::model::MoeWeights;
 /// the other, and asking for a whole layer could push out of memory what is needed first.
 const MAX_PREFETCH: usize = 32;
 
-/// hidden += experts(normed), both `[tokens, hidden]`. The router's scores and choices stay in `scratch`.
+/// hidden += experts(input), both `[tokens, hidden]`. The router's scores and choices stay in `scratch`.
 pub fn forward(
     cpu: &Cpu,
     config: &MoeConfig,
     weights: &MoeWeights,
     scratch: &mut MoeScratch,
-    quantized: &mut QuantizedRows,
-    normed: &[f32],
+    input: Input<'_>,
     hidden: &mut [f32],
 ) {
-    let cols = weights.router.cols();
-    let tokens = normed.len() / cols;
+    let tokens = input.tokens;
     let MoeScratch { logits, routes, shared_gate, experts } = scratch;
     let logits = &mut logits[..tokens * config.experts];
-    let input = prepare_if(weights.wants_quantized(), cpu, normed, cols, quantized);
     let router = set(&weights.router, logits);
     let shared = match &weights.shared {
         None => {

@@ -2,6 +2,7 @@
 
 use edgewise::config::{AttentionConfig, DeltaConfig, RopeConfig};
 use edgewise::kernels::activation::swiglu;
+use edgewise::kernels::activations::QuantizedRows;
 use edgewise::kernels::attention::{QueryKeyNorm, prepare_query_key};
 use edgewise::kernels::conv::{TAIL, TAPS, short_conv};
 use edgewise::kernels::delta_rule::{gates, normalize_query_key};
@@ -25,7 +26,7 @@ fn rms_norms() {
         let (x, weight) = (random.numbers(rows * width), random.numbers(width));
         let found = same_on_all("rms_norm", &cpus, |cpu| {
             let mut out = vec![f32::NAN; x.len()];
-            rms_norm(cpu, &x, &weight, 1e-6, &mut out);
+            rms_norm(cpu, &x, &weight, 1e-6, &mut out, None);
             out
         });
         assert_close("rms_norm", &found, &reference::rms_norm(&x, &weight, 1e-6), 1e-6);
@@ -52,7 +53,7 @@ fn gated_rms_norms() {
 fn norm_of_zeros_is_zero() {
     for cpu in cpus() {
         let mut out = vec![f32::NAN; 20];
-        rms_norm(&cpu, &[0.0; 20], &[1.0; 20], 1e-6, &mut out);
+        rms_norm(&cpu, &[0.0; 20], &[1.0; 20], 1e-6, &mut out, None);
         assert_eq!(out, [0.0; 20]);
     }
 }
@@ -135,6 +136,31 @@ fn queries_and_keys_of_the_delta_rule() {
     }
 }
 
+/// A step that quantises what it makes gives the same as the step and then quantisation.
+#[test]
+fn rows_made_and_quantised_at_once() {
+    let mut random = Random::new(27);
+    for cpu in cpus() {
+        for (rows, width) in shapes() {
+            let (x, weight) = (random.numbers(rows * width), random.numbers(width));
+            let (mut expected, mut groups) = (vec![f32::NAN; x.len()], QuantizedRows::default());
+            let (mut found, mut found_groups) = (expected.clone(), QuantizedRows::default());
+            rms_norm(&cpu, &x, &weight, 1e-6, &mut expected, None);
+            groups.fill(&cpu, &expected, width);
+            rms_norm(&cpu, &x, &weight, 1e-6, &mut found, Some(&mut found_groups));
+            assert_same_bits("rms_norm", &found, &expected);
+            assert_eq!(found_groups.groups(), groups.groups());
+            assert_eq!(found_groups.groups_per_row(), width.div_ceil(32));
+
+            swiglu(&cpu, &mut expected, &x, width, None);
+            groups.fill(&cpu, &expected, width);
+            swiglu(&cpu, &mut found, &x, width, Some(&mut found_groups));
+            assert_same_bits("swiglu", &found, &expected);
+            assert_eq!(found_groups.groups(), groups.groups());
+        }
+    }
+}
+
 #[test]
 fn swiglus() {
     let (cpus, mut random) = (cpus(), Random::new(26));
@@ -142,7 +168,7 @@ fn swiglus() {
         let (gate, up) = (random.between(n, -20.0, 20.0), random.numbers(n));
         let found = same_on_all("swiglu", &cpus, |cpu| {
             let mut gate = gate.clone();
-            swiglu(cpu, &mut gate, &up);
+            swiglu(cpu, &mut gate, &up, n, None);
             gate
         });
         assert_close("swiglu", &found, &reference::swiglu(&gate, &up), 1e-6);

@@ -143,7 +143,8 @@ impl Layer {
             }
             for (expert, weight) in all {
                 let mut inner = multiply(&cpu, x, &expert.gate);
-                swiglu(&cpu, &mut inner, &multiply(&cpu, x, &expert.up));
+                let width = inner.len();
+                swiglu(&cpu, &mut inner, &multiply(&cpu, x, &expert.up), width, None);
                 for (out, y) in out.iter_mut().zip(multiply(&cpu, &inner, &expert.down)) {
                     *out = weight.mul_add(y, *out);
                 }

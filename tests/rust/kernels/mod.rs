@@ -5,6 +5,7 @@ mod attention;
 mod delta_rule;
 mod elementwise;
 mod experts;
+mod gated_delta;
 mod golden;
 mod lanes;
 mod linear;

@@ -1,6 +1,7 @@
 //! The vision tower and what the engine does with what it sees.
 
 mod bits;
+mod interrupted;
 mod manners;
 mod prompt;
 mod tower;

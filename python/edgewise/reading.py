@@ -1,0 +1,257 @@
+"""Reading of texts: what an earlier text began with too is taken from the cache, the rest is computed."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from functools import cached_property
+
+from edgewise import checkpoints
+from edgewise._native import Engine, PrefixCache, TextPath
+from edgewise._native import Sequence as NativeSequence
+from edgewise.checkpoints import Markers, Spacing
+from edgewise.encoder import Encoded, Encoder
+from edgewise.progress import Progress, count, shown
+from edgewise.prompt import PlacedMedia, Prompt
+
+QUICK_SECONDS = 0.5
+"""Encoding that takes no longer than this shows no bar."""
+SHORT = 16
+"""Tokens of an answer that are sooner computed again than kept, and of a prompt than looked for."""
+
+
+class Reader:
+    """Reads texts on one engine, and keeps states of them. May be used by several threads."""
+
+    def __init__(
+        self, engine: Engine, encoder: Encoder, cache_bytes: int, markers: Callable[[], Markers]
+    ) -> None:
+        """Keep at most `cache_bytes` bytes of states; with 0, nothing."""
+        self.engine = engine
+        self.encoder = encoder
+        self.cache = PrefixCache(engine, cache_bytes) if cache_bytes else None
+        self._markers = markers
+
+    @cached_property
+    def markers(self) -> Markers:
+        """The tokens by which borders of messages are found."""
+        return self._markers()
+
+    @cached_property
+    def state_bytes(self) -> int:
+        """Bytes of a checkpoint, beside the KV cache that it shares with others."""
+        return self.engine.sequence().nbytes
+
+    def text(self) -> Text:
+        """Return an empty text."""
+        return Text(self, self.engine.sequence())
+
+
+class Text:
+    """A text on an engine: its tokens, images and videos, and the state after them.
+
+    What counts is what the state has seen. `settle` brings the rest in line with it after an interruption,
+    which may come between any two steps.
+    """
+
+    def __init__(self, reader: Reader, native: NativeSequence) -> None:
+        self._reader = reader
+        self.native = native
+        self.ids: list[int] = []
+        self.media: tuple[PlacedMedia, ...] = ()
+        self._path = None if reader.cache is None else TextPath()
+        self._checkpoint = 0
+        """Tokens before the last checkpoint."""
+
+    @classmethod
+    def of(
+        cls, reader: Reader, native: NativeSequence, ids: list[int], media: tuple[PlacedMedia, ...]
+    ) -> Text:
+        """Return the text that a state is of."""
+        text = cls(reader, native)
+        text.ids, text.media, text._checkpoint = ids, media, len(ids)
+        if text._path is not None:
+            text._path.extend(ids)
+            for medium in media:
+                for start, group in medium.groups():
+                    text._path.mark(start, group.tokens, group.key)
+        return text
+
+    def __len__(self) -> int:
+        return len(self.native)
+
+    def settle(self) -> None:
+        """Forget tokens that were to be read, and were not."""
+        if len(self.ids) > len(self.native):
+            tokens = len(self.native)
+            del self.ids[tokens:]
+            self.media = first_media(self.media, tokens)
+            if self._path is not None:
+                self._path.truncate(tokens)
+
+    def read(
+        self,
+        prompt: Prompt,
+        *,
+        progress: Progress | bool | None = None,
+        room: int = 0,
+        encoded: Callable[[], None] = lambda: None,
+    ) -> int:
+        """Append a prompt.
+
+        Args:
+            prompt: what follows.
+            progress: shows how far images and videos are encoded.
+            room: take memory for so many more tokens that will follow.
+            encoded: called when images and videos are encoded, and the rest begins.
+
+        Returns:
+            How many of all tokens did not have to be computed by this call.
+
+        Raises:
+            ContextError, MediaError, MemoryError, KeyboardInterrupt: and what else reading may raise; the
+                text then ends behind the last token that was read.
+        """
+        before = len(self.ids)
+        media = [moved(medium, before) for medium in prompt.media]
+        try:
+            self.ids += prompt.token_ids
+            self.media += tuple(media)
+            return self._read(before, media, progress, room, encoded)
+        finally:
+            self.settle()
+
+    def _read(
+        self,
+        before: int,
+        media: Sequence[PlacedMedia],
+        progress: Progress | bool | None,
+        room: int,
+        encoded: Callable[[], None],
+    ) -> int:
+        known = self._take_up(media, before)
+        cached = len(self.native)
+        self.native.reserve(len(self.ids) + room)
+        features = self._encode(media, cached, progress) if media else []
+        encoded()
+        kept = self._places(cached, known)
+        done = cached
+        for end in sorted({*kept, len(self.ids)} - {done}):
+            part = [(start - done, feature) for start, feature in features if done <= start < end]
+            self.native.append(self.ids[done:end], part)
+            done = end
+            if end in kept:
+                self._keep()
+        return cached
+
+    def _take_up(self, media: Sequence[PlacedMedia], before: int) -> int:
+        """Go on from the longest beginning that is cached; return how many tokens an earlier text has too."""
+        cache, path = self._reader.cache, self._path
+        if cache is None or path is None:
+            return before
+        path.extend(self.ids[len(path) :])
+        if len(path) - before < SHORT:
+            return before
+        comparable = _mark(path, cache, media, len(self.ids))
+        found = cache.find(path, before, comparable)
+        if found is not None:
+            self.native = found
+            self._checkpoint = len(found)
+        return cache.known(path, comparable)
+
+    def _encode(self, media: Sequence[PlacedMedia], first: int, progress: Progress | bool | None) -> Encoded:
+        """Return features of what is seen from token `first` on."""
+        mark = None if self._path is None else self._path.mark
+        with shown(progress, "looking", count("tokens"), QUICK_SECONDS) as report:
+            return self._reader.encoder.encode(Prompt([], tuple(media)), report, first, mark)
+
+    def _places(self, first: int, known: int) -> list[int]:
+        """Where checkpoints are to be made behind `first`."""
+        cache = self._reader.cache
+        if cache is None:
+            return []
+        spacing = Spacing.of(len(self.ids) - first, self._reader.state_bytes, cache.limit)
+        spans = [span for medium in self.media for span in medium.spans]
+        return checkpoints.places(self.ids, first, known, spans, self._reader.markers, spacing)
+
+    def reserve(self, tokens: int) -> None:
+        """Take memory for so many more tokens."""
+        self.native.reserve(len(self) + tokens)
+
+    def push(self, token_id: int) -> None:
+        """Append one token of an answer."""
+        try:
+            self.ids.append(token_id)
+            self.native.append([token_id])
+        finally:
+            self.settle()
+        if len(self) - self._checkpoint >= checkpoints.EVERY:
+            self._keep()
+
+    def finish(self) -> None:
+        """Keep the state at the end of an answer, if it was not short."""
+        if len(self) - self._checkpoint >= SHORT:
+            self._keep()
+
+    def _keep(self) -> None:
+        """Make a checkpoint of all tokens that the state has seen."""
+        cache, path = self._reader.cache, self._path
+        if cache is not None and path is not None:
+            path.extend(self.ids[len(path) : len(self.native)])
+            cache.put(path, self.native)
+            self._checkpoint = len(self.native)
+
+    def fork(self) -> Text:
+        """Return a copy that shares what it can."""
+        copy = Text(self._reader, self.native.fork())
+        copy.ids, copy.media, copy._checkpoint = self.ids.copy(), self.media, self._checkpoint
+        copy._path = None if self._path is None else self._path.copy()
+        return copy
+
+    def beginning(self, tokens: int) -> Text:
+        """Return the first `tokens` tokens as a text of their own, computed as far as there is no checkpoint.
+
+        Raises:
+            ValueError: if an image or a frame group of a video would be cut.
+        """
+        for medium in self.media:
+            for start, count_ in medium.spans:
+                if start < tokens < start + count_:
+                    end = start + count_
+                    raise ValueError(
+                        f"n_tokens: {tokens} is inside {medium.where}, which takes tokens {start} to {end}"
+                    )
+        text = self._reader.text()
+        if tokens:
+            text.read(Prompt(self.ids[:tokens], first_media(self.media, tokens)))
+        return text
+
+
+def _mark(path: TextPath, cache: PrefixCache, media: Sequence[PlacedMedia], tokens: int) -> int:
+    """Mark the places of images and videos in a path; return how far it may be compared.
+
+    The pixels of a video are known only once it is decoded. That is left for later, unless some earlier text
+    has everything before the video too.
+    """
+    for medium in media:
+        start = medium.starts[0]
+        if medium.kind == "video" and cache.known(path, start) < start:
+            return start
+        for start, group in medium.groups():
+            path.mark(start, group.tokens, group.key)
+    return tokens
+
+
+def moved(medium: PlacedMedia, tokens: int) -> PlacedMedia:
+    """Return an image or a video so many tokens further behind."""
+    return dataclasses.replace(medium, starts=tuple(start + tokens for start in medium.starts))
+
+
+def first_media(media: Sequence[PlacedMedia], tokens: int) -> tuple[PlacedMedia, ...]:
+    """Return what stands in the first `tokens` tokens; of a video perhaps only its first frame groups."""
+    found = []
+    for medium in media:
+        starts = tuple(start for start in medium.starts if start < tokens)
+        if starts:
+            found.append(dataclasses.replace(medium, starts=starts))
+    return tuple(found)

@@ -1,0 +1,329 @@
+//! All of a Gated DeltaNet layer between its projections: short convolution, norms, gates, delta rule, gated norm.
+//!
+//! ```text
+//! for each key head, with its value heads:                            a work item
+//!   for each block of 64 tokens:
+//!     q, k, v = silu(short convolution of the head's channels)         into memory of the thread's own
+//!     q, k    = q / |q| / sqrt(k_dim), k / |k|
+//!     decay, beta = gates
+//!     for each pair of tiles of the state: walk through the block's tokens, results in the place of v
+//!     out     = rms_norm(v) * weight * silu(z)
+//!   the convolution's tail moves on
+//! ```
+//!
+//! Heads have nothing to do with each other here, so that one parallel region does it all. That matters more than the four
+//! barriers it saves: what one core wrote and another reads comes through the memory between them, at a fraction of a cache's
+//! speed. And a block's q, k and v (98 KB for heads of 128) stand side by side, where rows of all channels would compete for
+//! the same few places of each cache, being a multiple of 4 KB apart.
+//!
+//! The steps are those of [`conv`](super::conv), [`delta_rule`](super::delta_rule) and [`norm`](super::norm), to the bit.
+#![allow(unsafe_code, reason = "states and outputs, written in parallel by heads")]
+
+use std::ops::Range;
+
+use super::conv::{self, Strip, TAIL, TAPS};
+use super::cpu::Cpu;
+use super::delta_rule::{L2_EPS, PARTIAL, Walk, decay, pair_width, walk_pair};
+use super::disjoint::Disjoint;
+use super::lanes::{LANES, Op, Simd};
+use super::math::{sigmoid, zip_lanes};
+use super::norm::{gated_rms_norm_row, l2_norm_row};
+use super::prefetch;
+use crate::config::DeltaConfig;
+
+/// Tokens that a head takes from one step to the next together.
+const BLOCK: usize = 64;
+/// Tokens from one that is read to one that is asked for.
+const AHEAD: usize = 4;
+
+/// What the layer reads beside its states.
+#[derive(Clone, Copy, Debug)]
+pub struct GatedDelta<'a> {
+    /// The heads.
+    pub shape: &'a DeltaConfig,
+    /// Queries, keys and values before the convolution: `[tokens, q | k | v]`
+    pub projected: &'a [f32],
+    /// Gates of the output, `[tokens, value_heads, v_dim]`
+    pub z: &'a [f32],
+    /// Projections that the decay comes from, `[tokens, value_heads]`
+    pub a: &'a [f32],
+    /// Projections that the rate beta comes from, `[tokens, value_heads]`
+    pub b: &'a [f32],
+    /// The convolution's weights, `[4, channels]`
+    pub conv: &'a [f32],
+    /// `e^A_log`, `[value_heads]`
+    pub rate: &'a [f32],
+    /// `[value_heads]`
+    pub dt_bias: &'a [f32],
+    /// The gated norm's weight, `[v_dim]`
+    pub norm: &'a [f32],
+    /// Added to the mean square in the gated norm.
+    pub eps: f32,
+}
+
+/// Moves `tail` `[3, channels]` and `memory` `[value_heads, v_dim / 16, k_dim, 16]` on over all tokens; `out` is
+/// `[tokens, value_heads, v_dim]`. `scratch` may hold anything; it grows to what the threads need.
+///
+/// # Panics
+/// If shapes do not fit.
+pub fn gated_delta(
+    cpu: &Cpu,
+    layer: GatedDelta<'_>,
+    tail: &mut [f32],
+    memory: &mut [f32],
+    scratch: &mut Vec<f32>,
+    out: &mut [f32],
+) {
+    let shape = layer.shape;
+    let out_width = shape.value_heads * shape.value_dim;
+    let tokens = out.len() / out_width;
+    assert_eq!(layer.projected.len(), tokens * shape.conv_dim());
+    assert_eq!(layer.z.len(), out.len());
+    assert_eq!((layer.a.len(), layer.b.len()), (tokens * shape.value_heads, tokens * shape.value_heads));
+    assert_eq!((layer.rate.len(), layer.dt_bias.len()), (shape.value_heads, shape.value_heads));
+    assert_eq!((layer.conv.len(), tail.len()), (TAPS * shape.conv_dim(), TAIL * shape.conv_dim()));
+    assert_eq!(memory.len(), out_width * shape.key_dim);
+    assert!(shape.value_dim.is_multiple_of(LANES) && shape.key_dim.is_multiple_of(PARTIAL));
+    let room = Room::of(shape, tokens.min(BLOCK));
+    scratch.resize(scratch.len().max(cpu.pool.threads() * room.total()), 0.0);
+    let scratch = Disjoint::new(scratch);
+    let pass = Pass {
+        layer,
+        tokens,
+        tail: Disjoint::new(tail),
+        memory: Disjoint::new(memory),
+        out: Disjoint::new(out),
+    };
+    cpu.pool.run_numbered(shape.key_heads, &|thread, key_head| {
+        // SAFETY: a thread has its own number, and does one item at a time.
+        let scratch = unsafe { scratch.part(thread * room.total()..(thread + 1) * room.total()) };
+        cpu.run(Head { pass: &pass, key_head, scratch, room });
+    });
+}
+
+struct Pass<'a> {
+    layer: GatedDelta<'a>,
+    tokens: usize,
+    tail: Disjoint<'a, f32>,
+    memory: Disjoint<'a, f32>,
+    out: Disjoint<'a, f32>,
+}
+
+/// Floats of a block.
+#[derive(Clone, Copy)]
+struct Room {
+    /// Queries and keys, `[tokens, 2, k_dim]`
+    rows: usize,
+    /// Values, then results, `[tokens, value heads, v_dim]`
+    values: usize,
+    /// Decays, and as much for betas: `[value heads, tokens]`
+    gates: usize,
+}
+
+impl Room {
+    /// For a key head of `shape` and blocks of at most `tokens`.
+    fn of(shape: &DeltaConfig, tokens: usize) -> Self {
+        let value_heads = shape.value_heads / shape.key_heads;
+        Self {
+            rows: tokens * 2 * shape.key_dim,
+            values: tokens * value_heads * shape.value_dim,
+            gates: (tokens * value_heads).next_multiple_of(LANES),
+        }
+    }
+
+    fn total(&self) -> usize {
+        self.rows + self.values + 2 * self.gates
+    }
+}
+
+/// A key head and its value heads.
+struct Head<'a> {
+    pass: &'a Pass<'a>,
+    key_head: usize,
+    scratch: &'a mut [f32],
+    room: Room,
+}
+
+impl Op for Head<'_> {
+    type Output = ();
+    const BLOCKS: bool = false;
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let Self { pass, key_head, scratch, room } = self;
+        let shape = pass.layer.shape;
+        let (rows, rest) = scratch.split_at_mut(room.rows);
+        let (values, rest) = rest.split_at_mut(room.values);
+        let (decay, beta) = rest.split_at_mut(room.gates);
+        let head = Channels::new(shape, key_head);
+        for first in (0..pass.tokens).step_by(BLOCK) {
+            let tokens = first..pass.tokens.min(first + BLOCK);
+            let key = shape.key_dim;
+            convolve(s, pass, &head.query, tokens.clone(), rows, 2 * key, 0);
+            convolve(s, pass, &head.key, tokens.clone(), rows, 2 * key, key);
+            convolve(s, pass, &head.value, tokens.clone(), values, head.value.len(), 0);
+            for row in rows[..tokens.len() * 2 * key].chunks_exact_mut(2 * key) {
+                let (query, key) = row.split_at_mut(key);
+                l2_norm_row(s, query, L2_EPS, 1.0 / (key.len() as f32).sqrt());
+                l2_norm_row(s, key, L2_EPS, 1.0);
+            }
+            gates(s, &pass.layer, &head.value_heads, tokens.clone(), decay, beta);
+            walk(s, pass, &head.value_heads, tokens.len(), rows, values, decay, beta);
+            finish(s, pass, &head.value_heads, tokens, values);
+        }
+        for channels in [head.query, head.key, head.value] {
+            conv::advance_strip(
+                pass.layer.projected,
+                shape.conv_dim(),
+                channels.start,
+                tail_of(pass, &channels),
+            );
+        }
+    }
+}
+
+/// What belongs to a key head.
+struct Channels {
+    /// Among the convolution's channels.
+    query: Range<usize>,
+    key: Range<usize>,
+    value: Range<usize>,
+    /// Among the value heads.
+    value_heads: Range<usize>,
+}
+
+impl Channels {
+    #[inline(always)]
+    fn new(shape: &DeltaConfig, key_head: usize) -> Self {
+        let span = |start: usize, width: usize| start + key_head * width..start + (key_head + 1) * width;
+        let keys = shape.key_heads * shape.key_dim;
+        let value_heads = span(0, shape.value_heads / shape.key_heads);
+        Self {
+            query: span(0, shape.key_dim),
+            key: span(keys, shape.key_dim),
+            value: span(2 * keys, value_heads.len() * shape.value_dim),
+            value_heads,
+        }
+    }
+}
+
+/// `channels` of the convolution's tail.
+#[inline(always)]
+fn tail_of<'a>(pass: &'a Pass<'_>, channels: &Range<usize>) -> [&'a mut [f32]; TAIL] {
+    let row = |row: usize| {
+        let start = row * pass.layer.shape.conv_dim();
+        // SAFETY: every item has its own channels, and asks for them one step after the other.
+        unsafe { pass.tail.part(start + channels.start..start + channels.end) }
+    };
+    [row(0), row(1), row(2)]
+}
+
+/// The convolution of `channels` at `tokens`; results go to `out` `[tokens, stride]`, in each row from `at`.
+#[inline(always)]
+fn convolve<S: Simd>(
+    s: S,
+    pass: &Pass<'_>,
+    channels: &Range<usize>,
+    tokens: Range<usize>,
+    out: &mut [f32],
+    stride: usize,
+    at: usize,
+) {
+    let GatedDelta { projected, conv, shape, .. } = pass.layer;
+    let [t0, t1, t2] = tail_of(pass, channels);
+    let strip = Strip::new(projected, conv, shape.conv_dim(), channels.clone(), [t0, t1, t2]);
+    for (row, t) in tokens.enumerate() {
+        strip.prefetch(t + AHEAD);
+        let out = &mut out[row * stride + at..][..channels.len()];
+        strip.convolve(s, t, out);
+    }
+}
+
+/// Decays and betas of `value_heads` at `tokens`, `[value heads, tokens]`.
+#[inline(always)]
+fn gates<S: Simd>(
+    s: S,
+    layer: &GatedDelta<'_>,
+    value_heads: &Range<usize>,
+    tokens: Range<usize>,
+    decays: &mut [f32],
+    betas: &mut [f32],
+) {
+    let all = value_heads.len() * tokens.len();
+    let mut at = 0;
+    for head in value_heads.clone() {
+        for t in tokens.clone() {
+            let gate = t * layer.shape.value_heads + head;
+            decays[at] = decay(layer.a[gate], layer.rate[head], layer.dt_bias[head]);
+            betas[at] = layer.b[gate];
+            at += 1;
+        }
+    }
+    let betas = &mut betas[..all];
+    zip_lanes!(s, betas = [value in betas] => sigmoid(s, value));
+}
+
+/// The delta rule over a block of `tokens` tokens; results replace `values`.
+#[inline(always)]
+fn walk<S: Simd>(
+    s: S,
+    pass: &Pass<'_>,
+    value_heads: &Range<usize>,
+    tokens: usize,
+    rows: &[f32],
+    values: &mut [f32],
+    decays: &[f32],
+    betas: &[f32],
+) {
+    let DeltaConfig { key_dim, value_dim, .. } = *pass.layer.shape;
+    let width = pair_width(pass.layer.shape) * LANES;
+    let value_stride = value_heads.len() * value_dim;
+    let values = Disjoint::new(values);
+    for (i, head) in value_heads.clone().enumerate() {
+        for channel in (0..value_dim).step_by(width) {
+            let walk = Walk {
+                tokens,
+                key_dim,
+                rows,
+                row_stride: 2 * key_dim,
+                query: 0,
+                key: key_dim,
+                decay: &decays[i * tokens..],
+                beta: &betas[i * tokens..],
+                gate_stride: 1,
+                values: &values,
+                value_stride,
+                value: i * value_dim + channel,
+            };
+            let start = (head * value_dim + channel) * key_dim;
+            // SAFETY: every item has its own heads, and this is the only use of these tiles and of `values`.
+            unsafe { walk_pair(s, &walk, pass.memory.part(start..start + width * key_dim)) };
+        }
+    }
+}
+
+/// The gated norm of a block's results `[tokens, value heads, v_dim]`, into the layer's output.
+#[inline(always)]
+fn finish<S: Simd>(
+    s: S,
+    pass: &Pass<'_>,
+    value_heads: &Range<usize>,
+    tokens: Range<usize>,
+    results: &mut [f32],
+) {
+    let GatedDelta { shape, z, norm, eps, .. } = pass.layer;
+    let out_width = shape.value_heads * shape.value_dim;
+    let (start, width) = (value_heads.start * shape.value_dim, value_heads.len() * shape.value_dim);
+    for (t, results) in tokens.zip(results.chunks_exact_mut(width)) {
+        if t + AHEAD < pass.tokens {
+            let ahead = &z[(t + AHEAD) * out_width + start..][..width];
+            prefetch::lines(ahead.as_ptr().cast(), size_of_val(ahead));
+        }
+        let row = t * out_width + start..t * out_width + start + width;
+        let gates = z[row.clone()].chunks_exact(shape.value_dim);
+        for (x, gate) in results.chunks_exact_mut(shape.value_dim).zip(gates) {
+            gated_rms_norm_row(s, x, gate, norm, eps);
+        }
+        // SAFETY: every item has its own heads of each token.
+        unsafe { pass.out.part(row) }.copy_from_slice(results);
+    }
+}

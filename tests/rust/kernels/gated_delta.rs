@@ -1,0 +1,137 @@
+//! The fused core of a Gated DeltaNet layer against its steps one by one.
+
+use std::ops::Range;
+
+use edgewise::config::DeltaConfig;
+use edgewise::kernels::Cpu;
+use edgewise::kernels::conv::{TAIL, TAPS, short_conv};
+use edgewise::kernels::delta_rule::{DeltaInput, delta_rule, gates, normalize_query_key};
+use edgewise::kernels::gated_delta::{GatedDelta, gated_delta};
+use edgewise::kernels::norm::gated_rms_norm;
+use proptest::prelude::*;
+
+use super::support::{Random, assert_same_bits, cpus, fastest, portable, same_on_all};
+
+const EPS: f32 = 1e-6;
+
+struct Case {
+    shape: DeltaConfig,
+    tokens: usize,
+    projected: Vec<f32>,
+    z: Vec<f32>,
+    a: Vec<f32>,
+    b: Vec<f32>,
+    conv: Vec<f32>,
+    rate: Vec<f32>,
+    dt_bias: Vec<f32>,
+    norm: Vec<f32>,
+    tail: Vec<f32>,
+    memory: Vec<f32>,
+}
+
+impl Case {
+    fn random(seed: u64, shape: DeltaConfig, tokens: usize) -> Self {
+        let mut random = Random::new(seed);
+        let DeltaConfig { value_heads, key_dim, value_dim, .. } = shape;
+        let channels = shape.conv_dim();
+        Self {
+            tokens,
+            projected: random.numbers(tokens * channels),
+            z: random.between(tokens * value_heads * value_dim, -5.0, 5.0),
+            a: random.between(tokens * value_heads, -5.0, 5.0),
+            b: random.between(tokens * value_heads, -5.0, 5.0),
+            conv: random.numbers(TAPS * channels),
+            rate: random.between(value_heads, 0.0, 2.0),
+            dt_bias: random.numbers(value_heads),
+            norm: random.numbers(value_dim),
+            tail: random.numbers(TAIL * channels),
+            memory: random.numbers(value_heads * value_dim * key_dim),
+            shape,
+        }
+    }
+
+    /// Output, tail and memory after the tokens, `piece` at a time.
+    fn fused(&self, cpu: &Cpu, piece: usize) -> Vec<f32> {
+        let (mut tail, mut memory, mut scratch) = (self.tail.clone(), self.memory.clone(), vec![f32::NAN; 5]);
+        let mut out = vec![f32::NAN; self.z.len()];
+        let width = out.len() / self.tokens;
+        for start in (0..self.tokens).step_by(piece) {
+            let tokens = start..self.tokens.min(start + piece);
+            let part = &mut out[start * width..tokens.end * width];
+            gated_delta(cpu, self.layer(tokens), &mut tail, &mut memory, &mut scratch, part);
+        }
+        [out, tail, memory].concat()
+    }
+
+    fn layer(&self, tokens: Range<usize>) -> GatedDelta<'_> {
+        fn cut<'a>(x: &'a [f32], tokens: &Range<usize>, all: usize) -> &'a [f32] {
+            let width = x.len() / all;
+            &x[tokens.start * width..tokens.end * width]
+        }
+        GatedDelta {
+            shape: &self.shape,
+            projected: cut(&self.projected, &tokens, self.tokens),
+            z: cut(&self.z, &tokens, self.tokens),
+            a: cut(&self.a, &tokens, self.tokens),
+            b: cut(&self.b, &tokens, self.tokens),
+            conv: &self.conv,
+            rate: &self.rate,
+            dt_bias: &self.dt_bias,
+            norm: &self.norm,
+            eps: EPS,
+        }
+    }
+
+    /// The same, each step over all heads.
+    fn step_by_step(&self, cpu: &Cpu) -> Vec<f32> {
+        let (mut tail, mut memory) = (self.tail.clone(), self.memory.clone());
+        let mut qkv = vec![f32::NAN; self.projected.len()];
+        let mut out = vec![f32::NAN; self.z.len()];
+        let (mut decay, mut beta) = (self.a.clone(), self.b.clone());
+        short_conv(cpu, &self.projected, &self.conv, &mut tail, &mut qkv);
+        normalize_query_key(cpu, &self.shape, &mut qkv);
+        gates(cpu, &mut decay, &mut beta, &self.rate, &self.dt_bias);
+        let input = DeltaInput { qkv: &qkv, decay: &decay, beta: &beta };
+        delta_rule(cpu, &self.shape, input, &mut memory, &mut out);
+        gated_rms_norm(cpu, &mut out, &self.z, &self.norm, EPS);
+        [out, tail, memory].concat()
+    }
+}
+
+fn shape(key_heads: usize, value_heads: usize, key_dim: usize, value_dim: usize) -> DeltaConfig {
+    DeltaConfig { key_heads, value_heads, key_dim, value_dim, conv_kernel: TAPS }
+}
+
+/// Around the edges of blocks of 64 tokens, with one or two tiles walked at once.
+#[test]
+fn same_bits_as_the_steps() {
+    let cpus = cpus();
+    for (i, tokens) in [1, 2, 3, 4, 5, 63, 64, 65, 128, 130].into_iter().enumerate() {
+        for shape in [shape(1, 1, 16, 16), shape(2, 2, 16, 32), shape(3, 6, 20, 48), shape(1, 3, 32, 64)] {
+            let case = Case::random(80 + i as u64, shape, tokens);
+            let found = same_on_all("gated_delta", &cpus, |cpu| case.fused(cpu, tokens));
+            assert_same_bits("gated_delta", &found, &case.step_by_step(&portable()));
+        }
+    }
+}
+
+#[test]
+fn the_true_shape_in_pieces() {
+    let (cpu, case) = (Cpu::new(fastest().tier, 3), Case::random(90, shape(16, 16, 128, 128), 70));
+    let expected = case.step_by_step(&cpu);
+    for piece in [1, 7, 64, 69, 70] {
+        assert_same_bits("gated_delta in pieces", &case.fused(&cpu, piece), &expected);
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(32))]
+    #[test]
+    fn any_shape_in_any_pieces(
+        seed in any::<u64>(), key_heads in 1_usize..4, group in 1_usize..4, key in 1_usize..9, tiles in 1_usize..5,
+        tokens in 1_usize..140, piece in 1_usize..140,
+    ) {
+        let case = Case::random(seed, shape(key_heads, key_heads * group, 4 * key, 16 * tiles), tokens);
+        assert_same_bits("gated_delta", &case.fused(&Cpu::new(fastest().tier, 2), piece), &case.step_by_step(&portable()));
+    }
+}
