@@ -204,8 +204,8 @@ fn quantized_panel<S: Simd, B: Block>(
     match places.count {
         1 => quantized_tile::<S, B, 1>(s, bytes, blocks, input, places, fetch, out),
         2 => quantized_tile::<S, B, 2>(s, bytes, blocks, input, places, fetch, out),
-        3 => quantized_tile::<S, B, 3>(s, bytes, blocks, input, places, fetch, out),
-        4 => quantized_tile::<S, B, 4>(s, bytes, blocks, input, places, fetch, out),
+        3 if S::TILE > 2 => quantized_tile::<S, B, 3>(s, bytes, blocks, input, places, fetch, out),
+        4 if S::TILE > 2 => quantized_tile::<S, B, 4>(s, bytes, blocks, input, places, fetch, out),
         5 if S::TILE > 4 => quantized_tile::<S, B, 5>(s, bytes, blocks, input, places, fetch, out),
         6 if S::TILE > 4 => quantized_tile::<S, B, 6>(s, bytes, blocks, input, places, fetch, out),
         7 if S::TILE > 4 => quantized_tile::<S, B, 7>(s, bytes, blocks, input, places, fetch, out),

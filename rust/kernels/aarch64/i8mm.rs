@@ -29,8 +29,8 @@ use crate::kernels::lanes::Op;
 #[derive(Clone, Copy, Debug)]
 pub struct I8mm(DotProd);
 
-/// Pairs of tokens of the largest tile.
-const PAIRS: usize = 4;
+/// Pairs of tokens of the largest tile: their sums take 16 of 32 registers. More would be spilled.
+const PAIRS: usize = 2;
 
 impl I8mm {
     /// The instructions, if this CPU and operating system support them.
@@ -56,71 +56,47 @@ impl I8mm {
         out
     }
 
-    /// The products of all rows; `Q` registers of four rows at a time, 2 or 4, so that the sums fit the registers.
+    /// The products of all rows.
     #[inline(always)]
-    fn dots<W: Weights, const T: usize, const Q: usize>(
-        self,
-        w: W,
-        a: [&[i8; 32]; T],
-        offsets: [i32; T],
-    ) -> [Int4; T] {
+    fn dots<W: Weights, const T: usize>(self, w: W, a: [&[i8; 32]; T], offsets: [i32; T]) -> [Int4; T] {
         intrinsics! {
+            let pairs = T.div_ceil(2);
+            let mut sums = [[[vdupq_n_s32(0); 2]; 4]; PAIRS];
+            for p in 0..pairs {
+                let (even, odd) = tokens::<T>(p);
+                let both = i64::from(offsets[even]) & 0xffff_ffff | i64::from(offsets[odd]) << 32;
+                sums[p] = [[vreinterpretq_s32_s64(vdupq_n_s64(both)); 2]; 4];
+            }
+            self.columns::<W, T, 0>(w, a, &mut sums);
+            self.columns::<W, T, 2>(w, a, &mut sums);
             let mut out = [[vdupq_n_s32(0); 4]; T];
-            self.rows::<W, T, Q>(w, a, offsets, 0, &mut out);
-            if Q == 2 {
-                self.rows::<W, T, Q>(w, a, offsets, 2, &mut out);
+            for p in 0..pairs {
+                let (even, odd) = tokens::<T>(p);
+                for q in 0..4 {
+                    out[odd][q] = vuzp2q_s32(sums[p][q][0], sums[p][q][1]);
+                    out[even][q] = vuzp1q_s32(sums[p][q][0], sums[p][q][1]);
+                }
             }
             out
         }
     }
 
-    /// The products of `Q` registers of rows from `first` on.
-    #[inline(always)]
-    fn rows<W: Weights, const T: usize, const Q: usize>(
-        self,
-        w: W,
-        a: [&[i8; 32]; T],
-        offsets: [i32; T],
-        first: usize,
-        out: &mut [Int4; T],
-    ) {
-        intrinsics! {
-            let pairs = T.div_ceil(2);
-            let mut sums = [[[vdupq_n_s32(0); 2]; Q]; PAIRS];
-            for p in 0..pairs {
-                let (even, odd) = tokens::<T>(p);
-                let both = i64::from(offsets[even]) & 0xffff_ffff | i64::from(offsets[odd]) << 32;
-                sums[p] = [[vreinterpretq_s32_s64(vdupq_n_s64(both)); 2]; Q];
-            }
-            self.columns::<W, T, Q, 0>(w, a, first, &mut sums);
-            self.columns::<W, T, Q, 2>(w, a, first, &mut sums);
-            for p in 0..pairs {
-                let (even, odd) = tokens::<T>(p);
-                for q in 0..Q {
-                    out[odd][first + q] = vuzp2q_s32(sums[p][q][0], sums[p][q][1]);
-                    out[even][first + q] = vuzp1q_s32(sums[p][q][0], sums[p][q][1]);
-                }
-            }
-        }
-    }
-
     /// Columns of vectors `J`, `J + 1`, `J + 4` and `J + 5`.
     #[inline(always)]
-    fn columns<W: Weights, const T: usize, const Q: usize, const J: usize>(
+    fn columns<W: Weights, const T: usize, const J: usize>(
         self,
         w: W,
         a: [&[i8; 32]; T],
-        first: usize,
-        sums: &mut [[[int32x4_t; 2]; Q]; PAIRS],
+        sums: &mut [[[int32x4_t; 2]; 4]; PAIRS],
     ) {
         let pairs = T.div_ceil(2);
         let mut tokens = [[load_pair(a, 0, J); 2]; PAIRS];
         for p in 0..pairs {
             tokens[p] = [load_pair(a, p, J), load_pair(a, p, J + 4)];
         }
-        for q in 0..Q {
+        for q in 0..4 {
             // SAFETY: J is 0 or 2 in all calls, and rows are below 4.
-            let w = unsafe { w.zipped(J, first + q) };
+            let w = unsafe { w.zipped(J, q) };
             for half in 0..2 {
                 for p in 0..pairs {
                     for rows in 0..2 {
@@ -149,7 +125,7 @@ fn load_pair<const T: usize>(a: [&[i8; 32]; T], p: usize, j: usize) -> int8x16_t
 }
 
 impl Products for I8mm {
-    const TILE: usize = 8;
+    const TILE: usize = 4;
 
     #[inline]
     fn run<O: Op>(tier: Neon<Self>, op: O) -> O::Output {
@@ -166,19 +142,11 @@ impl Products for I8mm {
 
     #[inline(always)]
     fn dots_u4<W: Weights, const T: usize>(self, w: W, a: [&[i8; 32]; T], offsets: [i32; T]) -> [Int4; T] {
-        match T {
-            1 => self.0.dots_u4(w, a, offsets),
-            2..=4 => self.dots::<W, T, 4>(w, a, offsets),
-            _ => self.dots::<W, T, 2>(w, a, offsets),
-        }
+        if T == 1 { self.0.dots_u4(w, a, offsets) } else { self.dots(w, a, offsets) }
     }
 
     #[inline(always)]
     fn dots_i8<W: Weights, const T: usize>(self, w: W, a: [&[i8; 32]; T]) -> [Int4; T] {
-        match T {
-            1 => self.0.dots_i8(w, a),
-            2..=4 => self.dots::<W, T, 4>(w, a, [0; T]),
-            _ => self.dots::<W, T, 2>(w, a, [0; T]),
-        }
+        if T == 1 { self.0.dots_i8(w, a) } else { self.dots(w, a, [0; T]) }
     }
 }
