@@ -13,8 +13,12 @@ pub enum DType {
     U8,
     /// 8-bit signed.
     I8,
+    /// 8-bit floating point of 4 exponent and 3 fraction bits, without infinities (`e4m3fn`).
+    F8E4M3,
     /// 32-bit signed.
     I32,
+    /// 32-bit unsigned.
+    U32,
     /// 64-bit signed.
     I64,
     /// IEEE half precision.
@@ -31,9 +35,9 @@ impl DType {
     /// Bytes of one element.
     pub const fn size(self) -> usize {
         match self {
-            Self::U8 | Self::I8 => 1,
+            Self::U8 | Self::I8 | Self::F8E4M3 => 1,
             Self::F16 | Self::BF16 => 2,
-            Self::I32 | Self::F32 => 4,
+            Self::I32 | Self::U32 | Self::F32 => 4,
             Self::I64 | Self::F64 => 8,
         }
     }
@@ -43,7 +47,9 @@ impl DType {
         match self {
             Self::U8 => "U8",
             Self::I8 => "I8",
+            Self::F8E4M3 => "F8_E4M3",
             Self::I32 => "I32",
+            Self::U32 => "U32",
             Self::I64 => "I64",
             Self::F16 => "F16",
             Self::BF16 => "BF16",
@@ -54,9 +60,19 @@ impl DType {
 
     /// The type with this safetensors name, if edgewise knows it.
     pub fn from_name(name: &str) -> Option<Self> {
-        [Self::U8, Self::I8, Self::I32, Self::I64, Self::F16, Self::BF16, Self::F32, Self::F64]
-            .into_iter()
-            .find(|dtype| dtype.name() == name)
+        const ALL: [DType; 10] = [
+            DType::U8,
+            DType::I8,
+            DType::F8E4M3,
+            DType::I32,
+            DType::U32,
+            DType::I64,
+            DType::F16,
+            DType::BF16,
+            DType::F32,
+            DType::F64,
+        ];
+        ALL.into_iter().find(|dtype| dtype.name() == name)
     }
 }
 

@@ -63,6 +63,12 @@ def quantize(
     threads: int | None = None,
     progress: _Progress | None = None,
 ) -> dict[str, Any]: ...
+def convert(
+    source: str,
+    destination: str,
+    threads: int | None = None,
+    progress: _Progress | None = None,
+) -> dict[str, Any]: ...
 def write_random(config: str, destination: str, recipe: str = "int4", seed: int = 0) -> None: ...
 
 # Operations of `edgewise.ops`; the docstrings are those of the module.

@@ -97,6 +97,12 @@ impl Checkpoint {
         self.names.contains_key(name)
     }
 
+    /// The element type of this tensor, if it is there and of a type that edgewise reads.
+    pub fn dtype(&self, name: &str) -> Option<DType> {
+        let entry = self.files[*self.names.get(name)?].header().tensors().get(name)?;
+        entry.dtype.clone().ok()
+    }
+
     /// The tensor with this name. One whose type edgewise does not read is an error.
     pub fn get(&self, name: &str) -> Result<Option<TensorView>> {
         match self.names.get(name) {

@@ -22,7 +22,8 @@ use crate::weights::vision;
 /// In which formats the weights are held.
 #[derive(Clone, Debug)]
 pub enum Precision {
-    /// As a file of our own stores them; any other checkpoint by the default recipe.
+    /// As a file of our own stores them; weights that another program packed in the blocks that hold them best, and what stands
+    /// beside them in INT8; any other checkpoint by the default recipe.
     Auto,
     /// Exactly the checkpoint's values: unquantised tensors as they stand, blocks widened to f32.
     Exact,
@@ -138,6 +139,7 @@ const PREFIXES: [&str; 2] = ["model.language_model.", "model."];
 struct CheckpointSource<'a> {
     loader: Loader<'a>,
     precision: &'a Precision,
+    /// For weights whose format `precision` leaves open.
     default: Recipe,
     cpu: &'a Cpu,
     prefix: &'static str,
@@ -162,10 +164,13 @@ impl<'a> CheckpointSource<'a> {
             let names = PREFIXES.map(|prefix| format!("'{prefix}embed_tokens.weight'")).join(" nor ");
             Error::file(checkpoint.path(), format!("holds neither {names}"))
         })?;
+        let loader = Loader::new(checkpoint)?.with_delta(config.text.delta.as_ref());
+        let loader = loader.with_imports(&cpu.pool, !matches!(precision, Precision::Auto))?;
+        let default = if loader.has_imports() { Recipe::BESIDE_PACKED } else { Recipe::DEFAULT };
         let source = Self {
-            loader: Loader::new(checkpoint)?.with_delta(config.text.delta.as_ref()),
+            loader,
             precision,
-            default: Recipe::by_name_or_file("int4")?,
+            default: Recipe::by_name_or_file(default)?,
             cpu,
             prefix,
             done: 0,
@@ -203,6 +208,8 @@ impl<'a> CheckpointSource<'a> {
         };
         match self.precision {
             Precision::Auto if self.loader.checkpoint().is_native() => stored.format,
+            // Packed by another program, and now in the blocks that hold it best.
+            Precision::Auto if stored.format.is_quantized() => stored.format,
             Precision::Auto => by(&self.default),
             Precision::Exact if stored.format.is_quantized() => Format::F32,
             Precision::Exact => stored.format,
@@ -228,7 +235,7 @@ impl<'a> CheckpointSource<'a> {
             let part = |i| data.slice(i * bytes..(i + 1) * bytes).unwrap_or_else(|| data.clone());
             (0..count).map(|i| Matrix::new(target, rows, cols, part(i))).collect::<Result<_>>()?
         };
-        self.finished(stored.view.bytes.len(), name)?;
+        self.finished(stored.source_bytes, name)?;
         Ok(matrices)
     }
 

@@ -46,6 +46,25 @@ pub fn is_fused(name: &str) -> bool {
     PIECES.iter().any(|(_, fused, _)| name.ends_with(fused))
 }
 
+/// The names of the pieces of the fused tensor of this name; none if it is not one.
+pub(super) fn pieces(name: &str) -> impl Iterator<Item = String> {
+    PIECES.iter().filter_map(move |(alone, fused, _)| Some(format!("{}{alone}", name.strip_suffix(fused)?)))
+}
+
+/// The fused tensor that holds the piece of this name, the rows the piece takes of it, in order, and how many rows it has.
+pub(super) fn place_of(name: &str, delta: &DeltaConfig) -> Option<(String, Vec<usize>, usize)> {
+    PIECES.iter().find_map(|(alone, fused, piece)| {
+        let stem = name.strip_suffix(alone)?;
+        let (runs, all) = rows(*piece, delta);
+        Some((format!("{stem}{fused}"), runs.into_iter().flatten().collect(), all))
+    })
+}
+
+/// Whether the tensor of this name is a part of a fused one that another program packed: all of theirs begin as its module does.
+pub(super) fn is_packed(name: &str) -> bool {
+    [QKVZ, BA].iter().any(|fused| name.contains(fused.trim_end_matches("weight")))
+}
+
 /// A tensor as the model wants it: one of the checkpoint, or rows of one.
 #[derive(Clone, Debug)]
 pub struct Part {

@@ -102,6 +102,8 @@ struct Text {
 impl Recipe {
     /// The recipe used where none is asked for.
     pub const DEFAULT: &'static str = "int4";
+    /// The recipe for tensors that another program left as they were while it packed others: it had its reasons.
+    pub const BESIDE_PACKED: &'static str = "int8";
 
     /// Names of the built-in recipes.
     pub fn built_in() -> impl Iterator<Item = &'static str> {

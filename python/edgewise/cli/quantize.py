@@ -34,21 +34,27 @@ def add_to(commands: Commands) -> argparse.ArgumentParser:
 
 def run(arguments: argparse.Namespace) -> int:
     """Convert, and say what came out."""
-    destination = Path(arguments.destination)
-    if destination.is_dir():
-        raise IsADirectoryError(f"{destination}: is a folder; name the file to write")
-    if destination.exists() and not arguments.force:
-        raise FileExistsError(f"{destination}: is there already; --force replaces it")
+    destination = free(Path(arguments.destination), arguments.force)
     threads = checks.threads(arguments.threads)
     source = hub.resolve(arguments.source)
     start = time.monotonic()
     with shown(True, "converting") as progress:
         report = _native.quantize(source, str(destination), arguments.recipe, threads, progress)
-    print(_closing(destination, report, time.monotonic() - start))
+    print(closing(destination, report, time.monotonic() - start))
     return 0
 
 
-def _closing(destination: Path, report: dict[str, Any], seconds: float) -> str:
+def free(destination: Path, force: bool) -> Path:
+    """Return the file to write; an error if it is a folder, or there already and `force` is not given."""
+    if destination.is_dir():
+        raise IsADirectoryError(f"{destination}: is a folder; name the file to write")
+    if destination.exists() and not force:
+        raise FileExistsError(f"{destination}: is there already; --force replaces it")
+    return destination
+
+
+def closing(destination: Path, report: dict[str, Any], seconds: float) -> str:
+    """Say what was written, in what time, and what each format lost."""
     before, after = report["source_bytes"], report["file_bytes"]
     return (
         f"{destination}: {terminal.size(after)} in {duration(seconds)}, {after / before:.0%} of the "

@@ -1,0 +1,45 @@
+"""`edgewise convert`: write a checkpoint that another program quantised as a file of ours."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from edgewise import _native, checks, hub
+from edgewise.cli.quantize import closing, free
+from edgewise.progress import shown
+
+if TYPE_CHECKING:
+    from edgewise.cli.arguments import Commands
+
+
+def add_to(commands: Commands) -> argparse.ArgumentParser:
+    """Add the command's parser."""
+    parser = commands.add_parser(
+        "convert",
+        help="write what another program quantised as a file that opens at once",
+        description=(
+            "Writes one file with the weights that GPTQ, AWQ, compressed-tensors, FP8 or MLX quantised: "
+            "their own levels where our blocks have the same grid. Such a checkpoint opens without this "
+            "too, but is converted each time."
+        ),
+    )
+    parser.add_argument("source", metavar="SRC", help="folder, file or hub id")
+    parser.add_argument("destination", metavar="DST", help="file to write, such as model.safetensors")
+    parser.add_argument("--threads", type=int, help="how many to compute with")
+    parser.add_argument("--force", action="store_true", help="replace DST if it is there")
+    return parser
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Convert, and say what came out."""
+    destination = free(Path(arguments.destination), arguments.force)
+    threads = checks.threads(arguments.threads)
+    source = hub.resolve(arguments.source)
+    start = time.monotonic()
+    with shown(True, "converting") as progress:
+        report = _native.convert(source, str(destination), threads, progress)
+    print(closing(destination, report, time.monotonic() - start))
+    return 0

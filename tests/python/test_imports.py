@@ -1,0 +1,224 @@
+"""Weights that another program quantised: what they become, and what whole models then compute."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors import safe_open
+
+import golden
+import imported
+import packers
+from edgewise import Model, _native
+from edgewise.cli.main import main
+from imported import Config
+from packers import Array, Packer
+
+EXACT: dict[str, tuple[str, Packer, Config]] = {
+    "gptq": ("int4", packers.gptq(), imported.gptq()),
+    "gptq groups of 64": ("int4", packers.gptq(64), imported.gptq(64)),
+    "gptq groups of 128": ("int4", packers.gptq(128), imported.gptq(128)),
+    "gptq one group a row": ("int4", packers.gptq(256), imported.gptq(-1)),
+    "gptq without g_idx": ("int4", packers.gptq(listed=False), imported.gptq()),
+    "gptq v2": ("int4", packers.gptq(version=2), imported.gptq(checkpoint_format="gptq_v2")),
+    "gptq asymmetric": ("int8", packers.gptq(64, symmetric=False), imported.gptq(64, sym=False)),
+    "gptq asymmetric v2": (
+        "int8",
+        packers.gptq(64, symmetric=False, version=2),
+        imported.gptq(64, sym=False, checkpoint_format="gptq_v2"),
+    ),
+    "gptq override": (
+        "int4",
+        packers.gptq(64),
+        imported.gptq(128, dynamic={"+:.*": {"group_size": 64}, "-:.*lm_head": {}}),
+    ),
+    "awq": ("int8", packers.awq(), imported.awq()),
+    "awq groups of 128": ("int8", packers.awq(128), imported.awq(128)),
+    "awq with zero points of 8": ("int4", packers.awq(64, symmetric=True), imported.awq(64)),
+    "compressed-tensors": ("int4", packers.compressed(), imported.compressed()),
+    "compressed-tensors groups of 128": (
+        "int4",
+        packers.compressed(128, dtype="BF16"),
+        imported.compressed(group=128),
+    ),
+    "compressed-tensors by row": ("int4", packers.compressed(None), imported.compressed(group=None)),
+    "compressed-tensors asymmetric": (
+        "int8",
+        packers.compressed(64, symmetric=False),
+        imported.compressed(group=64, symmetric=False),
+    ),
+}
+"""Format it becomes, how it is packed, and what the configuration says: nothing is lost."""
+
+HALF_STEP = 1 / 127 / 2
+"""The most that rounding to INT8 can lose, of the largest weight of 32."""
+MLX_STEP = 1 / 32 / 4
+"""The same for MLX at 4 bits: its zero may be off by 1/32 of a step, the largest is 4 steps or more."""
+
+CLOSE: dict[str, tuple[float, Packer, Config]] = {
+    "gptq act-order": (HALF_STEP, packers.gptq(32, act_order=True), imported.gptq(desc_act=True)),
+    "gptq 8 bits": (HALF_STEP, packers.gptq(64, bits=8), imported.gptq(64, bits=8)),
+    "gptq groups of 48": (HALF_STEP, packers.gptq(48), imported.gptq(48)),
+    "compressed-tensors act-order": (
+        HALF_STEP,
+        packers.compressed(64, act_order=True),
+        imported.compressed(group=64, actorder="group"),
+    ),
+    "compressed-tensors 8 bits": (
+        HALF_STEP,
+        packers.compressed(None, bits=8),
+        imported.compressed(bits=8, group=None),
+    ),
+    "compressed-tensors INT8": (
+        HALF_STEP,
+        packers.compressed_int8(),
+        imported.compressed("int-quantized", bits=8, group=None),
+    ),
+    "compressed-tensors FP8 by row": (
+        HALF_STEP,
+        packers.fp8(None, "weight_scale"),
+        imported.compressed("float-quantized", "float", 8, None),
+    ),
+    "compressed-tensors FP8 by matrix": (
+        HALF_STEP,
+        packers.fp8(None, "weight_scale", single=True),
+        imported.compressed("float-quantized", "float", 8, None, strategy="tensor"),
+    ),
+    "compressed-tensors FP8 by block": (
+        HALF_STEP,
+        packers.fp8((32, 64), "weight_scale"),
+        imported.compressed("float-quantized", "float", 8, None, strategy="block", block_structure=[32, 64]),
+    ),
+    "fp8": (HALF_STEP, packers.fp8((128, 128)), imported.fp8([128, 128])),
+    "fp8 by matrix": (HALF_STEP, packers.fp8(None, single=True), imported.fp8(None)),
+    "mlx": (MLX_STEP, packers.mlx(64), imported.mlx(64)),
+    "mlx groups of 32": (MLX_STEP, packers.mlx(32), imported.mlx(32)),
+    "mlx groups of 128": (MLX_STEP, packers.mlx(128), imported.mlx(128)),
+    "mlx 8 bits": (HALF_STEP, packers.mlx(64, 8), imported.mlx(64, 8)),
+    "mlx override": (HALF_STEP, packers.mlx(32, 8), imported.mlx(64, 4, m={"group_size": 32, "bits": 8})),
+}
+"""The most it may lose, of the largest weight of 32; how it is packed, and what the configuration says."""
+
+
+def weights(rows: int = 40, cols: int = 256) -> Array:
+    """Normally distributed, with rows of very different sizes."""
+    rng = np.random.default_rng(rows)
+    sizes = 10.0 ** rng.uniform(-2, 0, (rows, 1))
+    return (rng.normal(size=(rows, cols)) * sizes).astype(np.float32)
+
+
+def converted(folder: Path) -> tuple[dict[str, Any], str, Array]:
+    """Report, format and weights of a checkpoint of one matrix."""
+    file = folder / "out.edgewise"
+    report = _native.convert(str(folder), str(file), 2)
+    return report, *imported.stored(file, "m.weight")
+
+
+@pytest.mark.parametrize("case", EXACT)
+def test_a_matrix_on_our_grid_keeps_its_levels(case: str, tmp_path: Path) -> None:
+    format, packer, config = EXACT[case]
+    folder, wanted = imported.matrix(tmp_path, packer, weights(), config)
+    report, found, values = converted(folder)
+    assert found == format
+    np.testing.assert_array_equal(values, wanted)
+    assert report["formats"][format]["relative_squared_error"] == 0
+
+
+@pytest.mark.parametrize("case", CLOSE)
+def test_a_matrix_off_our_grid_is_rounded_to_int8(case: str, tmp_path: Path) -> None:
+    bound, packer, config = CLOSE[case]
+    matrix = weights(cols=192 if "48" in case else 256)
+    folder, wanted = imported.matrix(tmp_path, packer, matrix, config)
+    report, found, values = converted(folder)
+    assert found == "int8"
+    largest = np.abs(wanted.reshape(len(wanted), -1, 32)).max(-1).repeat(32, axis=1)
+    # The scale is the one of least squares, so that the largest weights may be off by a little more.
+    assert (np.abs(values - wanted) <= 1.5 * bound * largest).all()
+    lost = ((values - wanted) ** 2).sum() / (wanted**2).sum()
+    assert lost == pytest.approx(report["formats"]["int8"]["relative_squared_error"], rel=1e-3)
+    assert np.sqrt(lost) < 0.008
+
+
+@pytest.mark.parametrize("case", ["gptq", "gptq act-order", "awq", "compressed-tensors", "fp8", "mlx"])
+def test_the_reading_of_a_matrix_is_exact(case: str, tmp_path: Path) -> None:
+    """Every number of f32, not only those that our blocks can hold."""
+    _, packer, config = (EXACT | CLOSE)[case]
+    folder, wanted = imported.matrix(tmp_path, packer, weights(), config)
+    _native.quantize(str(folder), str(folder / "f32.edgewise"), "f32")
+    with safe_open(folder / "f32.edgewise", "numpy") as file:
+        np.testing.assert_array_equal(file.get_tensor("m.weight"), wanted)
+
+
+def test_zero_points_of_7_turn_the_sign_of_the_scale(tmp_path: Path) -> None:
+    def pack(matrix: Array) -> tuple[packers.Module, Array]:
+        codes, scales, _ = packers.grid(matrix, 32, 4, True)
+        zeros = np.full(scales.shape, 7)
+        module: packers.Module = {
+            "qweight": packers.words(codes, 4).T,
+            "qzeros": packers.words(zeros.T, 4),
+            "scales": scales.T.astype(np.float16),
+        }
+        return module, packers.plain(codes, scales, zeros, np.arange(matrix.shape[1]) // 32)
+
+    config = imported.gptq(checkpoint_format="gptq_v2")
+    folder, wanted = imported.matrix(tmp_path, pack, weights(), config)
+    _, format, values = converted(folder)
+    assert format == "int4"
+    np.testing.assert_array_equal(values, wanted)
+
+
+def test_rows_and_columns_that_fill_no_block(tmp_path: Path) -> None:
+    for rows, cols in [(8, 8), (16, 40), (24, 72)]:
+        packer = packers.gptq(cols)
+        folder, wanted = imported.matrix(tmp_path / str(rows), packer, weights(rows, cols), imported.gptq(-1))
+        np.testing.assert_array_equal(converted(folder)[2], wanted)
+
+
+def test_the_number_of_threads_changes_nothing(tmp_path: Path) -> None:
+    folder, _ = imported.matrix(tmp_path, packers.mlx(64), weights(600), imported.mlx(64))
+    for threads in (1, 2):
+        _native.convert(str(folder), str(tmp_path / f"{threads}"), threads)
+    assert (tmp_path / "1").read_bytes() == (tmp_path / "2").read_bytes()
+
+
+MODELS: dict[str, tuple[Packer, Config]] = {
+    "gptq": (packers.gptq(), imported.gptq()),
+    "gptq act-order": (packers.gptq(act_order=True), imported.gptq(desc_act=True)),
+    "gptq asymmetric": (packers.gptq(symmetric=False), imported.gptq(sym=False)),
+    "awq": (packers.awq(), imported.awq()),
+    "compressed-tensors": (packers.compressed(), imported.compressed()),
+    "fp8": (packers.fp8((128, 128)), imported.fp8([128, 128])),
+}
+
+
+def logits(model: Model, case: str) -> Array:
+    return np.concatenate(
+        [model.logits(golden.prompt(name, i).ids) for name, i in golden.prompts() if name == case]
+    )
+
+
+@pytest.mark.parametrize("case", ["dense_text", "moe_text", "qwen3_next_text", "qwen3", "qwen3_moe"])
+@pytest.mark.parametrize("method", MODELS)
+class TestModels:
+    def test_in_f32_it_is_the_model_of_the_weights_that_are_meant(
+        self, method: str, case: str, tmp_path: Path
+    ) -> None:
+        packed, widened = imported.model(tmp_path, case, *MODELS[method])
+        found = logits(Model.from_pretrained(packed, dtype="f32"), case)
+        np.testing.assert_array_equal(found, logits(Model.from_pretrained(widened, dtype="f32"), case))
+
+    def test_opened_or_converted_it_is_one_model_and_close(
+        self, method: str, case: str, tmp_path: Path
+    ) -> None:
+        packed, widened = imported.model(tmp_path, case, *MODELS[method])
+        file = tmp_path / "converted.safetensors"
+        assert main(["convert", str(packed), str(file)]) == 0
+        opened = logits(Model.from_pretrained(packed), case)
+        np.testing.assert_array_equal(opened, logits(Model.from_pretrained(file), case))
+        exact = logits(Model.from_pretrained(widened, dtype="f32"), case)
+        int8 = logits(Model.from_pretrained(widened, dtype="int8"), case)
+        # Activations are rounded in both; beside that, INT8 rounds the weights too.
+        assert 0 < np.linalg.norm(opened - exact) < 1.2 * np.linalg.norm(int8 - exact)
