@@ -28,6 +28,7 @@ def add_to(commands: Commands) -> argparse.ArgumentParser:
     )
     parser.add_argument("source", metavar="SRC", help="folder, file or hub id")
     parser.add_argument("destination", metavar="DST", help="file to write, such as model.safetensors")
+    parser.add_argument("--revision", help="branch, tag or commit of a repository on the hub")
     parser.add_argument("--threads", type=int, help="how many to compute with")
     parser.add_argument("--force", action="store_true", help="replace DST if it is there")
     return parser
@@ -37,7 +38,8 @@ def run(arguments: argparse.Namespace) -> int:
     """Convert, and say what came out."""
     destination = free(Path(arguments.destination), arguments.force)
     threads = checks.threads(arguments.threads)
-    source = hub.resolve(arguments.source)
+    with shown(True, "fetching") as progress:
+        source = hub.resolve(arguments.source, arguments.revision, progress)
     start = time.monotonic()
     with shown(True, "converting") as progress:
         report = _native.convert(source, str(destination), threads, progress)
