@@ -14,6 +14,7 @@
 mod files;
 mod index;
 pub(crate) mod json;
+mod mlx;
 pub(crate) mod mmap;
 pub mod safetensors;
 pub mod writer;
@@ -59,6 +60,8 @@ pub struct Checkpoint {
     files: Vec<SafeTensors>,
     /// Tensor name -> place in `files`; without embedded side files.
     names: BTreeMap<String, usize>,
+    /// What the tensors of `names` are called in the files, if MLX's programs wrote them; else empty.
+    aliases: BTreeMap<String, mlx::Alias>,
     native: bool,
 }
 
@@ -78,8 +81,13 @@ impl Checkpoint {
             [file] => is_native(file)?,
             _ => false,
         };
-        let names = merge_names(&files)?;
-        Ok(Self { path: path.to_owned(), side_folder, files, names, native })
+        let mut names = merge_names(&files)?;
+        let mut aliases = BTreeMap::new();
+        if !native && let Some(found) = mlx::aliases(&files)? {
+            names = found.iter().map(|(name, (file, _))| (name.clone(), *file)).collect();
+            aliases = found.into_iter().map(|(name, (_, alias))| (name, alias)).collect();
+        }
+        Ok(Self { path: path.to_owned(), side_folder, files, names, aliases, native })
     }
 
     /// What the user gave: a folder or a file.
@@ -99,14 +107,25 @@ impl Checkpoint {
 
     /// The element type of this tensor, if it is there and of a type that edgewise reads.
     pub fn dtype(&self, name: &str) -> Option<DType> {
-        let entry = self.files[*self.names.get(name)?].header().tensors().get(name)?;
-        entry.dtype.clone().ok()
+        self.entry(name)?.dtype.clone().ok()
+    }
+
+    /// What the tensor of this name is called in its file.
+    pub fn stored_name<'n>(&'n self, name: &'n str) -> &'n str {
+        self.aliases.get(name).map_or(name, |alias| &alias.original)
+    }
+
+    fn entry(&self, name: &str) -> Option<&Entry> {
+        self.files[*self.names.get(name)?].header().tensors().get(self.stored_name(name))
     }
 
     /// The tensor with this name. One whose type edgewise does not read is an error.
     pub fn get(&self, name: &str) -> Result<Option<TensorView>> {
         match self.names.get(name) {
-            Some(&file) => self.files[file].get(name),
+            Some(&file) => match (self.files[file].get(self.stored_name(name))?, self.aliases.get(name)) {
+                (Some(view), Some(alias)) => alias.apply(name, view).map(Some),
+                (view, _) => Ok(view),
+            },
             None => Ok(None),
         }
     }
@@ -135,9 +154,11 @@ impl Checkpoint {
 
     /// Bytes of all tensors that [`Self::names`] lists.
     pub fn nbytes(&self) -> u64 {
-        let entries =
-            self.names.iter().filter_map(|(name, &file)| self.files[file].header().tensors().get(name));
-        entries.map(|entry| entry.range.len() as u64).sum()
+        let bytes = self.names.keys().filter_map(|name| {
+            let bytes = self.entry(name)?.range.len();
+            Some(self.aliases.get(name).map_or(bytes, |alias| alias.nbytes(bytes)) as u64)
+        });
+        bytes.sum()
     }
 
     /// A file that belongs to the model, such as `config.json`; `None` if there is none.

@@ -87,6 +87,56 @@ def model(path: Path, case: str, packer: Packer, quantization: Config) -> tuple[
     return packed, folder(path / "widened", widened, config)
 
 
+def as_mlx(
+    path: Path, case: str, packer: Packer, quantization: Config, *, apart: bool = False
+) -> tuple[Path, Path]:
+    """The same as `model`, as mlx-lm saves it: projections, embedding and head packed, under other names.
+
+    With `apart`, the configuration tells bits and groups for each module, and something else for all.
+    """
+    hybrid = "linear_num_value_heads" in (config := golden.read_json(f"{case}/config.json"))
+    tensors: dict[str, Array | Typed] = {}
+    widened: dict[str, Array | Typed] = {}
+    stacks: dict[str, list[dict[str, Array | Typed]]] = {}
+    modules: Config = {}
+    norms = ("_layernorm.weight", "model.norm.weight", ".q_norm.weight", ".k_norm.weight")
+    originals = load_file(golden.FOLDER / case / "model.safetensors")
+    for name in sorted(
+        originals, key=lambda name: [int(part) if part.isdigit() else part for part in name.split(".")]
+    ):
+        array = widened[name] = originals[name].astype(np.float32)
+        name = f"language_model.{name}"
+        if name.endswith("conv1d.weight"):
+            tensors[name] = np.moveaxis(array, 2, 1)
+        elif hybrid and name.endswith(norms):
+            tensors[name] = array + np.float32(1)
+        elif array.ndim != 2 or array.shape[1] % 32 or "conv1d" in name:
+            tensors[name] = array
+        else:
+            module, widened[name.removeprefix("language_model.")] = packer(array)
+            stem = name.removesuffix(".weight")
+            before, expert, after = stem.partition(".experts.")
+            if expert:
+                stem = f"{before}.switch_mlp.{after.partition('.')[2]}"
+                stacks.setdefault(stem, []).append(module)
+            else:
+                tensors |= {f"{stem}.{part}": tensor for part, tensor in module.items()}
+            modules[stem] = {key: quantization[key] for key in ("group_size", "bits")}
+    for stem, experts in stacks.items():
+        for part in experts[0]:
+            tensors[f"{stem}.{part}"] = stack([expert[part] for expert in experts])
+    settings = mlx(128, 8) | modules if apart else quantization
+    packed = folder(
+        path / "packed", tensors, config | {"quantization": settings, "quantization_config": settings}
+    )
+    return packed, folder(path / "widened", widened, config)
+
+
+def stack(tensors: list[Array | Typed]) -> Array | Typed:
+    bits = np.stack([tensor.bits if isinstance(tensor, Typed) else tensor for tensor in tensors])
+    return Typed(tensors[0].dtype, bits) if isinstance(tensors[0], Typed) else bits
+
+
 def stored(file: Path, name: str) -> tuple[str, Array]:
     """Format and weights float32 of a block tensor `[N, K]` in a file of ours, as docs/format.md has it."""
     with safe_open(file, "numpy") as opened:

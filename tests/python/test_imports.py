@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -222,3 +223,52 @@ class TestModels:
         int8 = logits(Model.from_pretrained(widened, dtype="int8"), case)
         # Activations are rounded in both; beside that, INT8 rounds the weights too.
         assert 0 < np.linalg.norm(opened - exact) < 1.2 * np.linalg.norm(int8 - exact)
+
+
+@pytest.mark.parametrize("case", ["dense_text", "moe_text", "qwen3_next_text", "qwen3", "qwen3_moe"])
+@pytest.mark.parametrize(("bits", "apart"), [(4, False), (8, True)])
+def test_models_as_mlx_saves_them(case: str, bits: int, apart: bool, tmp_path: Path) -> None:
+    packer, config = packers.mlx(32, bits), imported.mlx(32, bits)
+    packed, widened = imported.as_mlx(tmp_path, case, packer, config, apart=apart)
+    exact = logits(Model.from_pretrained(widened, dtype="f32"), case)
+    np.testing.assert_array_equal(logits(Model.from_pretrained(packed, dtype="f32"), case), exact)
+    assert main(["convert", str(packed), str(tmp_path / "converted.safetensors")]) == 0
+    opened = logits(Model.from_pretrained(packed), case)
+    np.testing.assert_array_equal(
+        opened, logits(Model.from_pretrained(tmp_path / "converted.safetensors"), case)
+    )
+    int8 = logits(Model.from_pretrained(widened, dtype="int8"), case)
+    assert 0 < np.linalg.norm(opened - exact) < 1.5 * np.linalg.norm(int8 - exact)
+
+
+def test_the_command_tells_what_was_lost(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder, _ = imported.matrix(tmp_path, packers.gptq(), weights(), imported.gptq())
+    file = str(tmp_path / "m.edgewise")
+    assert main(["convert", str(folder), file]) == 0
+    assert capsys.readouterr().out.splitlines()[-2:] == ["  format     lost", "  int4    nothing"]
+    assert main(["convert", str(folder), file]) == 1
+    assert "is there already; --force replaces it" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("group", "bits"), [(32, 4), (64, 4), (128, 4), (64, 8)])
+def test_what_mlx_itself_packed(group: int, bits: int, tmp_path: Path) -> None:
+    """A recording of tools/make_mlx_golden.py; MLX may round the product before the sum, or only that."""
+    raw = (golden.FOLDER / "mlx.safetensors").read_bytes()
+    start = 8 + int.from_bytes(raw[:8], "little")
+    tensors: dict[str, Array | packers.Typed] = {}
+    for name, entry in json.loads(raw[8:start]).items():
+        if name.startswith(f"{group}.{bits}."):
+            size = {"F32": np.float32, "U32": np.uint32, "BF16": np.uint16}[entry["dtype"]]
+            begin, end = entry["data_offsets"]
+            bits_of = np.frombuffer(raw[start + begin : start + end], size).reshape(entry["shape"])
+            tensors[f"m.{name.rpartition('.')[2]}"] = packers.Typed(entry["dtype"], bits_of)
+    wanted = tensors.pop("m.values")
+    assert isinstance(wanted, packers.Typed)
+    folder = imported.folder(tmp_path, tensors, {"quantization_config": imported.mlx(group, bits)})
+    _native.quantize(str(folder), str(folder / "f32.edgewise"), "f32")
+    with safe_open(folder / "f32.edgewise", "numpy") as file:
+        np.testing.assert_allclose(file.get_tensor("m.weight"), wanted.bits, rtol=0, atol=1e-7)
+    report, format, values = converted(folder)
+    assert format == "int8"
+    assert np.linalg.norm(values - wanted.bits) < 0.006 * np.linalg.norm(wanted.bits)
+    assert report["formats"]["int8"]["relative_squared_error"] < 0.006**2

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
 import golden
 import imported
@@ -252,3 +253,25 @@ def test_a_packed_matrix_of_another_size_than_the_model_needs(tmp_path: Path) ->
         CheckpointError, match=r"mlp\.\w+_proj\.weight': has shape \[128, 64\], the model needs \[256, 64\]"
     ):
         Model.from_pretrained(packed)
+
+
+def test_two_tensors_of_one_name(tmp_path: Path) -> None:
+    tensors: dict[str, Any] = {
+        "language_model.model.embed_tokens.weight": WEIGHTS,
+        "model.language_model.embed_tokens.weight": WEIGHTS,
+    }
+    folder = imported.folder(tmp_path, tensors, golden.read_json("dense_text/config.json"))
+    with pytest.raises(CheckpointError, match=r"embed_tokens.weight': stands for the same tensor as '"):
+        Model.from_pretrained(folder)
+
+
+@pytest.mark.parametrize("shape", [(0, 8, 8), (8, 8), (2, 0, 8), (2, 2, 2, 2)])
+def test_stacks_of_experts_that_are_none(shape: tuple[int, ...], tmp_path: Path) -> None:
+    packed, _ = imported.as_mlx(tmp_path, "moe_text", packers.mlx(32), imported.mlx(32))
+    tensors: dict[str, Any] = dict(load_file(golden.FOLDER / "moe_text" / "model.safetensors"))
+    name = "language_model.model.layers.0.mlp.switch_mlp.gate_proj.weight"
+    experts = {key: value for key, value in tensors.items() if ".layers.0.mlp.experts." not in key}
+    config = json.loads((packed / "config.json").read_text())
+    folder = imported.folder(tmp_path / "bad", experts | {name: np.zeros(shape, np.uint32)}, config)
+    with pytest.raises(CheckpointError, match=r"layers\.0\.mlp\.experts"):
+        Model.from_pretrained(folder)

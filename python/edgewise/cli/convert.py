@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import math
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgewise import _native, checks, hub
+from edgewise.cli import terminal
 from edgewise.cli.quantize import closing, free
 from edgewise.progress import shown
 
@@ -44,4 +46,14 @@ def run(arguments: argparse.Namespace) -> int:
     with shown(True, "converting") as progress:
         report = _native.convert(source, str(destination), threads, progress)
     print(closing(destination, report, time.monotonic() - start))
+    print(_losses(report["formats"]))
     return 0
+
+
+def _losses(formats: dict[str, dict[str, float]]) -> str:
+    """Say what each format lost of the weights that were packed, or stood unpacked beside them."""
+    rows = [["format", "lost"]]
+    for name, part in formats.items():
+        lost = math.sqrt(part["relative_squared_error"])
+        rows.append([name, f"{lost:.2%}" if lost else "nothing"])
+    return terminal.table(rows)

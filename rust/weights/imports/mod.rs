@@ -129,7 +129,7 @@ impl<'a> Imports<'a> {
             Method::Awq { grid } => awq::open(&module, *grid),
             Method::CompressedTensors(schemes) => compressed::open(&module, schemes),
             Method::Fp8 { block } => fp8::open(&module, self.checkpoint.require(name)?, *block),
-            Method::Mlx { grid, modules } => match modules.get(module.name) {
+            Method::Mlx { grid, modules } => match modules.get(&self.stored_module(module.name)) {
                 Some(grid) => {
                     let path = self.checkpoint.path().join("config.json");
                     let grid = grid.ok_or_else(|| self.quantization.contradiction(&path, module.name))?;
@@ -140,6 +140,13 @@ impl<'a> Imports<'a> {
         }?;
         self.quantization.check_packed(&self.checkpoint.path().join("config.json"), module.name)?;
         Ok(packed)
+    }
+
+    /// What the module is called in the files, and so in the configuration.
+    fn stored_module(&self, module: &str) -> String {
+        let weight = format!("{module}{WEIGHT}");
+        let stored = self.checkpoint.stored_name(&weight);
+        stored.strip_suffix(WEIGHT).unwrap_or(stored).to_owned()
     }
 
     /// The endings of the tensors that hold codes, each with the types it then has.
