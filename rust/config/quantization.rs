@@ -255,6 +255,11 @@ fn compressed_tensors(fields: &Fields) -> Result<Method> {
     if let Some(sparsity) = fields.object("sparsity_config")? {
         expect(&sparsity, "format", &["dense"])?;
     }
+    if let Some(transforms) = fields.object("transform_config")?
+        && transforms.object("config_groups")?.is_some_and(|groups| groups.keys().next().is_some())
+    {
+        return Err(fields.error("transform_config", "weights that were rotated are not supported"));
+    }
     let groups = fields.require("config_groups", fields.object("config_groups")?)?;
     let mut schemes = Vec::new();
     for name in groups.keys() {

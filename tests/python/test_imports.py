@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from safetensors import safe_open
+from safetensors.numpy import load_file
 
 import golden
 import imported
@@ -17,6 +18,7 @@ from edgewise import Model, _native
 from edgewise.cli.main import main
 from imported import Config
 from packers import Array, Packer
+from test_moe_models import stacked
 
 EXACT: dict[str, tuple[str, Packer, Config]] = {
     "gptq": ("int4", packers.gptq(), imported.gptq()),
@@ -272,3 +274,30 @@ def test_what_mlx_itself_packed(group: int, bits: int, tmp_path: Path) -> None:
     assert format == "int8"
     assert np.linalg.norm(values - wanted.bits) < 0.006 * np.linalg.norm(wanted.bits)
     assert report["formats"]["int8"]["relative_squared_error"] < 0.006**2
+
+
+@pytest.mark.parametrize("block", [(32, 16), (128, 128)])
+def test_stacks_of_experts_in_fp8(block: tuple[int, int], tmp_path: Path) -> None:
+    tensors: dict[str, Array | packers.Typed] = {}
+    widened: dict[str, Array | packers.Typed] = {}
+    for name, array in stacked(load_file(golden.FOLDER / "moe_text" / "model.safetensors")).items():
+        tensors[name] = widened[name] = array
+        if array.ndim == 3 and ".experts." in name:
+            packed = [packers.fp8(block)(matrix.astype(np.float32)) for matrix in array]
+            tensors[name] = imported.stack([module["weight"] for module, _ in packed])
+            tensors[f"{name}_scale_inv"] = imported.stack(
+                [module["weight_scale_inv"] for module, _ in packed]
+            )
+            widened[name] = np.stack([values for _, values in packed])
+    config = golden.read_json("moe_text/config.json")
+    settings = {"quantization_config": imported.fp8(list(block))}
+    folder = imported.folder(tmp_path / "packed", tensors, config | settings)
+    plain = imported.folder(tmp_path / "widened", widened, config)
+    exact = logits(Model.from_pretrained(plain, dtype="f32"), "moe_text")
+    np.testing.assert_array_equal(logits(Model.from_pretrained(folder, dtype="f32"), "moe_text"), exact)
+    assert main(["convert", str(folder), str(tmp_path / "converted.safetensors")]) == 0
+    opened = logits(Model.from_pretrained(folder), "moe_text")
+    np.testing.assert_array_equal(
+        opened, logits(Model.from_pretrained(tmp_path / "converted.safetensors"), "moe_text")
+    )
+    np.testing.assert_array_equal(opened, logits(Model.from_pretrained(plain, dtype="int8"), "moe_text"))

@@ -218,6 +218,10 @@ CONFIGS: list[tuple[Config, str]] = [
     (imported.compressed(strategy="block"), "block_structure': is missing"),
     ({"quant_method": "compressed-tensors"}, "config_groups': is missing"),
     (imported.compressed() | {"sparsity_config": {"format": "sparse-24"}}, "'sparse-24' is not supported"),
+    (
+        imported.compressed() | {"transform_config": {"config_groups": {"R1": {}}}},
+        "transform_config': weights that were rotated are not supported",
+    ),
     (imported.fp8([128]), "weight_block_size': must be two whole numbers"),
     (imported.fp8([128, 0]), "weight_block_size': must be two whole numbers"),
     (imported.fp8(None) | {"fmt": "e5m2"}, "fmt': 'e5m2' is not supported"),
