@@ -18,7 +18,7 @@ import pytest
 
 import fake_hub
 import golden
-from edgewise import repository_files
+from edgewise import hub
 from fake_hub import Files, Hub
 
 ATTEMPT = """
@@ -289,4 +289,4 @@ class TestFaults:
 def test_parts_of_a_gguf_model_are_all_there() -> None:
     files = ["a-Q8_0-00001-of-00003.gguf", "a-Q8_0-00003-of-00003.gguf"]
     with pytest.raises(FileNotFoundError, match="not all files of a GGUF model are there"):
-        repository_files.choose("org/name", "Q8_0", files, lambda _: None)
+        hub.choose("org/name", "Q8_0", files, lambda _: None)

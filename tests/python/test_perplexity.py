@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edgewise import Model, perplexity
+from edgewise import Model
+from edgewise.benchmark import perplexity
 from edgewise.cli.main import main
 
 DEMO = Path(__file__).parents[2] / "tools" / "demo" / "checkpoint"

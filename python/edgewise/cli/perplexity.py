@@ -6,9 +6,9 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from edgewise.benchmark.perplexity import WINDOW, Score, measure
 from edgewise.cli.arguments import add_opening, open_model
 from edgewise.model import Model
-from edgewise.perplexity import WINDOW, Score, measure
 from edgewise.progress import count, shown
 
 if TYPE_CHECKING:

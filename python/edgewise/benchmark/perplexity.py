@@ -65,7 +65,7 @@ def measure(
             vocabularies differ.
 
     >>> from edgewise import Model
-    >>> from edgewise.perplexity import measure
+    >>> from edgewise.benchmark.perplexity import measure
     >>> model = Model.from_pretrained("demo")
     >>> score = measure(model, model.tokenizer.encode("What is the capital of France?"), reference=model)
     >>> score.tokens, score.divergence, score.agreement
