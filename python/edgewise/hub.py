@@ -2,8 +2,8 @@
 
 Of a repository on the hub, the files that a model needs are fetched and no others, into the hub's own cache.
 `huggingface_hub` does the work: it resumes what was broken off, and obeys its environment variables
-(`HF_HOME`, `HF_HUB_OFFLINE`, `HF_ENDPOINT`, `HF_TOKEN`). Where the hub cannot be reached, what the cache holds
-is used.
+(`HF_HOME`, `HF_HUB_OFFLINE`, `HF_ENDPOINT`, `HF_TOKEN`). Where the hub cannot be reached, what the cache
+holds is used.
 """
 
 from __future__ import annotations
