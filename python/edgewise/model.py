@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgewise import cache as quantised_cache
-from edgewise import chat, checks, eos, generation, hub, inputs
+from edgewise import chat, checks, eos, generation, gguf, hub, inputs
 from edgewise._native import CheckpointError, ContextError, Engine, Sampler
 from edgewise._native import Sequence as NativeSequence
 from edgewise.chat import ChatTemplate, Message
@@ -98,10 +98,11 @@ class Model:
         """Open a checkpoint.
 
         Args:
-            path_or_id: a folder as Hugging Face lays it out, a file written by `edgewise quantize`, the id
-                of a repository on the Hugging Face hub such as `Qwen/Qwen3.5-0.8B`, or `demo` for the small
-                model that comes with this package.
-            dtype: how the large matrices are held. `auto` takes a file of `edgewise quantize` as it is, and
+            path_or_id: a folder as Hugging Face lays it out, a file written by `edgewise quantize`, a GGUF
+                file (any one of several that are one model), the id of a repository on the Hugging Face hub
+                such as `Qwen/Qwen3.5-0.8B`, or `demo` for the small model that comes with this package.
+            dtype: how the large matrices are held. `auto` takes a file of `edgewise quantize` as it is, turns
+                the blocks of a GGUF file into the nearest format (Q4_0 into INT4, others into INT8), and
                 converts any other checkpoint to INT4 by the recipe `int4`, which keeps some tensors in INT8
                 or f32; `int8` and `int4` convert by the recipe of that name, `bf16` to bf16. `f32` keeps the
                 exact values: what is stored in f32, f16 or bf16 as it is, INT4 and INT8 widened.
@@ -113,7 +114,7 @@ class Model:
             progress: `True` draws a bar on stderr; a function is called with (bytes done, bytes in all,
                 name).
             cache: keep the converted weights in the user's cache folder, and open that file the next time;
-                with a `dtype` of `int4` or `int8`, or a recipe.
+                with a `dtype` of `int4` or `int8`, a recipe, or a GGUF file.
             media_cache_bytes: how much memory may hold what the vision tower made of the images and frames
                 used last, so that a picture seen before is not encoded again; 0 keeps nothing.
             yarn_factor: extend the context to so many times its length by stretching the rotary positions
@@ -137,8 +138,9 @@ class Model:
         threads = checks.threads(threads)
         yarn_factor = checks.yarn_factor(yarn_factor)
         path = hub.resolve(path_or_id)
-        with shown(progress, "opening") as report:
+        with shown(progress, gguf.opening_title(path)) as report:
             if cache:
+                recipe = gguf.cached_recipe(path, dtype, recipe)
                 path = quantised_cache.converted(path, dtype, recipe, threads, report)
                 dtype, recipe = "auto", None
             engine = Engine.open(path, dtype, kv_dtype, recipe, threads, report, yarn_factor)

@@ -7,6 +7,7 @@
 //! - `recipe`: the recipe's JSON,
 //! - `tensors`: which tensors are blocks, their format and shape (see [`stored`](super::stored)).
 //!
+//! Blocks of a GGUF file become what the recipe says; `keep` gives them the format of least loss (see [`gguf`](super::gguf)).
 //! Tensors that are not blocks keep shape and a type that any safetensors reader knows. Side files (configuration,
 //! tokenizer) stand inside as U8 tensors named `edgewise.files/<name>`.
 //!
@@ -136,8 +137,7 @@ fn delta_shapes(source: &Checkpoint) -> Result<Option<DeltaConfig>> {
 
 impl Item {
     fn new(part: Part, treatment: Treatment) -> Result<Self> {
-        let dtype = part.origin().dtype;
-        let own = Format::ALL.into_iter().find(|format| format.dtype() == Some(dtype));
+        let (dtype, own) = (part.origin().dtype, part.format());
         match (treatment, own) {
             // Storing a type as itself changes nothing, but finds numbers that are not finite.
             (Treatment::Keep, Some(own)) => Ok(Self::Weights(part, own)),
@@ -266,10 +266,10 @@ fn write_items(
         };
         let (kind, error) = match item {
             Item::Weights(part, format) => {
-                (format.name(), write_weights(&part.load(), *format, writer, pool, &mut advance)?)
+                (format.name(), write_weights(&part.load()?, *format, writer, pool, &mut advance)?)
             }
             Item::Raw(part) => {
-                let view = part.load();
+                let view = part.load()?;
                 writer.write(&view.bytes)?;
                 advance(view.bytes.len())?;
                 (view.dtype.name(), SquaredError::default())
@@ -310,7 +310,7 @@ fn write_weights(
             out.resize(format.bytes(part.rows, cols).ok_or_else(too_large)?, 0);
             total += quantize_parallel(pool, format, part, &mut out)?;
             writer.write(&out)?;
-            advance(part.rows * cols * view.dtype.size())?;
+            advance(view.dtype.nbytes(part.rows * cols))?;
         }
     }
     Ok(total)

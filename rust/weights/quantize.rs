@@ -11,7 +11,7 @@ use half::{bf16, f16};
 use self::search::{INT4, INT8, Levels, choose_levels};
 pub(super) use self::search::{Lanes, Tile};
 use super::matrix::{BLOCK_COLS, BLOCK_ROWS, Format};
-use super::{int4, int8, matrix};
+use super::{gguf, int4, int8, matrix};
 use crate::error::Error;
 use crate::tensor::TensorView;
 use crate::threads::Pool;
@@ -182,7 +182,11 @@ fn quantize_item(format: Format, part: Rows<'_>, out: &mut [u8]) -> Result<Squar
     let Rows { view, start, rows, cols } = part;
     let mut weights = vec![0.0; rows * cols];
     view.read_f32(start, &mut weights)?;
-    quantize_rows(format, &weights, rows, cols, out)
+    check(format, &weights, cols)
+        .and_then(|()| match gguf::repack(format, part, out) {
+            true => Ok(()),
+            false => quantize_rows(format, &weights, rows, cols, out),
+        })
         .map_err(|bad| view.error(NotRepresentable { row: start / cols + bad.row, ..bad }.to_string()))?;
     let mut total = SquaredError::default();
     let mut stored = vec![0.0; cols];

@@ -1,6 +1,6 @@
 //! Tensors of a checkpoint -> typed weights, with every shape checked.
 //!
-//! In a Hugging Face folder the format of a tensor is its element type. In a file of our own, block formats
+//! In a Hugging Face folder the format of a tensor is its element type; in a GGUF file the one that holds its blocks. In a file of our own, block formats
 //! stand in tensors of type U8 and shape `[.., panels, blocks, block bytes]`, and the metadata entry `tensors` says what
 //! each one holds:
 //!
@@ -79,7 +79,7 @@ impl<'a> Loader<'a> {
     pub fn stored(&self, name: &str) -> Result<Stored> {
         match self.blocks.get(name) {
             Some((format, shape)) => Stored::blocks(self.checkpoint.require(name)?, *format, shape.clone()),
-            None => Stored::plain(Part::find(self.checkpoint, name, self.delta)?.load()),
+            None => Stored::plain(&Part::find(self.checkpoint, name, self.delta)?),
         }
     }
 
@@ -101,7 +101,7 @@ impl<'a> Loader<'a> {
     pub fn vector(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>> {
         let stored = self.stored(name)?;
         stored.expect(shape)?;
-        if !stored.format.is_quantized() {
+        if !stored.format.is_quantized() || stored.is_foreign() {
             return stored.view.to_f32();
         }
         let mut out = Vec::new();
@@ -113,10 +113,10 @@ impl<'a> Loader<'a> {
 }
 
 impl Stored {
-    /// A tensor whose element type is its format.
-    fn plain(view: TensorView) -> Result<Self> {
-        let format = Format::ALL.into_iter().find(|format| format.dtype() == Some(view.dtype));
-        let format = format.ok_or_else(|| {
+    /// A tensor whose element type is its format, or is to be converted to it.
+    fn plain(part: &Part) -> Result<Self> {
+        let view = part.load()?;
+        let format = part.format().ok_or_else(|| {
             view.error(format!(
                 "is {}, weights must be F32, F16, BF16 or blocks of edgewise",
                 view.dtype.name()
@@ -137,6 +137,11 @@ impl Stored {
         }
         let matrices = matrices(&shape).ok_or_else(|| too_large(&view, &shape))?;
         Ok(Self { format, shape, matrices, view })
+    }
+
+    /// Whether its bytes are not in its format yet: those of a GGUF file have to be converted to it.
+    pub fn is_foreign(&self) -> bool {
+        self.format.dtype() != Some(self.view.dtype) && self.view.dtype != DType::U8
     }
 
     /// An error unless this is one matrix `[rows, cols]`; a convolution counts as `[out, everything else]`.
