@@ -1,9 +1,9 @@
-"""Make `tests/golden/gguf`: random blocks of GGUF's types, and the weights the package `gguf` reads from them.
+"""Make `tests/golden/gguf`: random blocks of GGUF's types, and the weights that the package `gguf` reads.
 
     python tools/make_gguf_golden.py [--out tests/golden/gguf]
 
-`NAME.blocks` are bytes, `NAME.weights` f32. Scales are small f16 of either sign; all other bytes are random, so that
-every bit of a block counts.
+`NAME.blocks` are bytes, `NAME.weights` f32. Scales are small f16 of either sign; all other bytes are random,
+so that every bit of a block counts.
 """
 
 import argparse

@@ -236,7 +236,12 @@ impl<'a> CheckpointSource<'a> {
     fn translated(&mut self, name: &str, stored: &Stored) -> Result<Vec<Matrix>> {
         let target = self.target(name, stored);
         let data = quantize_tensor(&self.cpu.pool, &stored.view, target)?;
-        self.finished(stored.view.bytes.len(), name)?;
+        let bytes = match self.loader.checkpoint().tensor_nbytes(name) {
+            // A piece of a fused tensor.
+            0 => stored.view.bytes.len(),
+            bytes => bytes as usize,
+        };
+        self.finished(bytes, name)?;
         split(target, stored.matrices, data)
     }
 

@@ -260,8 +260,10 @@ fn write_items(
     let mut formats = BTreeMap::<_, Tally>::new();
     for planned in writer.order().to_vec() {
         let Some(item) = items.get(&planned.name) else { continue };
-        let mut advance = |bytes: usize| {
-            done += bytes as u64;
+        let (before, size) = (done, item.source_bytes());
+        // A tensor may be larger in memory than in the file it comes from.
+        let mut advance = |part: usize, of: usize| {
+            done = before + (u128::from(size) * part as u128 / of.max(1) as u128) as u64;
             progress(done, total, &planned.name)
         };
         let (kind, error) = match item {
@@ -271,7 +273,7 @@ fn write_items(
             Item::Raw(part) => {
                 let view = part.load()?;
                 writer.write(&view.bytes)?;
-                advance(view.bytes.len())?;
+                advance(1, 1)?;
                 (view.dtype.name(), SquaredError::default())
             }
             Item::File(bytes) => {
@@ -287,13 +289,14 @@ fn write_items(
     Ok(formats)
 }
 
-/// Writes one tensor, matrix after matrix, in slices of whole panels; calls `advance` with the source bytes of each.
+/// Writes one tensor, matrix after matrix, in slices of whole panels; calls `advance` with how many weights are done, and of
+/// how many.
 fn write_weights(
     view: &TensorView,
     format: Format,
     writer: &mut Writer,
     pool: &Pool,
-    advance: &mut dyn FnMut(usize) -> Result<()>,
+    advance: &mut dyn FnMut(usize, usize) -> Result<()>,
 ) -> Result<SquaredError> {
     let too_large = || view.error("its shape is too large");
     let [count, rows, cols] = matrices(&view.shape).ok_or_else(too_large)?;
@@ -310,7 +313,7 @@ fn write_weights(
             out.resize(format.bytes(part.rows, cols).ok_or_else(too_large)?, 0);
             total += quantize_parallel(pool, format, part, &mut out)?;
             writer.write(&out)?;
-            advance(view.dtype.nbytes(part.rows * cols))?;
+            advance(start + part.rows * cols, count * rows * cols)?;
         }
     }
     Ok(total)

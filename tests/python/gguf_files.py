@@ -62,6 +62,12 @@ TOP = {
     "model.norm.weight": "output_norm.weight",
     "lm_head.weight": "output.weight",
 }
+NEXTN = {
+    "mtp.fc.weight": "nextn.eh_proj.weight",
+    "mtp.pre_fc_norm_embedding.weight": "nextn.enorm.weight",
+    "mtp.pre_fc_norm_hidden.weight": "nextn.hnorm.weight",
+    "mtp.norm.weight": "nextn.shared_head_norm.weight",
+}
 TOKEN_NORMAL, TOKEN_CONTROL, TOKEN_USER_DEFINED, TOKEN_UNUSED = 1, 3, 4, 5
 
 
@@ -71,19 +77,50 @@ class Checkpoint:
     def __init__(self, folder: Path) -> None:
         config = json.loads((folder / "config.json").read_text())
         self.folder = folder
-        self.tied: bool = config.get("tie_word_embeddings", False)
         self.text: dict[str, Any] = config.get("text_config", config)
         self.architecture = ARCHITECTURES[self.text["model_type"]]
-        arrays = load_file(folder / "model.safetensors")
+        arrays = _load(folder / "model.safetensors")
         self.arrays = {
             name.replace("model.language_model.", "model."): array.astype(np.float32)
             for name, array in arrays.items()
             if ".visual." not in name
         }
 
+    @classmethod
+    def of_text(cls, architecture: str, text: dict[str, Any]) -> Checkpoint:
+        """A configuration without tensors."""
+        checkpoint = cls.__new__(cls)
+        checkpoint.architecture, checkpoint.text, checkpoint.arrays = architecture, text, {}
+        return checkpoint
+
+    @property
+    def extra_layers(self) -> int:
+        """Layers that predict further tokens."""
+        return int("mtp.fc.weight" in self.arrays)
+
     @property
     def hybrid(self) -> bool:
         return self.architecture in ("qwen35", "qwen35moe", "qwen3next")
+
+
+def _load(path: Path) -> dict[str, Array]:
+    """All tensors of a safetensors file; NumPy has no bfloat16, which becomes float32."""
+    data = path.read_bytes()
+    (length,) = struct.unpack_from("<Q", data)
+    header = json.loads(data[8 : 8 + length])
+    header.pop("__metadata__", None)
+    if not any(entry["dtype"] == "BF16" for entry in header.values()):
+        return load_file(path)
+    out = {}
+    for name, entry in header.items():
+        begin, end = entry["data_offsets"]
+        part = data[8 + length + begin : 8 + length + end]
+        if entry["dtype"] == "BF16":
+            numbers = (np.frombuffer(part, "<u2").astype(np.uint32) << 16).view(np.float32)
+        else:
+            numbers = np.frombuffer(part, {"F32": "<f4", "F16": "<f2"}[entry["dtype"]])
+        out[name] = numbers.reshape(entry["shape"])
+    return out
 
 
 def tensors(checkpoint: Checkpoint) -> dict[str, Array]:
@@ -104,6 +141,12 @@ def tensors(checkpoint: Checkpoint) -> dict[str, Array]:
 def _gguf_name(name: str, checkpoint: Checkpoint) -> str:
     if name in TOP:
         return TOP[name]
+    layers = checkpoint.text["num_hidden_layers"]
+    if name in NEXTN:
+        return f"blk.{layers}.{NEXTN[name]}"
+    if name.startswith("mtp.layers."):
+        number, _, rest = name.removeprefix("mtp.layers.").partition(".")
+        name = f"model.layers.{layers + int(number)}.{rest}"
     _, _, layer, rest = name.split(".", 3)
     if rest == "post_attention_layernorm.weight":
         return f"blk.{layer}." + ("post_attention_norm.weight" if checkpoint.hybrid else "ffn_norm.weight")
@@ -169,7 +212,9 @@ def _values_tiled(name: str, array: Array, checkpoint: Checkpoint) -> Array:
 
 def add_config(writer: gguf.GGUFWriter, checkpoint: Checkpoint) -> None:
     text = checkpoint.text
-    writer.add_block_count(text["num_hidden_layers"])
+    writer.add_block_count(text["num_hidden_layers"] + checkpoint.extra_layers)
+    if checkpoint.extra_layers:
+        writer.add_nextn_predict_layers(checkpoint.extra_layers)
     writer.add_context_length(text["max_position_embeddings"])
     writer.add_embedding_length(text["hidden_size"])
     if "intermediate_size" in text:
@@ -232,7 +277,7 @@ def add_tokenizer(writer: gguf.GGUFWriter, folder: Path, size: int) -> None:
 
 
 def write(checkpoint: Checkpoint, path: Path, kind: Types = Types.F32) -> Path:
-    """Write the model with its matrices of type `kind`, where their rows are whole blocks; the rest in f32."""
+    """Write the model with matrices of type `kind`, where their rows are whole blocks; the rest in f32."""
     writer = gguf.GGUFWriter(path, checkpoint.architecture)
     add_config(writer, checkpoint)
     if (checkpoint.folder / "tokenizer.json").exists():

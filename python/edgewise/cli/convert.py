@@ -17,8 +17,8 @@ def add_to(commands: Commands) -> argparse.ArgumentParser:
     parser = commands.add_parser(
         "convert",
         help="write a GGUF file in edgewise's own format",
-        description="Writes a GGUF file, with its tokenizer and chat template, as one file that opens at once. "
-        "Its weights stay what they are as far as the formats allow; the table at the end tells what was lost.",
+        description="Writes a GGUF file, with its tokenizer and chat template, as one that opens at once. "
+        "Weights stay what they are as far as the formats allow; the table at the end tells what was lost.",
     )
     parser.add_argument(
         "source", metavar="SRC", help="file, the first of several such as a-00001-of-00003.gguf, or folder"

@@ -41,6 +41,8 @@ const KNOWN: [Known; 6] = [
 pub struct Facts {
     /// Layers of the model itself; those behind them predict further tokens.
     pub layers: usize,
+    /// Layers behind them.
+    pub extra: usize,
     /// Whether 1 was added to norms.
     pub norms_plus_one: bool,
     /// Heads of the delta layers whose value heads are tiled.
@@ -80,7 +82,7 @@ pub fn read<'a>(
     let mut config = text_config(&keys, tensor)?;
     config.insert("model_type".into(), known.model_type.into());
     config.insert("num_hidden_layers".into(), layers.into());
-    let mut facts = Facts { layers, norms_plus_one: known.hybrid, ..Facts::default() };
+    let mut facts = Facts { layers, extra, norms_plus_one: known.hybrid, ..Facts::default() };
     if known.hybrid {
         let heads = delta(&keys, &mut config)?;
         config.insert("layer_types".into(), layer_types(&keys, layers, all)?);

@@ -110,6 +110,9 @@ pub fn original(name: &str, facts: &Facts) -> Option<(String, Change)> {
     let Some(extra) = layer.checked_sub(facts.layers) else {
         return find(&LAYER, rest).map(|(ours, change)| (format!("model.layers.{layer}.{ours}"), change));
     };
+    if extra >= facts.extra {
+        return None;
+    }
     if let Some((ours, change)) = find(&NEXTN, rest) {
         return (extra == 0).then(|| (format!("mtp.{ours}"), change));
     }
@@ -121,7 +124,7 @@ mod tests {
     use super::*;
 
     fn facts() -> Facts {
-        Facts { layers: 4, ..Facts::default() }
+        Facts { layers: 4, extra: 2, ..Facts::default() }
     }
 
     #[test]
@@ -152,6 +155,7 @@ mod tests {
             "blk.0.nextn.eh_proj.weight",
             "blk.5.nextn.eh_proj.weight",
             "rope_freqs.weight",
+            "blk.6.attn_q.weight",
             "blk.0.attn_sinks",
             "blk.0.attn_q.bias",
         ] {
