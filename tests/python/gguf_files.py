@@ -132,10 +132,15 @@ def tensors(checkpoint: Checkpoint) -> dict[str, Array]:
             array = -np.exp(array)
         elif "conv1d" in name or "shared_expert_gate" in name:
             array = array.squeeze()
-        elif checkpoint.hybrid and name.endswith("norm.weight") and "linear_attn" not in name:
+        elif checkpoint.hybrid and _is_norm(name):
             array = array + 1
         out[_gguf_name(name, checkpoint)] = np.ascontiguousarray(array, np.float32)
     return out
+
+
+def _is_norm(name: str) -> bool:
+    """Whether the converter adds 1: it looks at names that it has changed before, such as `enorm`."""
+    return (name.endswith("norm.weight") or "pre_fc_norm" in name) and "linear_attn" not in name
 
 
 def _gguf_name(name: str, checkpoint: Checkpoint) -> str:
@@ -285,6 +290,75 @@ def write(checkpoint: Checkpoint, path: Path, kind: Types = Types.F32) -> Path:
     for name, array in tensors(checkpoint).items():
         chosen = kind if is_matrix(name, array, kind) else Types.F32
         writer.add_tensor(name, gguf.quantize(array, chosen), raw_dtype=chosen)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+VISION_TOP = {
+    "patch_embed.proj.bias": "v.patch_embd.bias",
+    "pos_embed.weight": "v.position_embd.weight",
+    "merger.norm.": "v.post_ln.",
+    "merger.linear_fc1.": "mm.0.",
+    "merger.linear_fc2.": "mm.2.",
+}
+VISION_BLOCK = {
+    "norm1.": "ln1.",
+    "norm2.": "ln2.",
+    "attn.qkv.": "attn_qkv.",
+    "attn.proj.": "attn_out.",
+    "mlp.linear_fc1.": "ffn_up.",
+    "mlp.linear_fc2.": "ffn_down.",
+    "norm.": "norm.",
+    "linear_fc1.": "fc1.",
+    "linear_fc2.": "fc2.",
+}
+
+
+def vision_tensors(folder: Path, deepstack: list[int]) -> Iterator[tuple[str, Array]]:
+    """The tensors of a checkpoint's vision tower as the converter names them."""
+    for name, array in _load(folder / "model.safetensors").items():
+        before, found, rest = name.partition("visual.")
+        if not found or before not in ("", "model."):
+            continue
+        if rest == "patch_embed.proj.weight":
+            yield "v.patch_embd.weight", array[:, :, 0]
+            yield "v.patch_embd.weight.1", array[:, :, 1]
+            continue
+        kind, number, inner = (*rest.split(".", 2), "", "")[:3]
+        if kind in ("blocks", "deepstack_merger_list"):
+            index = int(number) if kind == "blocks" else deepstack[int(number)]
+            prefix = f"v.blk.{index}." if kind == "blocks" else f"v.deepstack.{index}."
+            table = VISION_BLOCK
+        else:
+            prefix, inner, table = "", rest, VISION_TOP
+        (start,) = (start for start in table if inner.startswith(start))
+        yield prefix + table[start] + inner.removeprefix(start), array
+
+
+def write_vision(folder: Path, path: Path, projector: str = "qwen3vl_merger") -> Path:
+    """Write the vision tower of a folder in f32."""
+    config = json.loads((folder / "config.json").read_text())
+    vision = config["vision_config"]
+    deepstack = vision.get("deepstack_visual_indexes", [])
+    writer = gguf.GGUFWriter(path, "clip")
+    writer.add_clip_has_vision_encoder(True)
+    writer.add_clip_projector_type(projector)
+    writer.add_vision_projection_dim(config["text_config"]["hidden_size"])
+    writer.add_vision_image_size(int(vision["num_position_embeddings"] ** 0.5) * vision["patch_size"])
+    writer.add_vision_patch_size(vision["patch_size"])
+    writer.add_vision_embedding_length(vision["hidden_size"])
+    writer.add_vision_feed_forward_length(vision["intermediate_size"])
+    writer.add_vision_block_count(vision["depth"])
+    writer.add_vision_head_count(vision["num_heads"])
+    writer.add_vision_image_mean([0.5, 0.5, 0.5])
+    writer.add_vision_image_std([0.5, 0.5, 0.5])
+    writer.add_vision_spatial_merge_size(vision["spatial_merge_size"])
+    writer.add_vision_is_deepstack_layers([i in deepstack for i in range(vision["depth"])])
+    for name, array in vision_tensors(folder, deepstack):
+        writer.add_tensor(name, np.ascontiguousarray(array))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

@@ -18,6 +18,7 @@ import gguf_files
 import golden
 from edgewise import CheckpointError, Tokenizer, _native
 from edgewise.cli import main
+from edgewise.options import PromptArguments
 from gguf_files import Array, Checkpoint, Types
 
 DEMO = Path(__file__).parents[2] / "tools" / "demo" / "checkpoint"
@@ -196,7 +197,7 @@ class TestText:
         question = "What is the capital of France?"
         assert model.generate(question, enable_thinking=False, temperature=0).text == "Paris."
         messages = [{"role": "user", "content": question}]
-        assert model.prepare(messages).ids == want.prepare(messages).ids
+        assert model.prepare(messages).token_ids == want.prepare(messages).token_ids
         assert model.eos_token_ids == want.eos_token_ids
 
     def test_sampling_settings_are_defaults(self, tmp_path: Path) -> None:
@@ -260,6 +261,66 @@ class TestSeveralFiles:
         others = gguf_files.split(gguf_files.write(golden_checkpoint("dense_text"), tmp_path / "o.gguf"), 3)
         others[1].replace(parts[1])
         assert "'split.count': is not 2, as the other parts say" in refusal(parts[0])
+
+
+class TestVision:
+    """The tower stands in a file of its own beside the model."""
+
+    @pytest.mark.parametrize("case", ["image", "deepstack_qwen3_vl"])
+    def test_pictures_are_seen_as_by_the_checkpoint(self, case: str, tmp_path: Path) -> None:
+        folder = golden.FOLDER / case
+        gguf_files.write_vision(folder, tmp_path / "mmproj-model-f32.gguf")
+        path = write(tmp_path, case)
+        destination = tmp_path / "out.safetensors"
+        _native.quantize(str(path), str(destination), "keep")
+        want = edgewise.Model.from_pretrained(folder, dtype="f32")
+        picture = str(next(folder.glob("img0*.png")))
+        content = [{"type": "image", "path": picture}, {"type": "text", "text": "a"}]
+        messages = [{"role": "user", "content": content}]
+        # The limits of sizes are no part of a GGUF file.
+        limits: PromptArguments = {"min_pixels": 4096, "max_pixels": 65536}
+        expected = want.logits(want.prepare(messages, **limits))
+        for file in (path, destination):
+            model = edgewise.Model.from_pretrained(file, dtype="f32")
+            got = model.logits(model.prepare(messages, **limits))
+            np.testing.assert_allclose(got, expected, rtol=0, atol=CLOSE * np.abs(expected).max())
+
+    def test_two_of_them_are_none(self, tmp_path: Path) -> None:
+        for name in ("mmproj-a.gguf", "mmproj-b.gguf"):
+            gguf_files.write_vision(golden.FOLDER / "image", tmp_path / name)
+        model = edgewise.Model.from_pretrained(write(tmp_path, "image"))
+        with pytest.raises(ValueError, match="reads text only"):
+            model.prepare("a", images=next((golden.FOLDER / "image").glob("img0*.png")))
+
+    def test_text_models_do_not_look_for_it(self, tmp_path: Path) -> None:
+        (tmp_path / "mmproj.gguf").write_bytes(b"GGUF")
+        assert logits(write(tmp_path, "qwen3")).shape == (len(IDS), 384)
+
+    @pytest.mark.parametrize(
+        ("projector", "message"),
+        [
+            ("gemma3", "'gemma3' is not supported; known: qwen3vl_merger"),
+            ("qwen3vl_merger", "out_hidden_size"),
+        ],
+    )
+    def test_that_of_another_model(self, projector: str, message: str, tmp_path: Path) -> None:
+        gguf_files.write_vision(golden.FOLDER / "image", tmp_path / "mmproj.gguf", projector)
+        checkpoint = Checkpoint(DEMO)
+        assert message in refusal(gguf_files.write(checkpoint, tmp_path / "model.gguf"))
+
+    def test_its_tensors_are_checked(self, tmp_path: Path) -> None:
+        vision = gguf_files.write_vision(golden.FOLDER / "image", tmp_path / "mmproj.gguf")
+        data = vision.read_bytes()
+        path = write(tmp_path, "image")
+        for was, becomes, message in [
+            ("v.patch_embd.weight.1", "v.patch_embd.weight.2", "is none that a vision tower"),
+            ("mm.0.weight", "mm.1.weight", "tensor 'mm.1.weight': is none that a vision tower"),
+            ("v.position_embd.weight", "v.positionxembd.weight", "'v.position_embd.weight': is missing"),
+            ("clip.vision.block_count", "clip.vision.block_counx", "'clip.vision.block_count': is missing"),
+        ]:
+            (at,) = gguf_files.strings_at(data, was)
+            vision.write_bytes(data[: at + 8] + becomes.encode() + data[at + 8 + len(was) :])
+            assert message in refusal(path)
 
 
 class TestHostile:

@@ -186,6 +186,13 @@ impl Metadata {
         self.scalars(key, place).map(value).collect::<Result<_>>().map(Some)
     }
 
+    /// The finite numbers of an array of at most `limit`.
+    pub fn numbers(&self, key: &str, limit: u64) -> Result<Option<Vec<f64>>> {
+        let Some(place) = self.array(key, limit)? else { return Ok(None) };
+        let value = |scalar| self.as_number(key, scalar?);
+        self.scalars(key, place).map(value).collect::<Result<_>>().map(Some)
+    }
+
     /// A finite number.
     pub fn number(&self, key: &str) -> Result<Option<f64>> {
         self.scalar(key)?.map(|scalar| self.as_number(key, scalar)).transpose()

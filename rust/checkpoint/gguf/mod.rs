@@ -4,9 +4,11 @@
 //! - `architecture`: the `config.json`; `tokenizer`: the `tokenizer.json`.
 //! - `names`: the table of names and of what is ordered differently; `order`: tensors as the original has them.
 //!
-//! A file is whole by itself: nothing beside it is looked at. Layers that predict further tokens appear as the original's `mtp.`
-//! tensors, which a conversion keeps and the engine does not look at. The vision tower, which GGUF has in a file of its own
-//! (`mmproj`), is not read.
+//! - `vision`: the vision tower, which stands in a file of its own.
+//!
+//! Nothing beside a file is looked at but one: if exactly one file with `mmproj` in its name stands there, and the architecture has
+//! vision towers, that is the model's. Layers that predict further tokens appear as the original's `mtp.` tensors, which a
+//! conversion keeps and the engine does not look at.
 
 mod architecture;
 pub mod blocks;
@@ -17,6 +19,7 @@ mod names;
 mod order;
 mod split;
 mod tokenizer;
+mod vision;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -55,7 +58,10 @@ struct Place {
 /// A model in GGUF files.
 #[derive(Clone)]
 pub struct Model {
+    /// The vision file, if there is one, is the last.
     files: Vec<File>,
+    /// Place of the vision file.
+    vision: Option<usize>,
     facts: Facts,
     config: String,
     places: BTreeMap<String, Place>,
@@ -64,16 +70,22 @@ pub struct Model {
 impl Model {
     /// Opens the file at `path` and, if it is one of several, the others.
     pub fn open(path: &Path) -> Result<Self> {
-        Self::new(split::open_all(path)?)
-    }
-
-    fn new(files: Vec<File>) -> Result<Self> {
-        let metadata = &files[0].metadata;
+        let mut files = split::open_all(path)?;
         let entry = |name: &str| files.iter().find_map(|file| file.tensors.get(name));
-        let (config, facts) = architecture::read(metadata, &entry)?;
-        let places = places(&files, &facts)?;
-        let config = complete(config, metadata)?.to_string();
-        Ok(Self { config, facts, places, files })
+        let (mut config, facts) = architecture::read(&files[0].metadata, &entry)?;
+        let mut places = places(&files, &facts)?;
+        let mut vision = None;
+        if let Some(path) = vision_path(path, &config)? {
+            let file = vision::open(&path)?;
+            let deepstack = vision::deepstack(&file.metadata)?;
+            config = vision::whole_config(config, &files[0].metadata, &file, &deepstack)?;
+            places = beside_vision(places);
+            add_vision(&mut places, &file, files.len(), &deepstack)?;
+            vision = Some(files.len());
+            files.push(file);
+        }
+        let config = complete(config, &files[0].metadata)?.to_string();
+        Ok(Self { vision, config, facts, places, files })
     }
 
     /// The names of all tensors in the original checkpoint.
@@ -94,7 +106,11 @@ impl Model {
             Some(index) => order::of_stack(&view, index)
                 .ok_or_else(|| view.error(format!("has no matrix {index} in its stack")))?,
         };
-        Tensor::new(name.to_owned(), view, place.change, &self.facts).map(Some)
+        let name = name.to_owned();
+        if place.change == Change::Frames {
+            return Tensor::of_frames(name, view, self::view(file, vision::SECOND_FRAME)?).map(Some);
+        }
+        Tensor::new(name, view, place.change, &self.facts).map(Some)
     }
 
     /// Bytes in the file of the tensor that has this name in the original checkpoint; 0 if there is none.
@@ -117,6 +133,9 @@ impl Model {
         if metadata.contains("tokenizer.chat_template") {
             names.push("chat_template.jinja");
         }
+        if self.vision.is_some() {
+            names.push("preprocessor_config.json");
+        }
         names
     }
 
@@ -131,6 +150,10 @@ impl Model {
             "generation_config.json" => generation_config(metadata)?.to_string(),
             "tokenizer.json" => tokenizer::json(metadata)?,
             "tokenizer_config.json" => tokenizer_config(metadata)?.to_string(),
+            "preprocessor_config.json" => {
+                let file = self.vision.map(|vision| &self.files[vision]);
+                file.map(vision::preprocessor_config).transpose()?.unwrap_or_default().to_string()
+            }
             _ => metadata.text("tokenizer.chat_template")?.unwrap_or_default().to_owned(),
         };
         Ok(Some(text.into_bytes()))
@@ -150,6 +173,37 @@ impl fmt::Debug for Model {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Model").field("tensors", &self.places.len()).finish_non_exhaustive()
     }
+}
+
+/// The vision file beside the model at `path`, if its architecture has towers.
+fn vision_path(path: &Path, config: &Map<String, Value>) -> Result<Option<PathBuf>> {
+    let model_type = config.get("model_type").and_then(Value::as_str).unwrap_or_default();
+    if model_type.ends_with("_text") { vision::beside(path) } else { Ok(None) }
+}
+
+/// The names that tensors of a text model have beside a tower.
+fn beside_vision(places: BTreeMap<String, Place>) -> BTreeMap<String, Place> {
+    let rename = |name: String| match name.strip_prefix("model.") {
+        Some(rest) => format!("model.language_model.{rest}"),
+        None => name,
+    };
+    places.into_iter().map(|(name, place)| (rename(name), place)).collect()
+}
+
+/// Adds the tensors of a vision file, which is at place `number` of the files.
+fn add_vision(
+    places: &mut BTreeMap<String, Place>,
+    file: &File,
+    number: usize,
+    deepstack: &[usize],
+) -> Result<()> {
+    for gguf in file.tensors.keys().filter(|name| *name != vision::SECOND_FRAME) {
+        let error = |reason: &str| Error::tensor(&file.path, &quote(gguf), reason);
+        let (name, change) = vision::original(gguf, deepstack)
+            .ok_or_else(|| error("is none that a vision tower of these families is known to have"))?;
+        places.insert(name, Place { file: number, gguf: gguf.clone(), change, index: None });
+    }
+    Ok(())
 }
 
 /// Where each tensor of the original checkpoint is found.

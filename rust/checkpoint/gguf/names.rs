@@ -36,6 +36,8 @@ pub enum Change {
     ValueColumns,
     /// A first dimension of size 1 was left out.
     OneRow,
+    /// A convolution `[W, 3, 2, P, P]` over two frames, of which this is the first frame's part.
+    Frames,
     /// A stack of matrices, each of them a tensor of its own in the original; `{}` is its number.
     Stack,
 }

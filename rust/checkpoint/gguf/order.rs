@@ -21,7 +21,7 @@ pub struct Tensor {
 }
 
 /// What has to be done to a tensor of the file.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 enum Undo {
     Nothing,
     /// Only the shape differs.
@@ -41,6 +41,10 @@ enum Undo {
     Columns {
         columns: Vec<Range<usize>>,
     },
+    /// Each patch of the first frame is followed by that of the second, for each channel.
+    Frames {
+        second: TensorView,
+    },
 }
 
 impl Tensor {
@@ -51,6 +55,15 @@ impl Tensor {
     pub(super) fn new(name: String, view: TensorView, change: Change, facts: &Facts) -> Result<Self> {
         let undo = Undo::of(&view, change, facts)?;
         Ok(Self { name, view, undo })
+    }
+
+    /// The convolution over two frames, cut into `first` and `second`.
+    pub(super) fn of_frames(name: String, first: TensorView, second: TensorView) -> Result<Self> {
+        if first.shape.len() != 4 || first.shape != second.shape {
+            let reason = format!("has shape {:?}, that of the first frame {:?}", second.shape, first.shape);
+            return Err(second.error(reason));
+        }
+        Ok(Self { name, view: first, undo: Undo::Frames { second } })
     }
 
     /// Its name in the original checkpoint.
@@ -67,6 +80,7 @@ impl Tensor {
     pub fn shape(&self) -> Vec<usize> {
         match &self.undo {
             Undo::Shape(shape) | Undo::Rows { shape, .. } => shape.clone(),
+            Undo::Frames { .. } => frames_shape(&self.view),
             Undo::Nothing | Undo::Norm | Undo::Decay { .. } | Undo::Columns { .. } => self.view.shape.clone(),
         }
     }
@@ -84,6 +98,7 @@ impl Tensor {
             }
             Undo::Decay { rows } => decay(view, rows),
             Undo::Columns { columns } => move_columns(view, columns),
+            Undo::Frames { second } => frames(view, second),
         }
     }
 }
@@ -196,6 +211,21 @@ fn move_columns(view: &TensorView, columns: &[Range<usize>]) -> Result<TensorVie
     let moved: Vec<u8> =
         view.bytes.chunks_exact(row_bytes).flat_map(|row| gather(row, width / block, &order)).collect();
     Ok(TensorView { bytes: Bytes::new(moved), ..view })
+}
+
+/// `[W, channels, 2, P, P]` of a frame's part `[W, channels, P, P]`.
+fn frames_shape(view: &TensorView) -> Vec<usize> {
+    let mut shape = view.shape.clone();
+    shape.insert(2, 2);
+    shape
+}
+
+fn frames(first: &TensorView, second: &TensorView) -> Result<TensorView> {
+    let patch = first.shape[2] * first.shape[3];
+    let (one, two) = (first.to_f32()?, second.to_f32()?);
+    let patches = one.chunks_exact(patch).zip(two.chunks_exact(patch));
+    let numbers = patches.flat_map(|(one, two)| one.iter().chain(two)).copied();
+    Ok(TensorView { shape: frames_shape(first), ..of_numbers(first, numbers) })
 }
 
 /// The part of a stack of `count` that is tensor `index`.

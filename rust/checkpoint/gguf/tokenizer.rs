@@ -92,6 +92,16 @@ pub(super) fn token(metadata: &Metadata, id: usize) -> Result<Option<&str>> {
     metadata.texts(TOKENS)?.and_then(|mut texts| texts.nth(id)).transpose()
 }
 
+/// The id of the token written so.
+pub(super) fn id(metadata: &Metadata, written: &str) -> Result<Option<usize>> {
+    for (id, text) in metadata.texts(TOKENS)?.into_iter().flatten().enumerate() {
+        if text? == written {
+            return Ok(Some(id));
+        }
+    }
+    Ok(None)
+}
+
 /// The ids of control tokens written so, in the order of the file.
 pub(super) fn control_ids(metadata: &Metadata, written: &[&str]) -> Result<Vec<usize>> {
     let mut ids = Vec::new();
