@@ -246,7 +246,7 @@ def add_config(writer: gguf.GGUFWriter, checkpoint: Checkpoint) -> None:
         writer.add_ssm_time_step_rank(text["linear_num_value_heads"])
         writer.add_ssm_inner_size(text["linear_num_value_heads"] * text["linear_value_head_dim"])
     if "num_experts_per_tok" in text:
-        writer.add_expert_count(text.get("num_experts", text.get("num_local_experts")))
+        writer.add_expert_count(text.get("num_experts") or text["num_local_experts"])
         writer.add_expert_used_count(text["num_experts_per_tok"])
         writer.add_expert_feed_forward_length(text["moe_intermediate_size"])
         if "shared_expert_intermediate_size" in text:

@@ -199,7 +199,9 @@ mod tests {
         ] {
             assert_eq!(ours(gguf).as_deref(), Some(expected));
         }
-        for name in ["v.blk.0.attn_q.weight", "v.deepstack.2.fc1.bias", "mm.1.bias", "v.blk.x.ln1.bias", SECOND_FRAME] {
+        for name in
+            ["v.blk.0.attn_q.weight", "v.deepstack.2.fc1.bias", "mm.1.bias", "v.blk.x.ln1.bias", SECOND_FRAME]
+        {
             assert_eq!(ours(name), None, "{name}");
         }
     }
