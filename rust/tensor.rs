@@ -45,7 +45,7 @@ impl DType {
     /// Bytes of so many elements, which are whole blocks for a block type.
     pub const fn nbytes(self, elements: usize) -> usize {
         match self {
-            Self::Block(block) => elements / block.len() * block.bytes(),
+            Self::Block(block) => elements / block.weights() * block.bytes(),
             _ => elements * self.size(),
         }
     }

@@ -71,9 +71,11 @@ fn gather(
     let mut levels = [0; GROUP];
     for r in 0..BLOCK_ROWS.min(source.rows - first) {
         let at = source.start + (first + r) * source.cols + column * GROUP;
-        let index = at / block.len();
+        let index = at / block.weights();
         let bytes = &source.view.bytes[index * block.bytes()..(index + 1) * block.bytes()];
-        let Some(scale) = block.levels(bytes, at % block.len() / GROUP, &mut levels) else { return false };
+        let Some(scale) = block.levels(bytes, at % block.weights() / GROUP, &mut levels) else {
+            return false;
+        };
         let scale = f16::from_f32(scale);
         if !scale.is_finite() || levels.contains(&i8::MIN) {
             return false;
@@ -104,7 +106,7 @@ mod tests {
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/gguf/blocks.safetensors");
         let blocks =
             SafeTensors::open(&path).unwrap().get(&format!("{}.blocks", block.name())).unwrap().unwrap();
-        let bytes = rows * COLS / block.len() * block.bytes();
+        let bytes = rows * COLS / block.weights() * block.bytes();
         let bytes: Vec<u8> = blocks.bytes.iter().copied().cycle().take(bytes).collect();
         TensorView {
             path,

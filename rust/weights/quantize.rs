@@ -183,9 +183,9 @@ fn quantize_item(format: Format, part: Rows<'_>, out: &mut [u8]) -> Result<Squar
     let mut weights = vec![0.0; rows * cols];
     view.read_f32(start, &mut weights)?;
     check(format, &weights, cols)
-        .and_then(|()| match gguf::repack(format, part, out) {
-            true => Ok(()),
-            false => quantize_rows(format, &weights, rows, cols, out),
+        .and_then(|()| {
+            let moved = gguf::repack(format, part, out);
+            if moved { Ok(()) } else { quantize_rows(format, &weights, rows, cols, out) }
         })
         .map_err(|bad| view.error(NotRepresentable { row: start / cols + bad.row, ..bad }.to_string()))?;
     let mut total = SquaredError::default();

@@ -69,7 +69,7 @@ impl BlockType {
     }
 
     /// Weights of a block.
-    pub const fn len(self) -> usize {
+    pub const fn weights(self) -> usize {
         match self {
             Q4_0 | Q4_1 | Q5_0 | Q5_1 | Q8_0 | IQ4_NL => GROUP,
             Q4_K | Q5_K | Q6_K | IQ4_XS => MAX_BLOCK,
@@ -96,7 +96,7 @@ impl BlockType {
     /// # Panics
     /// If the weights reach outside `bytes`.
     pub fn read(self, bytes: &[u8], start: usize, out: &mut [f32]) {
-        let len = self.len();
+        let len = self.weights();
         let mut block = [0.0; MAX_BLOCK];
         let (mut at, mut done) = (start, 0);
         while done < out.len() {
@@ -137,7 +137,7 @@ impl BlockType {
     /// # Panics
     /// If `block` is not one block, or has no such group.
     pub fn levels(self, block: &[u8], group: usize, levels: &mut [i8; GROUP]) -> Option<f32> {
-        assert!(block.len() == self.bytes() && group < self.len() / GROUP);
+        assert!(block.len() == self.bytes() && group < self.weights() / GROUP);
         let d = half_at(block, 0);
         match self {
             Q4_0 => nibbles(&block[2..], levels, |q, _| q as i8 - 8),
@@ -260,7 +260,7 @@ mod tests {
             let blocks = golden.get(&format!("{}.blocks", kind.name())).unwrap().unwrap();
             let expected =
                 golden.get(&format!("{}.weights", kind.name())).unwrap().unwrap().to_f32().unwrap();
-            assert_eq!(blocks.bytes.len() / kind.bytes() * kind.len(), expected.len());
+            assert_eq!(blocks.bytes.len() / kind.bytes() * kind.weights(), expected.len());
             let mut weights = vec![0.0; expected.len()];
             kind.read(&blocks.bytes, 0, &mut weights);
             for (i, (x, y)) in weights.iter().zip(&expected).enumerate() {
@@ -274,9 +274,9 @@ mod tests {
         let golden = golden();
         for kind in BlockType::ALL {
             let bytes = golden.get(&format!("{}.blocks", kind.name())).unwrap().unwrap().bytes;
-            let mut all = vec![0.0; 3 * kind.len()];
+            let mut all = vec![0.0; 3 * kind.weights()];
             kind.read(&bytes, 0, &mut all);
-            for (start, len) in [(0, 1), (5, kind.len()), (kind.len() - 1, 2), (kind.len(), 0)] {
+            for (start, len) in [(0, 1), (5, kind.weights()), (kind.weights() - 1, 2), (kind.weights(), 0)] {
                 let mut part = vec![0.0; len];
                 kind.read(&bytes, start, &mut part);
                 assert_eq!(part, all[start..start + len], "{} {start} {len}", kind.name());
@@ -290,7 +290,7 @@ mod tests {
         for kind in BlockType::ALL {
             let bytes = golden.get(&format!("{}.blocks", kind.name())).unwrap().unwrap().bytes;
             let block = &bytes[..kind.bytes()];
-            let mut weights = vec![0.0; kind.len()];
+            let mut weights = vec![0.0; kind.weights()];
             kind.read(block, 0, &mut weights);
             let mut levels = [0; GROUP];
             for (group, weights) in weights.chunks_exact(GROUP).enumerate() {
@@ -299,7 +299,7 @@ mod tests {
                     continue;
                 };
                 assert!(kind.has_levels());
-                assert_eq!(levels.map(|level| scale * f32::from(level)), weights);
+                assert_eq!(levels.map(|level| scale * f32::from(level)).as_slice(), weights);
             }
         }
     }

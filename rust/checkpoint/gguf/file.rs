@@ -188,11 +188,11 @@ impl RawTensor {
 fn bytes_of(dtype: DType, shape: &[usize], elements: usize) -> Read<Option<usize>> {
     let DType::Block(block) = dtype else { return Ok(elements.checked_mul(dtype.size())) };
     let row = shape.last().copied().unwrap_or(1);
-    if !row.is_multiple_of(block.len()) {
-        let (name, len) = (block.name(), block.len());
+    if !row.is_multiple_of(block.weights()) {
+        let (name, len) = (block.name(), block.weights());
         return Err(format!("its rows of {row} are not whole blocks of {len}, as {name} needs"));
     }
-    Ok((elements / block.len()).checked_mul(block.bytes()))
+    Ok((elements / block.weights()).checked_mul(block.bytes()))
 }
 
 /// The type with this code, or the name of one that is not read.

@@ -85,7 +85,7 @@ impl Model {
             files.push(file);
         }
         let config = complete(config, &files[0].metadata)?.to_string();
-        Ok(Self { vision, config, facts, places, files })
+        Ok(Self { files, vision, facts, config, places })
     }
 
     /// The names of all tensors in the original checkpoint.

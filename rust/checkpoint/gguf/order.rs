@@ -198,7 +198,7 @@ fn decay(view: &TensorView, rows: &[Range<usize>]) -> Result<TensorView> {
 fn move_columns(view: &TensorView, columns: &[Range<usize>]) -> Result<TensorView> {
     let width = view.shape.last().copied().unwrap_or(1);
     let block = match view.dtype {
-        DType::Block(block) => block.len(),
+        DType::Block(block) => block.weights(),
         _ => 1,
     };
     let whole =
@@ -356,10 +356,10 @@ mod tests {
             (BlockType::Q4_K, 128, DType::F32),
         ] {
             let heads = DeltaHeads { keys: 2, values: 4, key_dim: 16, value_dim };
-            let columns = (4 * value_dim).next_multiple_of(kind.len());
+            let columns = (4 * value_dim).next_multiple_of(kind.weights());
             let heads = DeltaHeads { value_dim: columns / 4, ..heads };
             let bytes: Vec<u8> =
-                (0..columns / kind.len() * kind.bytes()).map(|i| (i * 7 % 100) as u8).collect();
+                (0..columns / kind.weights() * kind.bytes()).map(|i| (i * 7 % 100) as u8).collect();
             let stored = TensorView {
                 dtype: DType::Block(kind),
                 bytes: Bytes::new(bytes),

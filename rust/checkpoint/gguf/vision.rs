@@ -1,7 +1,7 @@
 //! The vision tower, which GGUF has in a file of its own: `mmproj-NAME.gguf` beside the model.
 //!
 //! Names and what differs stand in the table below: the convolution over pairs of frames is cut into one for each frame, the
-//! projector is `mm`, and mergers behind inner blocks (DeepStack) are numbered by their block.
+//! projector is `mm`, and mergers behind inner blocks (`DeepStack`) are numbered by their block.
 //!
 //! Source: `conversion/qwen3vl.py` of llama.cpp.
 
@@ -56,9 +56,10 @@ pub(super) fn beside(path: &Path) -> Result<Option<PathBuf>> {
     let mut found = Vec::new();
     for entry in fs::read_dir(folder).map_err(io)? {
         let entry = entry.map_err(io)?;
-        let name = entry.file_name().to_string_lossy().to_lowercase();
-        if name.contains(MARK) && name.ends_with(".gguf") {
-            found.push(entry.path());
+        let path = entry.path();
+        let is_gguf = path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("gguf"));
+        if is_gguf && entry.file_name().to_string_lossy().to_lowercase().contains(MARK) {
+            found.push(path);
         }
     }
     Ok(if found.len() == 1 { found.pop() } else { None })
