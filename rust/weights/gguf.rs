@@ -14,7 +14,7 @@
 use half::f16;
 
 use super::matrix::{BLOCK_COLS, BLOCK_ROWS, Format};
-use super::quantize::{Lanes, Rows, Tile};
+use super::quantize::{Lanes, Rows, SquaredError, Tile};
 use super::{int4, int8};
 use crate::checkpoint::gguf::blocks::{BlockType, GROUP};
 use crate::tensor::DType;
@@ -29,33 +29,34 @@ pub fn natural_format(dtype: DType) -> Option<Format> {
     }
 }
 
-/// Moves levels and scales to `out` without rounding a weight anew; false if format or levels do not allow that.
+/// Moves levels and scales to `out` without rounding a weight anew, and tells what that lost; `None` if format, levels or scales
+/// do not allow that, with `out` unspecified.
 ///
 /// # Panics
 /// If `source` reaches outside its tensor or `out` is not of [`Format::bytes`].
-pub(super) fn repack(format: Format, source: Rows<'_>, out: &mut [u8]) -> bool {
-    let DType::Block(block) = source.view.dtype else { return false };
+pub(super) fn repack(format: Format, source: Rows<'_>, out: &mut [u8]) -> Option<SquaredError> {
+    let DType::Block(block) = source.view.dtype else { return None };
     if !block.has_levels() || natural_format(source.view.dtype) != Some(format) {
-        return false;
+        return None;
     }
     let block_bytes = format.block_bytes();
     let panel_bytes = source.cols.div_ceil(BLOCK_COLS) * block_bytes;
     let (mut tile, mut scales) = ([[0.0; BLOCK_ROWS]; BLOCK_COLS], [0.0; BLOCK_ROWS]);
+    let mut error = SquaredError::default();
     for (panel, out) in out.chunks_exact_mut(panel_bytes).enumerate() {
         for (column, out) in out.chunks_exact_mut(block_bytes).enumerate() {
-            if !gather(block, source, panel * BLOCK_ROWS, column, &mut tile, &mut scales) {
-                return false;
-            }
+            error += gather(block, source, panel * BLOCK_ROWS, column, &mut tile, &mut scales)?;
             match format {
                 Format::Int4 => int4::write_block(&tile, &scales, out),
                 _ => int8::write_block(&tile, &scales, out),
             }
         }
     }
-    true
+    Some(error)
 }
 
-/// Levels and scales of group `column` of 16 rows from `first` on, zeros beyond the last row; false if they do not fit INT8.
+/// Levels and scales of group `column` of 16 rows from `first` on, zeros beyond the last row, and what is lost; `None` if they do
+/// not fit.
 fn gather(
     block: BlockType,
     source: Rows<'_>,
@@ -63,29 +64,36 @@ fn gather(
     column: usize,
     tile: &mut Tile,
     scales: &mut Lanes,
-) -> bool {
+) -> Option<SquaredError> {
     if source.rows - first < BLOCK_ROWS {
         *tile = [[0.0; BLOCK_ROWS]; BLOCK_COLS];
         *scales = [0.0; BLOCK_ROWS];
     }
     let mut levels = [0; GROUP];
+    let mut error = SquaredError::default();
     for r in 0..BLOCK_ROWS.min(source.rows - first) {
         let at = source.start + (first + r) * source.cols + column * GROUP;
         let index = at / block.weights();
         let bytes = &source.view.bytes[index * block.bytes()..(index + 1) * block.bytes()];
-        let Some(scale) = block.levels(bytes, at % block.weights() / GROUP, &mut levels) else {
-            return false;
-        };
-        let scale = f16::from_f32(scale);
-        if !scale.is_finite() || levels.contains(&i8::MIN) {
-            return false;
+        let scale = block.levels(bytes, at % block.weights() / GROUP, &mut levels)?;
+        scales[r] = f16::from_f32(scale).to_f32();
+        if !scales[r].is_finite() || levels.contains(&i8::MIN) {
+            return None;
         }
-        scales[r] = scale.to_f32();
+        error += lost(&levels, scale, scales[r]);
         for (lanes, level) in tile.iter_mut().zip(levels) {
             lanes[r] = f32::from(level);
         }
     }
-    true
+    Some(error)
+}
+
+/// What a group loses if `stored` stands for its scale.
+fn lost(levels: &[i8; GROUP], scale: f32, stored: f32) -> SquaredError {
+    let squares: i32 = levels.iter().map(|&level| i32::from(level) * i32::from(level)).sum();
+    let (scale, stored) = (f64::from(scale), f64::from(stored));
+    let squares = f64::from(squares);
+    SquaredError { lost: squares * (scale - stored).powi(2), of: squares * scale.powi(2) }
 }
 
 #[cfg(test)]

@@ -180,13 +180,12 @@ pub fn quantize_parallel(
 /// Reads, stores, reads back and compares some rows.
 fn quantize_item(format: Format, part: Rows<'_>, out: &mut [u8]) -> Result<SquaredError, Error> {
     let Rows { view, start, rows, cols } = part;
+    if let Some(error) = gguf::repack(format, part, out) {
+        return Ok(error);
+    }
     let mut weights = vec![0.0; rows * cols];
     view.read_f32(start, &mut weights)?;
-    check(format, &weights, cols)
-        .and_then(|()| {
-            let moved = gguf::repack(format, part, out);
-            if moved { Ok(()) } else { quantize_rows(format, &weights, rows, cols, out) }
-        })
+    quantize_rows(format, &weights, rows, cols, out)
         .map_err(|bad| view.error(NotRepresentable { row: start / cols + bad.row, ..bad }.to_string()))?;
     let mut total = SquaredError::default();
     let mut stored = vec![0.0; cols];

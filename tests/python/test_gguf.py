@@ -89,6 +89,22 @@ class TestLogits:
         assert 0 < np.sqrt((error**2).mean()) < 0.08 * want.std()
 
 
+class TestLlamaCpp:
+    """Optional: only where the package `llama-cpp-python` is installed, of a version that knows `qwen35`."""
+
+    def test_logits_and_ids_are_those_of_llama_cpp(self, tmp_path: Path) -> None:
+        llama_cpp = pytest.importorskip("llama_cpp")
+        path = gguf_files.write(Checkpoint(DEMO), tmp_path / "demo.gguf")
+        other = llama_cpp.Llama(str(path), n_ctx=64, logits_all=True, verbose=False)
+        other.eval(IDS)
+        model = edgewise.Model.from_pretrained(path, dtype="f32")
+        # Its KV cache is f16.
+        want = np.array(other.scores[: len(IDS)])
+        np.testing.assert_allclose(model.logits(IDS), want, rtol=0, atol=2e-3 * np.abs(want).max())
+        text = "<|im_start|>user\nRepeat: coins, 12 apples' <think>\n"
+        assert model.tokenizer.encode(text) == other.tokenize(text.encode(), add_bos=False, special=True)
+
+
 class TestFormats:
     def test_q4_0_is_int4_of_the_same_numbers(self, tmp_path: Path) -> None:
         path = write(tmp_path, "dense_text", Types.Q4_0)
