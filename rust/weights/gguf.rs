@@ -7,6 +7,10 @@
 //! | `IQ4_XS`                   | INT8   | rounding of the scale to f16, 2^-12 of a weight at most                   |
 //! | others                     | INT8   | rounding to 8 bits with the scale of least squared error (see `quantize`) |
 //!
+//! On normally distributed weights that llama.cpp quantised, the last row adds a relative squared error of 1.6e-5 to `Q4_1`
+//! (which has 6.1e-3 itself) and `Q4_K` (5.1e-3), 1.9e-5 to `Q5_1` (1.4e-3) and `Q5_K` (1.3e-3), 1.8e-5 to `Q6_K` (3.2e-4);
+//! rounding `IQ4_XS` adds 3e-8. A recipe of INT4 would add 5e-3 to 7e-3 to all but `Q4_0`.
+//!
 //! `Q4_1`, `Q4_K` and others have a minimum beside the scale, which our 4-bit blocks have no room for; INT8 keeps what they say,
 //! a recipe of INT4 makes them smaller at the price of a second rounding. Level -128 of `Q8_0`, which llama.cpp never writes and
 //! INT8 has no room for, is rounded as others are.
