@@ -4,9 +4,10 @@ use std::ops::{Deref, Range};
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use crate::checkpoint::gguf::blocks::BlockType;
 use crate::error::{Error, Result};
 
-/// Element types a safetensors file can hold that edgewise reads or passes through.
+/// Element types a safetensors file can hold that edgewise reads or passes through, and blocks of GGUF files.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DType {
     /// 8-bit unsigned; also the container of our own block formats.
@@ -29,20 +30,31 @@ pub enum DType {
     F32,
     /// IEEE double precision.
     F64,
+    /// Blocks of quantised weights, as GGUF files have them: each row of a tensor is whole blocks.
+    Block(BlockType),
 }
 
 impl DType {
-    /// Bytes of one element.
+    /// Bytes of one element; of one block for a block type.
     pub const fn size(self) -> usize {
         match self {
             Self::U8 | Self::I8 | Self::F8E4M3 => 1,
             Self::F16 | Self::BF16 => 2,
             Self::I32 | Self::U32 | Self::F32 => 4,
             Self::I64 | Self::F64 => 8,
+            Self::Block(block) => block.bytes(),
         }
     }
 
-    /// The name used in safetensors headers.
+    /// Bytes of so many elements, which are whole blocks for a block type.
+    pub const fn nbytes(self, elements: usize) -> usize {
+        match self {
+            Self::Block(block) => elements / block.weights() * block.bytes(),
+            _ => elements * self.size(),
+        }
+    }
+
+    /// The name used in safetensors headers, or that of a block type.
     pub const fn name(self) -> &'static str {
         match self {
             Self::U8 => "U8",
@@ -55,6 +67,7 @@ impl DType {
             Self::BF16 => "BF16",
             Self::F32 => "F32",
             Self::F64 => "F64",
+            Self::Block(block) => block.name(),
         }
     }
 
@@ -150,11 +163,15 @@ impl TensorView {
     }
 }
 
-/// Widens `out.len()` little-endian elements from element `start` on; false if `dtype` is not f32, f16 or bf16.
+/// Widens `out.len()` little-endian elements from element `start` on; false if `dtype` is an integer type or f64.
 ///
 /// # Panics
 /// If the elements reach outside `bytes`.
 pub fn widen(dtype: DType, bytes: &[u8], start: usize, out: &mut [f32]) -> bool {
+    if let DType::Block(block) = dtype {
+        block.read(bytes, start, out);
+        return true;
+    }
     let size = dtype.size();
     let bytes = &bytes[start * size..(start + out.len()) * size];
     match dtype {

@@ -476,9 +476,9 @@ class Engine:
     def info(self) -> dict[str, Any]:
         """Return parameters, formats, memory and threads.
 
-        Of a mixture of experts, `expert_bytes` tells what all experts take, `expert_bytes_per_token` what
-        those chosen for a token do (0 in a dense model), and `prefetch` whether they are asked for from disk
-        ahead.
+        `converted_from` is `GGUF` for a file of that format, else `None`. Of a mixture of experts,
+        `expert_bytes` tells what all experts take, `expert_bytes_per_token` what those chosen for a token do
+        (0 in a dense model), and `prefetch` whether they are asked for from disk ahead.
         """
 
     def costs(self) -> dict[str, Any]:

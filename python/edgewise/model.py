@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgewise import cache as quantised_cache
-from edgewise import chat, checks, eos, generation, hub, inputs
+from edgewise import chat, checks, eos, generation, gguf, hub, inputs
 from edgewise._native import CheckpointError, ContextError, Engine, Sampler
 from edgewise._native import Sequence as NativeSequence
 from edgewise.chat import ChatTemplate, Message
@@ -99,12 +99,13 @@ class Model:
         """Open a checkpoint.
 
         Args:
-            path_or_id: a folder as Hugging Face lays it out, a file written by `edgewise quantize`, the id
-                of a repository on the Hugging Face hub such as `Qwen/Qwen3.5-0.8B`, or `demo` for the small
-                model that comes with this package. Of a repository, only the files that are needed are
-                fetched, once, into the hub's own cache; behind the id of one with GGUF files a colon and a
-                part of a name choose one, `org/name:Q4_K_M`.
-            dtype: how the large matrices are held. `auto` takes a file of `edgewise quantize` as it is, and
+            path_or_id: a folder as Hugging Face lays it out, a file written by `edgewise quantize`, a GGUF
+                file (any one of several that are one model), the id of a repository on the Hugging Face hub
+                such as `Qwen/Qwen3.5-0.8B`, or `demo` for the small model that comes with this package. Of a
+                repository, only the files that are needed are fetched, once, into the hub's own cache; behind
+                the id of one with GGUF files a colon and a part of a name choose one, `org/name:Q4_K_M`.
+            dtype: how the large matrices are held. `auto` takes a file of `edgewise quantize` as it is, turns
+                the blocks of a GGUF file into the nearest format (Q4_0 into INT4, others into INT8), and
                 converts any other checkpoint to INT4 by the recipe `int4`, which keeps some tensors in INT8
                 or f32. What GPTQ, AWQ, compressed-tensors, FP8 or MLX quantised keeps its own levels, in INT4
                 or INT8, and what they left unpacked is held in INT8; `int8` and `int4` convert by the recipe
@@ -119,7 +120,7 @@ class Model:
                 name), first for files that are fetched, then for tensors. `None` leaves fetching to the bars
                 of the hub's library.
             cache: keep the converted weights in the user's cache folder, and open that file the next time;
-                with a `dtype` of `int4` or `int8`, or a recipe.
+                with a `dtype` of `int4` or `int8`, a recipe, or a GGUF file.
             media_cache_bytes: how much memory may hold what the vision tower made of the images and frames
                 used last, so that a picture seen before is not encoded again; 0 keeps nothing.
             yarn_factor: extend the context to so many times its length by stretching the rotary positions
@@ -146,8 +147,9 @@ class Model:
         yarn_factor = checks.yarn_factor(yarn_factor)
         with shown(progress, "fetching") as report:
             path = hub.resolve(path_or_id, revision, report)
-        with shown(progress, "opening") as report:
+        with shown(progress, gguf.opening_title(path)) as report:
             if cache:
+                recipe = gguf.cached_recipe(path, dtype, recipe)
                 path = quantised_cache.converted(path, dtype, recipe, threads, report)
                 dtype, recipe = "auto", None
             engine = Engine.open(path, dtype, kv_dtype, recipe, threads, report, yarn_factor)

@@ -5,13 +5,16 @@
 //!   with `config.json`, `tokenizer.json` and other side files beside them;
 //! - a single `.safetensors` file of any name; its side files are those of the folder it stands in;
 //! - a file in edgewise's own format: also safetensors, with `format` = `edgewise` and `format_version` in
-//!   its metadata. It contains its side files, as U8 tensors named `edgewise.files/<name>`.
+//!   its metadata. It contains its side files, as U8 tensors named `edgewise.files/<name>`;
+//! - a [GGUF](gguf) file, or one of several that are one model: it shows as the checkpoint it was made from, with side files made
+//!   from its metadata.
 //!
 //! A file of our own is self-contained: the side files inside it win over those in the folder around it, and
 //! when it is opened by its own path, the folder is not looked at. Opened as a folder, a side file it lacks
 //! may come from there.
 
 mod files;
+pub mod gguf;
 mod index;
 pub(crate) mod json;
 mod mlx;
@@ -63,13 +66,18 @@ pub struct Checkpoint {
     /// What the tensors of `names` are called in the files, if MLX's programs wrote them; else empty.
     aliases: BTreeMap<String, mlx::Alias>,
     native: bool,
+    /// What is in `names`, in place of `files`.
+    gguf: Option<gguf::Model>,
 }
 
 impl Checkpoint {
-    /// Opens a folder, or a single safetensors file recognised by content.
+    /// Opens a folder, or a single safetensors or GGUF file recognised by content.
     pub fn open(path: &Path) -> Result<Self> {
         if fs::metadata(path).map_err(|source| Error::io(path, source))?.is_dir() {
             return Self::new(path, open_folder(path)?, Some(path.to_owned()));
+        }
+        if gguf::is_gguf(&files::beginning(path, gguf::MAGIC.len())?) {
+            return Ok(Self::of_gguf(path, gguf::Model::open(path)?));
         }
         let file = SafeTensors::open(path)?;
         let folder = if is_native(&file)? { None } else { path.parent().map(Path::to_owned) };
@@ -87,7 +95,13 @@ impl Checkpoint {
             names = found.iter().map(|(name, (file, _))| (name.clone(), *file)).collect();
             aliases = found.into_iter().map(|(name, (_, alias))| (name, alias)).collect();
         }
-        Ok(Self { path: path.to_owned(), side_folder, files, names, aliases, native })
+        Ok(Self { path: path.to_owned(), side_folder, files, names, aliases, native, gguf: None })
+    }
+
+    fn of_gguf(path: &Path, model: gguf::Model) -> Self {
+        let names = model.names().map(|name| (name.clone(), 0)).collect();
+        let (path, files, aliases) = (path.to_owned(), Vec::new(), BTreeMap::new());
+        Self { path, side_folder: None, files, names, aliases, native: false, gguf: Some(model) }
     }
 
     /// What the user gave: a folder or a file.
@@ -105,7 +119,7 @@ impl Checkpoint {
         self.names.contains_key(name)
     }
 
-    /// The element type of this tensor, if it is there and of a type that edgewise reads.
+    /// The element type of this tensor, if it is there, of a type that edgewise reads, and not in a GGUF file.
     pub fn dtype(&self, name: &str) -> Option<DType> {
         self.entry(name)?.dtype.clone().ok()
     }
@@ -116,11 +130,15 @@ impl Checkpoint {
     }
 
     fn entry(&self, name: &str) -> Option<&Entry> {
-        self.files[*self.names.get(name)?].header().tensors().get(self.stored_name(name))
+        let file = self.files.get(*self.names.get(name)?)?;
+        file.header().tensors().get(self.stored_name(name))
     }
 
     /// The tensor with this name. One whose type edgewise does not read is an error.
     pub fn get(&self, name: &str) -> Result<Option<TensorView>> {
+        if let Some(model) = &self.gguf {
+            return model.tensor(name)?.map(|tensor| tensor.load()).transpose();
+        }
         match self.names.get(name) {
             Some(&file) => match (self.files[file].get(self.stored_name(name))?, self.aliases.get(name)) {
                 (Some(view), Some(alias)) => alias.apply(name, view).map(Some),
@@ -147,6 +165,17 @@ impl Checkpoint {
         }
     }
 
+    /// The GGUF model that this is, if it is one.
+    pub fn gguf(&self) -> Option<&gguf::Model> {
+        self.gguf.as_ref()
+    }
+
+    /// The files that tensors stand in.
+    pub fn paths(&self) -> Vec<&Path> {
+        let gguf = self.gguf.iter().flat_map(gguf::Model::paths).map(PathBuf::as_path);
+        self.files.iter().map(SafeTensors::path).chain(gguf).collect()
+    }
+
     /// Whether this is a file in edgewise's own format.
     pub fn is_native(&self) -> bool {
         self.native
@@ -154,11 +183,16 @@ impl Checkpoint {
 
     /// Bytes of all tensors that [`Self::names`] lists.
     pub fn nbytes(&self) -> u64 {
-        let bytes = self.names.keys().filter_map(|name| {
-            let bytes = self.entry(name)?.range.len();
-            Some(self.aliases.get(name).map_or(bytes, |alias| alias.nbytes(bytes)) as u64)
-        });
-        bytes.sum()
+        self.names.keys().map(|name| self.tensor_nbytes(name)).sum()
+    }
+
+    /// Bytes that the tensor of this name has in its file; 0 if there is none.
+    pub fn tensor_nbytes(&self, name: &str) -> u64 {
+        if let Some(model) = &self.gguf {
+            return model.nbytes(name);
+        }
+        let bytes = self.entry(name).map_or(0, |entry| entry.range.len());
+        self.aliases.get(name).map_or(bytes, |alias| alias.nbytes(bytes)) as u64
     }
 
     /// A file that belongs to the model, such as `config.json`; `None` if there is none.
@@ -169,6 +203,9 @@ impl Checkpoint {
         if !files::is_plain_name(name) {
             return Err(Error::argument("name", format!("'{}' is not a plain file name", json::quote(name))));
         }
+        if let Some(model) = &self.gguf {
+            return model.side_file(name);
+        }
         if let Some((tensor, entry)) = self.embedded(name) {
             return self.read_embedded(&tensor, entry).map(Some);
         }
@@ -177,6 +214,9 @@ impl Checkpoint {
 
     /// Those of [`SIDE_FILES`] that [`Self::side_file`] can give.
     pub fn side_file_names(&self) -> Vec<String> {
+        if let Some(model) = &self.gguf {
+            return model.side_file_names().into_iter().map(str::to_owned).collect();
+        }
         let present = |name: &str| self.embedded(name).is_some() || self.in_folder(name).is_some();
         SIDE_FILES.iter().filter(|name| present(name)).map(|&name| name.to_owned()).collect()
     }

@@ -1,4 +1,4 @@
-//! `edgewise quantize`.
+//! `edgewise quantize` and `edgewise convert`.
 
 use std::path::Path;
 
@@ -34,8 +34,8 @@ pub fn quantize<'py>(
     report_dict(py, &report)
 }
 
-/// Writes the checkpoint `source`, whose weights another program packed, to the file `destination`, with their own levels where
-/// the grids agree.
+/// Writes the checkpoint `source`, which another program quantised, to the file `destination`, with its own levels where the grids
+/// agree.
 #[pyfunction]
 #[pyo3(signature = (source, destination, threads = None, progress = None))]
 pub fn convert<'py>(

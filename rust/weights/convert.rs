@@ -7,6 +7,7 @@
 //! - `recipe`: the recipe's JSON,
 //! - `tensors`: which tensors are blocks, their format and shape (see [`stored`](super::stored)).
 //!
+//! Blocks of a GGUF file become what the recipe says; `keep` gives them the format of least loss (see [`gguf`](super::gguf)).
 //! Tensors that are not blocks keep shape and a type that any safetensors reader knows. Side files (configuration,
 //! tokenizer) stand inside as U8 tensors named `edgewise.files/<name>`.
 //!
@@ -97,18 +98,20 @@ enum PackedAs {
     Recipe,
 }
 
-/// Writes `source`, whose weights another program packed, to `destination`, a file or an existing folder: packed weights in the
-/// blocks that hold them best, all others in INT8 or, where they are small, f32.
+/// Writes `source`, which another program quantised, to `destination`, a file or an existing folder: what is in a GGUF file by
+/// the recipe `keep`; packed weights in the blocks that hold them best, and what stands beside them in INT8 or, where it is
+/// small, f32.
 ///
 /// # Errors
-/// As [`quantize_checkpoint`], and a source without packed weights.
+/// As [`quantize_checkpoint`], and a source that is neither a GGUF file nor has packed weights.
 pub fn repack_checkpoint(
     source: &Checkpoint,
     destination: &Path,
     pool: &Pool,
     progress: Progress<'_>,
 ) -> Result<Report> {
-    let recipe = Recipe::by_name_or_file(Recipe::BESIDE_PACKED)?;
+    let recipe = if source.gguf().is_some() { Recipe::KEEP } else { Recipe::BESIDE_PACKED };
+    let recipe = Recipe::by_name_or_file(recipe)?;
     convert(source, destination, &recipe, PackedAs::Themselves, pool, progress)
 }
 
@@ -143,7 +146,8 @@ fn convert(
     }
     let imports = read_imports(source)?;
     let items = plan(source, imports.as_ref(), recipe, packed_as)?;
-    if packed_as == PackedAs::Themselves && !items.values().any(|item| matches!(item, Item::Packed(_))) {
+    let quantised = source.gguf().is_some() || items.values().any(|item| matches!(item, Item::Packed(_)));
+    if packed_as == PackedAs::Themselves && !quantised {
         let reason = "holds no weights that another program packed; quantise it";
         return Err(Error::file(source.path(), reason));
     }
@@ -220,8 +224,7 @@ fn delta_shapes(source: &Checkpoint) -> Result<Option<DeltaConfig>> {
 
 impl Item {
     fn new(part: Part, treatment: Treatment) -> Result<Self> {
-        let dtype = part.origin().dtype;
-        let own = Format::ALL.into_iter().find(|format| format.dtype() == Some(dtype));
+        let (dtype, own) = (part.origin().dtype, part.format());
         match (treatment, own) {
             // Storing a type as itself changes nothing, but finds numbers that are not finite.
             (Treatment::Keep, Some(own)) => Ok(Self::Weights(part, own)),
@@ -368,24 +371,26 @@ fn write_items(
     let mut formats = BTreeMap::<_, Tally>::new();
     for planned in writer.order().to_vec() {
         let Some(item) = items.get(&planned.name) else { continue };
-        let mut advance = |bytes: usize| {
-            done += bytes as u64;
+        let (before, size) = (done, item.source_bytes());
+        // A tensor may be larger in memory than in the file it comes from.
+        let mut advance = |part: usize, of: usize| {
+            done = before + (u128::from(size) * part as u128 / of.max(1) as u128) as u64;
             progress(done, total, &planned.name)
         };
         let (kind, error) = match item {
             Item::Weights(part, format) => {
-                (format.name(), write_weights(&part.load(), *format, writer, pool, &mut advance)?)
+                (format.name(), write_weights(&part.load()?, *format, writer, pool, &mut advance)?)
             }
             Item::Raw(part) => {
-                let view = part.load();
+                let view = part.load()?;
                 writer.write(&view.bytes)?;
-                advance(view.bytes.len())?;
+                advance(1, 1)?;
                 (view.dtype.name(), SquaredError::default())
             }
             Item::Packed(item) => {
                 let Some((_, packed)) = find_packed(imports, &planned.name)? else { continue };
                 let error = write_packed(&packed, item.format, writer, pool)?;
-                advance(item.source_bytes)?;
+                advance(1, 1)?;
                 (item.format.name(), error)
             }
             Item::File(bytes) => {
@@ -410,16 +415,17 @@ fn write_packed(packed: &Packed, format: Format, writer: &mut Writer, pool: &Poo
         return Ok(error);
     }
     let view = TensorView { shape: packed.shape(), ..packed.model_view(DType::F32, Bytes::new(bytes)) };
-    write_weights(&view, format, writer, pool, &mut |_| Ok(()))
+    write_weights(&view, format, writer, pool, &mut |_, _| Ok(()))
 }
 
-/// Writes one tensor, matrix after matrix, in slices of whole panels; calls `advance` with the source bytes of each.
+/// Writes one tensor, matrix after matrix, in slices of whole panels; calls `advance` with how many weights are done, and of
+/// how many.
 fn write_weights(
     view: &TensorView,
     format: Format,
     writer: &mut Writer,
     pool: &Pool,
-    advance: &mut dyn FnMut(usize) -> Result<()>,
+    advance: &mut dyn FnMut(usize, usize) -> Result<()>,
 ) -> Result<SquaredError> {
     let too_large = || view.error("its shape is too large");
     let [count, rows, cols] = matrices(&view.shape).ok_or_else(too_large)?;
@@ -436,7 +442,7 @@ fn write_weights(
             out.resize(format.bytes(part.rows, cols).ok_or_else(too_large)?, 0);
             total += quantize_parallel(pool, format, part, &mut out)?;
             writer.write(&out)?;
-            advance(part.rows * cols * view.dtype.size())?;
+            advance(start + part.rows * cols, count * rows * cols)?;
         }
     }
     Ok(total)

@@ -10,7 +10,7 @@ use half::{bf16, f16};
 
 pub(super) use self::search::{INT4, INT8, Lanes, Levels, Tile, choose_levels};
 use super::matrix::{BLOCK_COLS, BLOCK_ROWS, Format};
-use super::{int4, int8, matrix};
+use super::{gguf, int4, int8, matrix};
 use crate::error::Error;
 use crate::tensor::TensorView;
 use crate::threads::Pool;
@@ -179,6 +179,9 @@ pub fn quantize_parallel(
 /// Reads, stores, reads back and compares some rows.
 fn quantize_item(format: Format, part: Rows<'_>, out: &mut [u8]) -> Result<SquaredError, Error> {
     let Rows { view, start, rows, cols } = part;
+    if let Some(error) = gguf::repack(format, part, out) {
+        return Ok(error);
+    }
     let mut weights = vec![0.0; rows * cols];
     view.read_f32(start, &mut weights)?;
     quantize_rows(format, &weights, rows, cols, out)

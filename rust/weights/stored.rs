@@ -1,8 +1,8 @@
 //! Tensors of a checkpoint -> typed weights, with every shape checked.
 //!
-//! In a Hugging Face folder the format of a tensor is its element type. In a file of our own, block formats
-//! stand in tensors of type U8 and shape `[.., panels, blocks, block bytes]`, and the metadata entry `tensors` says what
-//! each one holds:
+//! In a Hugging Face folder the format of a tensor is its element type; in a GGUF file the one that holds its blocks. In a file
+//! of our own, block formats stand in tensors of type U8 and shape `[.., panels, blocks, block bytes]`, and the metadata entry
+//! `tensors` says what each one holds:
 //!
 //! ```json
 //! {"model.embed_tokens.weight": {"format": "int4", "shape": [640, 192]}}
@@ -110,7 +110,7 @@ impl<'a> Loader<'a> {
         }
         match self.blocks.get(name) {
             Some((format, shape)) => Stored::blocks(self.checkpoint.require(name)?, *format, shape.clone()),
-            None => Stored::plain(Part::find(self.checkpoint, name, self.delta)?.load()),
+            None => Stored::part(&Part::find(self.checkpoint, name, self.delta)?),
         }
     }
 
@@ -132,7 +132,7 @@ impl<'a> Loader<'a> {
     pub fn vector(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>> {
         let stored = self.stored(name)?;
         stored.expect(shape)?;
-        if !stored.format.is_quantized() {
+        if !stored.format.is_quantized() || stored.is_foreign() {
             return stored.view.to_f32();
         }
         let mut out = Vec::new();
@@ -151,22 +151,27 @@ impl Unpacking<'_> {
         let view = packed.model_view(DType::U8, Bytes::new(bytes));
         let stored = match block_shape(format, &shape) {
             Some(blocks) => Stored::blocks(TensorView { shape: blocks, ..view }, format, shape),
-            None => Stored::plain(TensorView { dtype: DType::F32, shape, ..view }),
+            None => Stored::plain(TensorView { dtype: DType::F32, shape, ..view }, format),
         }?;
         Ok(Stored { source_bytes: self.imports.source_bytes(packed), ..stored })
     }
 }
 
 impl Stored {
-    /// A tensor whose element type is its format.
-    fn plain(view: TensorView) -> Result<Self> {
-        let format = Format::ALL.into_iter().find(|format| format.dtype() == Some(view.dtype));
-        let format = format.ok_or_else(|| {
+    /// A tensor whose element type is its format, or is to be converted to it.
+    fn part(part: &Part) -> Result<Self> {
+        let view = part.load()?;
+        let format = part.format().ok_or_else(|| {
             view.error(format!(
                 "is {}, weights must be F32, F16, BF16 or blocks of edgewise",
                 view.dtype.name()
             ))
         })?;
+        Ok(Self { source_bytes: part.nbytes(), ..Self::plain(view, format)? })
+    }
+
+    /// A tensor whose bytes are its elements, or blocks of a GGUF file.
+    fn plain(view: TensorView, format: Format) -> Result<Self> {
         let matrices = matrices(&view.shape).ok_or_else(|| too_large(&view, &view.shape))?;
         let source_bytes = view.bytes.len();
         Ok(Self { format, shape: view.shape.clone(), matrices, view, source_bytes })
@@ -184,6 +189,11 @@ impl Stored {
         let matrices = matrices(&shape).ok_or_else(|| too_large(&view, &shape))?;
         let source_bytes = view.bytes.len();
         Ok(Self { format, shape, matrices, view, source_bytes })
+    }
+
+    /// Whether its bytes are not in its format yet: those of a GGUF file have to be converted to it.
+    pub fn is_foreign(&self) -> bool {
+        self.format.dtype() != Some(self.view.dtype) && self.view.dtype != DType::U8
     }
 
     /// An error unless this is one matrix `[rows, cols]`; a convolution counts as `[out, everything else]`.

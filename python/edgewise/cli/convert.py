@@ -1,4 +1,4 @@
-"""`edgewise convert`: write a checkpoint that another program quantised as a file of ours."""
+"""`edgewise convert`: write what another program quantised, such as a GGUF file, as a file of ours."""
 
 from __future__ import annotations
 
@@ -23,12 +23,17 @@ def add_to(commands: Commands) -> argparse.ArgumentParser:
         "convert",
         help="write what another program quantised as a file that opens at once",
         description=(
-            "Writes one file with the weights that GPTQ, AWQ, compressed-tensors, FP8 or MLX quantised: "
-            "their own levels where our blocks have the same grid. Such a checkpoint opens without this "
-            "too, but is converted each time."
+            "Writes a GGUF file, or what GPTQ, AWQ, compressed-tensors, FP8 or MLX quantised, as one file in "
+            "edgewise's own format, with tokenizer and chat template inside. Weights keep their own levels "
+            "where our blocks have the same grid; the table at the end tells what was lost. Such a model "
+            "opens without this too, but is converted each time. For other formats there is 'quantize'."
         ),
     )
-    parser.add_argument("source", metavar="SRC", help="folder, file or hub id")
+    parser.add_argument(
+        "source",
+        metavar="SRC",
+        help="folder, file (any one of several that are one model), or hub id such as org/name:Q4_K_M",
+    )
     parser.add_argument("destination", metavar="DST", help="file to write, such as model.safetensors")
     parser.add_argument("--revision", help="branch, tag or commit of a repository on the hub")
     parser.add_argument("--threads", type=int, help="how many to compute with")
@@ -51,7 +56,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _losses(formats: dict[str, dict[str, float]]) -> str:
-    """Say what each format lost of the weights that were packed, or stood unpacked beside them."""
+    """Say what each format lost of the weights that were quantised, or stood unpacked beside them."""
     rows = [["format", "lost"]]
     for name, part in formats.items():
         lost = math.sqrt(part["relative_squared_error"])
