@@ -30,6 +30,11 @@ SIDE_FILES = [
     "video_preprocessor_config.json",
 ]  # fmt: skip
 _PART = re.compile(r"-(\d{5})-of-(\d{5})$")
+_VISION = "mmproj"
+"""What the name of a GGUF file with a vision tower contains."""
+_VISION_TYPE = re.compile(r"[-._](f16|bf16|f32|q\d\w*)$", re.IGNORECASE)
+_VISION_TYPES = ["f16", "bf16", "f32"]
+"""The first that is there is fetched; nearly every repository has F16."""
 _MOST_NAMED = 12
 Sizes = dict[str, int]
 """The files of a repository, and how many bytes each has."""
@@ -43,7 +48,8 @@ def resolve(
     """Return the path of a checkpoint, fetched from the hub first if need be.
 
     `demo` is always the model that comes with the package; write `./demo` for a folder of that name. Behind
-    the id of a repository of GGUF files, a colon and a part of a name choose one: `org/name:Q4_K_M`.
+    the id of a repository of GGUF files, a colon and a part of a name choose one: `org/name:Q4_K_M`. The file
+    with its vision tower comes along.
 
     Args:
         path_or_id: what the user wrote.
@@ -341,7 +347,7 @@ def _models(files: list[str]) -> dict[str, list[str]]:
     """GGUF models by name without ending: the parts of each, in order. Vision files are not models."""
     models: dict[str, list[str]] = {}
     for file in files:
-        if file.lower().endswith(".gguf") and "mmproj" not in file.lower():
+        if file.lower().endswith(".gguf") and _VISION not in file.lower():
             models.setdefault(_PART.sub("", file[:-5]), []).append(file)
     return models
 
@@ -360,7 +366,27 @@ def _gguf(name: str, choice: str, files: list[str]) -> list[str]:
         raise ValueError(f"{name}: '{choice}' fits several GGUF files: {_listed(found)}")
     parts = models[found[0]]
     _check_parts(name, parts)
-    return parts
+    return parts + _vision_file(files, parts[0])
+
+
+def _vision_file(files: list[str], model: str) -> list[str]:
+    """Return the file with the vision tower of the GGUF file `model`, if there is one.
+
+    It stands in the model's folder. Several that differ in more than their type belong to several models: as
+    none of them says to which, none is taken.
+    """
+    folder = model.rpartition("/")[0]
+    found: dict[str, str] = {}
+    names = set()
+    for file in files:
+        if file.rpartition("/")[0] == folder and file.lower().endswith(".gguf") and _VISION in file.lower():
+            kind = _VISION_TYPE.search(file[:-5])
+            found[kind[1].lower() if kind else ""] = file
+            names.add(_VISION_TYPE.sub("", file[:-5]))
+    if len(names) != 1:
+        return []
+    kinds = [kind for kind in _VISION_TYPES if kind in found]
+    return [found[(kinds or sorted(found))[0]]]
 
 
 def _check_parts(name: str, parts: list[str]) -> None:

@@ -146,7 +146,11 @@ class TestConvert:
         path = gguf_files.write(Checkpoint(DEMO), tmp_path / "demo.gguf", kind)
         destination = tmp_path / "demo.safetensors"
         assert main(["convert", str(path), str(destination)]) == 0
-        assert "demo.safetensors: " in capsys.readouterr().out
+        out = capsys.readouterr().out
+        assert "demo.safetensors: " in out
+        lost = dict(line.split() for line in out.splitlines() if len(line.split()) == 2)
+        name = {Types.Q4_0: "int4", Types.F16: "f16"}.get(kind, "int8")
+        assert (lost[name] == "nothing") == (kind != Types.Q4_1), out
         direct, written = (edgewise.Model.from_pretrained(file) for file in (path, destination))
         np.testing.assert_array_equal(written.logits(IDS), direct.logits(IDS))
         assert written.tokenizer.encode("a red circle") == direct.tokenizer.encode("a red circle")

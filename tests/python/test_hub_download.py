@@ -14,12 +14,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 import pytest
 
 import fake_hub
+import gguf_files
 import golden
-from edgewise import hub
+from edgewise import Model, hub
 from fake_hub import Files, Hub
+from gguf_files import Types
 
 ATTEMPT = """
 import json, sys
@@ -148,9 +151,9 @@ class TestGguf:
     @pytest.mark.parametrize(
         ("choice", "first", "fetched"),
         [
-            ("Q4_K_M", "Small-Q4_K_M.gguf", ["Small-Q4_K_M.gguf"]),
-            ("q8_0", "Small-Q8_0.gguf", ["Small-Q8_0.gguf"]),
-            ("Small-Q8_0.gguf", "Small-Q8_0.gguf", ["Small-Q8_0.gguf"]),
+            ("Q4_K_M", "Small-Q4_K_M.gguf", ["Small-Q4_K_M.gguf", "mmproj-F16.gguf"]),
+            ("q8_0", "Small-Q8_0.gguf", ["Small-Q8_0.gguf", "mmproj-F16.gguf"]),
+            ("Small-Q8_0.gguf", "Small-Q8_0.gguf", ["Small-Q8_0.gguf", "mmproj-F16.gguf"]),
             (
                 "UD-Q4_K_XL",
                 "UD/Small-UD-Q4_K_XL-00001-of-00002.gguf",
@@ -167,6 +170,19 @@ class TestGguf:
         assert path.read_bytes() == self.FILES[first]
         assert setting.hub.fetched() == fetched
         assert setting.folder(f"org/name:{choice}", HF_HUB_OFFLINE="1") == path
+
+    def test_what_is_fetched_is_opened_with_its_tower(self, setting: Setting, tmp_path: Path) -> None:
+        folder = golden.FOLDER / "image"
+        model = gguf_files.write(gguf_files.Checkpoint(folder), tmp_path / "a-Q8_0.gguf", Types.Q8_0)
+        vision = gguf_files.write_vision(folder, tmp_path / "mmproj-F32.gguf")
+        files = {path.name: path.read_bytes() for path in (model, vision)}
+        setting.hub.repositories["org/name"] = fake_hub.repository(files)
+        opened = Model.from_pretrained(setting.folder("org/name:Q8_0"))
+        assert opened.info()["converted_from"] == "GGUF"
+        assert "vision_config" in opened.config
+        np.testing.assert_array_equal(
+            opened.logits([1, 2, 3]), Model.from_pretrained(model).logits([1, 2, 3])
+        )
 
     def test_no_choice_or_none_that_is_clear(self, setting: Setting) -> None:
         setting.hub.repositories["org/name"] = fake_hub.repository(self.FILES)
@@ -290,3 +306,18 @@ def test_parts_of_a_gguf_model_are_all_there() -> None:
     files = ["a-Q8_0-00001-of-00003.gguf", "a-Q8_0-00003-of-00003.gguf"]
     with pytest.raises(FileNotFoundError, match="not all files of a GGUF model are there"):
         hub.choose("org/name", "Q8_0", files, lambda _: None)
+
+
+@pytest.mark.parametrize(
+    ("files", "vision"),
+    [
+        (["mmproj-BF16.gguf", "mmproj-F16.gguf", "mmproj-F32.gguf"], ["mmproj-F16.gguf"]),
+        (["mmproj-a-BF16.gguf", "mmproj-a-Q8_0.gguf"], ["mmproj-a-BF16.gguf"]),
+        (["mmproj.gguf"], ["mmproj.gguf"]),
+        (["mmproj-a-F16.gguf", "mmproj-b-F16.gguf"], []),
+        (["other/mmproj-F16.gguf"], []),
+    ],
+)
+def test_the_vision_file_of_a_gguf_model(files: list[str], vision: list[str]) -> None:
+    chosen = hub.choose("org/name", "Q8_0", sorted(["a-Q8_0.gguf", *files]), lambda _: None)
+    assert chosen == ["a-Q8_0.gguf", *vision]

@@ -250,6 +250,8 @@ def test_the_command_tells_what_was_lost(tmp_path: Path, capsys: pytest.CaptureF
     assert capsys.readouterr().out.splitlines()[-2:] == ["  format     lost", "  int4    nothing"]
     assert main(["convert", str(folder), file]) == 1
     assert "is there already; --force replaces it" in capsys.readouterr().err
+    assert main(["convert", str(golden.FOLDER / "dense_text"), str(tmp_path / "plain")]) == 1
+    assert "holds no weights that another program packed; quantise it" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("group", "bits"), [(32, 4), (64, 4), (128, 4), (64, 8)])
