@@ -8,6 +8,7 @@
 mod family;
 mod fields;
 mod moe;
+mod quantization;
 mod rope;
 mod vision;
 mod yarn;
@@ -18,6 +19,7 @@ use serde_json::Value;
 
 use self::family::{Family, Form};
 use self::fields::{Fields, MAX_SIZE, describe};
+pub use self::quantization::{Grid, Method, Quantization, Scheme, Strategy, WHOLE_ROW};
 pub use self::vision::{MediaTokens, Vision, VisionConfig};
 pub use self::yarn::YarnConfig;
 use crate::checkpoint::Checkpoint;
@@ -194,11 +196,7 @@ impl ModelConfig {
     /// Parses and checks a `config.json`. `path` is for messages only; errors name the entry, dotted where
     /// nested.
     pub fn parse(path: &Path, json: &[u8]) -> Result<Self> {
-        if json.len() > MAX_JSON {
-            let reason = format!("has {} bytes, the limit for a configuration is {MAX_JSON}", json.len());
-            return Err(Error::file(path, reason));
-        }
-        let root = json::parse(json).map_err(|reason| Error::file(path, reason))?;
+        let root = parse_root(path, json)?;
         let outer = Fields::new(path, &root)?;
         let model_type = outer.require("model_type", outer.text("model_type")?)?;
         let (family, form) = Family::of(&outer, model_type)?;
@@ -207,9 +205,7 @@ impl ModelConfig {
             Form::Text => None,
         };
         let fields = nested.as_ref().unwrap_or(&outer);
-        for fields in [&outer, fields] {
-            refuse_quantized(fields)?;
-        }
+        quantization::check(path, &root)?;
         let eos_token_ids = match token_ids(&outer, "eos_token_id")? {
             ids if ids.is_empty() => token_ids(fields, "eos_token_id")?,
             ids => ids,
@@ -252,18 +248,13 @@ fn known_size(fields: &Fields, key: &str, known: usize) -> Result<usize> {
     Ok(size)
 }
 
-/// Weights that another program has quantised are stored under other names and types.
-fn refuse_quantized(fields: &Fields) -> Result<()> {
-    let key = "quantization_config";
-    match fields.object(key)? {
-        Some(settings) => {
-            let method = settings.text("quant_method")?.unwrap_or("unknown");
-            let reason =
-                format!("weights quantised by '{}' are not supported; use the original", quote(method));
-            Err(fields.error(key, reason))
-        }
-        None => Ok(()),
+/// The JSON of a `config.json`, if it is not too long.
+fn parse_root(path: &Path, json: &[u8]) -> Result<Value> {
+    if json.len() > MAX_JSON {
+        let reason = format!("has {} bytes, the limit for a configuration is {MAX_JSON}", json.len());
+        return Err(Error::file(path, reason));
     }
+    json::parse(json).map_err(|reason| Error::file(path, reason))
 }
 
 /// Whether the head shares the embedding's matrix.

@@ -4,17 +4,22 @@ use std::ops::{Deref, Range};
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use crate::checkpoint::gguf::blocks::BlockType;
 use crate::error::{Error, Result};
 
-/// Element types a safetensors file can hold that edgewise reads or passes through.
+/// Element types a safetensors file can hold that edgewise reads or passes through, and blocks of GGUF files.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DType {
     /// 8-bit unsigned; also the container of our own block formats.
     U8,
     /// 8-bit signed.
     I8,
+    /// 8-bit floating point of 4 exponent and 3 fraction bits, without infinities (`e4m3fn`).
+    F8E4M3,
     /// 32-bit signed.
     I32,
+    /// 32-bit unsigned.
+    U32,
     /// 64-bit signed.
     I64,
     /// IEEE half precision.
@@ -25,38 +30,62 @@ pub enum DType {
     F32,
     /// IEEE double precision.
     F64,
+    /// Blocks of quantised weights, as GGUF files have them: each row of a tensor is whole blocks.
+    Block(BlockType),
 }
 
 impl DType {
-    /// Bytes of one element.
+    /// Bytes of one element; of one block for a block type.
     pub const fn size(self) -> usize {
         match self {
-            Self::U8 | Self::I8 => 1,
+            Self::U8 | Self::I8 | Self::F8E4M3 => 1,
             Self::F16 | Self::BF16 => 2,
-            Self::I32 | Self::F32 => 4,
+            Self::I32 | Self::U32 | Self::F32 => 4,
             Self::I64 | Self::F64 => 8,
+            Self::Block(block) => block.bytes(),
         }
     }
 
-    /// The name used in safetensors headers.
+    /// Bytes of so many elements, which are whole blocks for a block type.
+    pub const fn nbytes(self, elements: usize) -> usize {
+        match self {
+            Self::Block(block) => elements / block.weights() * block.bytes(),
+            _ => elements * self.size(),
+        }
+    }
+
+    /// The name used in safetensors headers, or that of a block type.
     pub const fn name(self) -> &'static str {
         match self {
             Self::U8 => "U8",
             Self::I8 => "I8",
+            Self::F8E4M3 => "F8_E4M3",
             Self::I32 => "I32",
+            Self::U32 => "U32",
             Self::I64 => "I64",
             Self::F16 => "F16",
             Self::BF16 => "BF16",
             Self::F32 => "F32",
             Self::F64 => "F64",
+            Self::Block(block) => block.name(),
         }
     }
 
     /// The type with this safetensors name, if edgewise knows it.
     pub fn from_name(name: &str) -> Option<Self> {
-        [Self::U8, Self::I8, Self::I32, Self::I64, Self::F16, Self::BF16, Self::F32, Self::F64]
-            .into_iter()
-            .find(|dtype| dtype.name() == name)
+        const ALL: [DType; 10] = [
+            DType::U8,
+            DType::I8,
+            DType::F8E4M3,
+            DType::I32,
+            DType::U32,
+            DType::I64,
+            DType::F16,
+            DType::BF16,
+            DType::F32,
+            DType::F64,
+        ];
+        ALL.into_iter().find(|dtype| dtype.name() == name)
     }
 }
 
@@ -134,11 +163,15 @@ impl TensorView {
     }
 }
 
-/// Widens `out.len()` little-endian elements from element `start` on; false if `dtype` is not f32, f16 or bf16.
+/// Widens `out.len()` little-endian elements from element `start` on; false if `dtype` is an integer type or f64.
 ///
 /// # Panics
 /// If the elements reach outside `bytes`.
 pub fn widen(dtype: DType, bytes: &[u8], start: usize, out: &mut [f32]) -> bool {
+    if let DType::Block(block) = dtype {
+        block.read(bytes, start, out);
+        return true;
+    }
     let size = dtype.size();
     let bytes = &bytes[start * size..(start + out.len()) * size];
     match dtype {

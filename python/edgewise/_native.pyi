@@ -63,6 +63,12 @@ def quantize(
     threads: int | None = None,
     progress: _Progress | None = None,
 ) -> dict[str, Any]: ...
+def convert(
+    source: str,
+    destination: str,
+    threads: int | None = None,
+    progress: _Progress | None = None,
+) -> dict[str, Any]: ...
 def write_random(config: str, destination: str, recipe: str = "int4", seed: int = 0) -> None: ...
 
 # Operations of `edgewise.ops`; the docstrings are those of the module.
@@ -470,9 +476,9 @@ class Engine:
     def info(self) -> dict[str, Any]:
         """Return parameters, formats, memory and threads.
 
-        Of a mixture of experts, `expert_bytes` tells what all experts take, `expert_bytes_per_token` what
-        those chosen for a token do (0 in a dense model), and `prefetch` whether they are asked for from disk
-        ahead.
+        `converted_from` is `GGUF` for a file of that format, else `None`. Of a mixture of experts,
+        `expert_bytes` tells what all experts take, `expert_bytes_per_token` what those chosen for a token do
+        (0 in a dense model), and `prefetch` whether they are asked for from disk ahead.
         """
 
     def costs(self) -> dict[str, Any]:

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgewise import cache as quantised_cache
-from edgewise import chat, checks, eos, generation, hub, inputs, saving
+from edgewise import chat, checks, eos, generation, gguf, hub, inputs, saving
 from edgewise._native import CheckpointError, ContextError, Engine, Sampler, available_memory
 from edgewise.chat import ChatTemplate, Message
 from edgewise.checkpoints import Markers
@@ -109,26 +109,33 @@ class Model:
         media_cache_bytes: int = MEDIA_CACHE_BYTES,
         cache_bytes: int | None = None,
         yarn_factor: float | None = None,
+        revision: str | None = None,
     ) -> Model:
         """Open a checkpoint.
 
         Args:
-            path_or_id: a folder as Hugging Face lays it out, a file written by `edgewise quantize`, the id
-                of a repository on the Hugging Face hub such as `Qwen/Qwen3.5-0.8B`, or `demo` for the small
-                model that comes with this package.
-            dtype: how the large matrices are held. `auto` takes a file of `edgewise quantize` as it is, and
+            path_or_id: a folder as Hugging Face lays it out, a file written by `edgewise quantize`, a GGUF
+                file (any one of several that are one model), the id of a repository on the Hugging Face hub
+                such as `Qwen/Qwen3.5-0.8B`, or `demo` for the small model that comes with this package. Of a
+                repository, only the files that are needed are fetched, once, into the hub's own cache; behind
+                the id of one with GGUF files a colon and a part of a name choose one, `org/name:Q4_K_M`.
+            dtype: how the large matrices are held. `auto` takes a file of `edgewise quantize` as it is, turns
+                the blocks of a GGUF file into the nearest format (Q4_0 into INT4, others into INT8), and
                 converts any other checkpoint to INT4 by the recipe `int4`, which keeps some tensors in INT8
-                or f32; `int8` and `int4` convert by the recipe of that name, `bf16` to bf16. `f32` keeps the
-                exact values: what is stored in f32, f16 or bf16 as it is, INT4 and INT8 widened.
+                or f32. What GPTQ, AWQ, compressed-tensors, FP8 or MLX quantised keeps its own levels, in INT4
+                or INT8, and what they left unpacked is held in INT8; `int8` and `int4` convert by the recipe
+                of that name, `bf16` to bf16. `f32` keeps the exact values: what is stored in f32, f16 or bf16
+                as it is, everything smaller widened.
             threads: how many to compute with. `None` takes what suits this computer, see `edgewise info`.
             kv_dtype: how keys and values of past tokens are held: `f16`, `f32`, `int8` (about half the memory
                 of f16, and faster in long texts), or `auto`, which is f32 beside a `dtype` of `f32` and else
                 f16.
             recipe: which tensors get which format; the name of a recipe or a file, in place of `dtype`.
             progress: `True` draws a bar on stderr; a function is called with (bytes done, bytes in all,
-                name).
+                name), first for files that are fetched, then for tensors. `None` leaves fetching to the bars
+                of the hub's library.
             cache: keep the converted weights in the user's cache folder, and open that file the next time;
-                with a `dtype` of `int4` or `int8`, or a recipe.
+                with a `dtype` of `int4` or `int8`, a recipe, or a GGUF file.
             media_cache_bytes: how much memory may hold what the vision tower made of the images and frames
                 used last, so that a picture seen before is not encoded again; 0 keeps nothing.
             cache_bytes: how much memory may hold states after the texts read last, so that a text that begins
@@ -138,12 +145,14 @@ class Model:
                 (YaRN), as if `config.json` said so: 4 makes 1,048,576 tokens of 262,144. It holds for short
                 texts too, which may lose by it, so give no more than the longest text needs. Not for a model
                 whose configuration has YaRN already.
+            revision: branch, tag or commit of a repository on the hub; by default its main branch.
 
         Raises:
             OSError: if there is no such checkpoint, here or on the hub, or a file cannot be read.
             CheckpointError: if a file of the checkpoint is unusable.
-            ValueError: for an argument that is not one of those above, or `yarn_factor` for a model that has
-                YaRN already.
+            ValueError: for an argument that is not one of those above, `yarn_factor` for a model that has
+                YaRN already, `revision` for something that is not on the hub, or a repository of which it is
+                unclear which file is meant.
 
         >>> from edgewise import Model
         >>> Model.from_pretrained("demo").context_length
@@ -154,9 +163,11 @@ class Model:
         name = str(path_or_id)
         threads = checks.threads(threads)
         yarn_factor = checks.yarn_factor(yarn_factor)
-        path = hub.resolve(path_or_id)
-        with shown(progress, "opening") as report:
+        with shown(progress, "fetching") as report:
+            path = hub.resolve(path_or_id, revision, report)
+        with shown(progress, gguf.opening_title(path)) as report:
             if cache:
+                recipe = gguf.cached_recipe(path, dtype, recipe)
                 path = quantised_cache.converted(path, dtype, recipe, threads, report)
                 dtype, recipe = "auto", None
             engine = Engine.open(path, dtype, kv_dtype, recipe, threads, report, yarn_factor)

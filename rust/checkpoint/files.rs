@@ -27,6 +27,14 @@ fn check_regular(path: &Path, metadata: &fs::Metadata) -> Result<()> {
     Err(Error::file(path, format!("is {kind}, not a regular file")))
 }
 
+/// The first `len` bytes of a regular file, or all of a shorter one.
+pub(super) fn beginning(path: &Path, len: usize) -> Result<Vec<u8>> {
+    let (file, _) = open_regular(path)?;
+    let mut bytes = Vec::new();
+    file.take(len as u64).read_to_end(&mut bytes).map_err(|source| Error::io(path, source))?;
+    Ok(bytes)
+}
+
 /// The whole of a regular file of at most `limit` bytes.
 pub(super) fn read(path: &Path, limit: u64) -> Result<Vec<u8>> {
     let (file, size) = open_regular(path)?;

@@ -5,15 +5,19 @@
 //!   with `config.json`, `tokenizer.json` and other side files beside them;
 //! - a single `.safetensors` file of any name; its side files are those of the folder it stands in;
 //! - a file in edgewise's own format: also safetensors, with `format` = `edgewise` and `format_version` in
-//!   its metadata. It contains its side files, as U8 tensors named `edgewise.files/<name>`.
+//!   its metadata. It contains its side files, as U8 tensors named `edgewise.files/<name>`;
+//! - a [GGUF](gguf) file, or one of several that are one model: it shows as the checkpoint it was made from, with side files made
+//!   from its metadata.
 //!
 //! A file of our own is self-contained: the side files inside it win over those in the folder around it, and
 //! when it is opened by its own path, the folder is not looked at. Opened as a folder, a side file it lacks
 //! may come from there.
 
 mod files;
+pub mod gguf;
 mod index;
 pub(crate) mod json;
+mod mlx;
 pub(crate) mod mmap;
 pub mod safetensors;
 pub mod writer;
@@ -59,14 +63,21 @@ pub struct Checkpoint {
     files: Vec<SafeTensors>,
     /// Tensor name -> place in `files`; without embedded side files.
     names: BTreeMap<String, usize>,
+    /// What the tensors of `names` are called in the files, if MLX's programs wrote them; else empty.
+    aliases: BTreeMap<String, mlx::Alias>,
     native: bool,
+    /// What is in `names`, in place of `files`.
+    gguf: Option<gguf::Model>,
 }
 
 impl Checkpoint {
-    /// Opens a folder, or a single safetensors file recognised by content.
+    /// Opens a folder, or a single safetensors or GGUF file recognised by content.
     pub fn open(path: &Path) -> Result<Self> {
         if fs::metadata(path).map_err(|source| Error::io(path, source))?.is_dir() {
             return Self::new(path, open_folder(path)?, Some(path.to_owned()));
+        }
+        if gguf::is_gguf(&files::beginning(path, gguf::MAGIC.len())?) {
+            return Ok(Self::of_gguf(path, gguf::Model::open(path)?));
         }
         let file = SafeTensors::open(path)?;
         let folder = if is_native(&file)? { None } else { path.parent().map(Path::to_owned) };
@@ -78,8 +89,19 @@ impl Checkpoint {
             [file] => is_native(file)?,
             _ => false,
         };
-        let names = merge_names(&files)?;
-        Ok(Self { path: path.to_owned(), side_folder, files, names, native })
+        let mut names = merge_names(&files)?;
+        let mut aliases = BTreeMap::new();
+        if !native && let Some(found) = mlx::aliases(&files)? {
+            names = found.iter().map(|(name, (file, _))| (name.clone(), *file)).collect();
+            aliases = found.into_iter().map(|(name, (_, alias))| (name, alias)).collect();
+        }
+        Ok(Self { path: path.to_owned(), side_folder, files, names, aliases, native, gguf: None })
+    }
+
+    fn of_gguf(path: &Path, model: gguf::Model) -> Self {
+        let names = model.names().map(|name| (name.clone(), 0)).collect();
+        let (path, files, aliases) = (path.to_owned(), Vec::new(), BTreeMap::new());
+        Self { path, side_folder: None, files, names, aliases, native: false, gguf: Some(model) }
     }
 
     /// What the user gave: a folder or a file.
@@ -97,10 +119,31 @@ impl Checkpoint {
         self.names.contains_key(name)
     }
 
+    /// The element type of this tensor, if it is there, of a type that edgewise reads, and not in a GGUF file.
+    pub fn dtype(&self, name: &str) -> Option<DType> {
+        self.entry(name)?.dtype.clone().ok()
+    }
+
+    /// What the tensor of this name is called in its file.
+    pub fn stored_name<'n>(&'n self, name: &'n str) -> &'n str {
+        self.aliases.get(name).map_or(name, |alias| &alias.original)
+    }
+
+    fn entry(&self, name: &str) -> Option<&Entry> {
+        let file = self.files.get(*self.names.get(name)?)?;
+        file.header().tensors().get(self.stored_name(name))
+    }
+
     /// The tensor with this name. One whose type edgewise does not read is an error.
     pub fn get(&self, name: &str) -> Result<Option<TensorView>> {
+        if let Some(model) = &self.gguf {
+            return model.tensor(name)?.map(|tensor| tensor.load()).transpose();
+        }
         match self.names.get(name) {
-            Some(&file) => self.files[file].get(name),
+            Some(&file) => match (self.files[file].get(self.stored_name(name))?, self.aliases.get(name)) {
+                (Some(view), Some(alias)) => alias.apply(name, view).map(Some),
+                (view, _) => Ok(view),
+            },
             None => Ok(None),
         }
     }
@@ -122,6 +165,17 @@ impl Checkpoint {
         }
     }
 
+    /// The GGUF model that this is, if it is one.
+    pub fn gguf(&self) -> Option<&gguf::Model> {
+        self.gguf.as_ref()
+    }
+
+    /// The files that tensors stand in.
+    pub fn paths(&self) -> Vec<&Path> {
+        let gguf = self.gguf.iter().flat_map(gguf::Model::paths).map(PathBuf::as_path);
+        self.files.iter().map(SafeTensors::path).chain(gguf).collect()
+    }
+
     /// Whether this is a file in edgewise's own format.
     pub fn is_native(&self) -> bool {
         self.native
@@ -129,9 +183,16 @@ impl Checkpoint {
 
     /// Bytes of all tensors that [`Self::names`] lists.
     pub fn nbytes(&self) -> u64 {
-        let entries =
-            self.names.iter().filter_map(|(name, &file)| self.files[file].header().tensors().get(name));
-        entries.map(|entry| entry.range.len() as u64).sum()
+        self.names.keys().map(|name| self.tensor_nbytes(name)).sum()
+    }
+
+    /// Bytes that the tensor of this name has in its file; 0 if there is none.
+    pub fn tensor_nbytes(&self, name: &str) -> u64 {
+        if let Some(model) = &self.gguf {
+            return model.nbytes(name);
+        }
+        let bytes = self.entry(name).map_or(0, |entry| entry.range.len());
+        self.aliases.get(name).map_or(bytes, |alias| alias.nbytes(bytes)) as u64
     }
 
     /// A file that belongs to the model, such as `config.json`; `None` if there is none.
@@ -142,6 +203,9 @@ impl Checkpoint {
         if !files::is_plain_name(name) {
             return Err(Error::argument("name", format!("'{}' is not a plain file name", json::quote(name))));
         }
+        if let Some(model) = &self.gguf {
+            return model.side_file(name);
+        }
         if let Some((tensor, entry)) = self.embedded(name) {
             return self.read_embedded(&tensor, entry).map(Some);
         }
@@ -150,6 +214,9 @@ impl Checkpoint {
 
     /// Those of [`SIDE_FILES`] that [`Self::side_file`] can give.
     pub fn side_file_names(&self) -> Vec<String> {
+        if let Some(model) = &self.gguf {
+            return model.side_file_names().into_iter().map(str::to_owned).collect();
+        }
         let present = |name: &str| self.embedded(name).is_some() || self.in_folder(name).is_some();
         SIDE_FILES.iter().filter(|name| present(name)).map(|&name| name.to_owned()).collect()
     }

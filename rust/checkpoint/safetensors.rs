@@ -10,7 +10,7 @@
 //! Everything is checked once, before any tensor is handed out: the tensors follow each other without hole or
 //! overlap and cover the data exactly, and each one's range is as long as its type and shape say.
 //!
-//! Types edgewise does not read (`F8_E4M3`, `BOOL`, ...) do not make a file unusable: such a tensor is
+//! Types edgewise does not read (`F8_E5M2`, `BOOL`, ...) do not make a file unusable: such a tensor is
 //! listed, and asking for it is an error that names tensor and type. A checkpoint may hold them where the
 //! model never looks.
 

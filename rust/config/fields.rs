@@ -25,6 +25,21 @@ impl<'a> Fields<'a> {
         Ok(Self { path, prefix: String::new(), map })
     }
 
+    /// The dotted name of the entry `key`.
+    pub(super) fn name(&self, key: &str) -> String {
+        format!("{}{key}", self.prefix)
+    }
+
+    /// All entries, in the file's order.
+    pub(super) fn entries(&self) -> impl Iterator<Item = (&'a String, &'a Value)> {
+        self.map.iter()
+    }
+
+    /// The names of all entries, in the file's order.
+    pub(super) fn keys(&self) -> impl Iterator<Item = &'a str> {
+        self.map.keys().map(String::as_str)
+    }
+
     /// An error about the entry `key`.
     pub(super) fn error(&self, key: &str, reason: impl Into<String>) -> Error {
         Error::config(self.path, &format!("{}{key}", self.prefix), reason)

@@ -373,8 +373,9 @@ fn switches_that_change_the_arithmetic() {
         expect(&with(small(), "rms_norm_eps", eps), "rms_norm_eps", "is out of range");
     }
     for place in ["quantization_config", "text_config.quantization_config"] {
-        let config = with(full(&small()), place, json!({"quant_method": "gptq"}));
-        expect(&config, place, "'gptq' are not supported");
+        let config = with(full(&small()), place, json!({"quant_method": "hqq"}));
+        expect(&config, &format!("{place}.quant_method"), "'hqq' are not supported; known: gptq, awq");
+        assert!(parse(&with(full(&small()), place, json!({"quant_method": "fp8"}))).is_ok());
     }
 }
 

@@ -16,7 +16,7 @@
 //! speed. And a block's q, k and v (98 KB for heads of 128) stand side by side, where rows of all channels would compete for
 //! the same few places of each cache, being a multiple of 4 KB apart.
 //!
-//! The steps are those of [`conv`](super::conv), [`delta_rule`](super::delta_rule) and [`norm`](super::norm), to the bit.
+//! The steps are those of [`conv`], [`delta_rule`](super::delta_rule) and [`norm`](super::norm), to the bit.
 #![allow(unsafe_code, reason = "states and outputs, written in parallel by heads")]
 
 use std::ops::Range;
@@ -97,7 +97,7 @@ pub fn gated_delta(
     cpu.pool.run_numbered(shape.key_heads, &|thread, key_head| {
         // SAFETY: a thread has its own number, and does one item at a time.
         let scratch = unsafe { scratch.part(thread * room.total()..(thread + 1) * room.total()) };
-        cpu.run(Head { pass: &pass, key_head, scratch, room });
+        cpu.run(Head { pass: &pass, index: key_head, scratch, room });
     });
 }
 
@@ -139,7 +139,7 @@ impl Room {
 /// A key head and its value heads.
 struct Head<'a> {
     pass: &'a Pass<'a>,
-    key_head: usize,
+    index: usize,
     scratch: &'a mut [f32],
     room: Room,
 }
@@ -149,12 +149,12 @@ impl Op for Head<'_> {
     const BLOCKS: bool = false;
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let Self { pass, key_head, scratch, room } = self;
+        let Self { pass, index, scratch, room } = self;
         let shape = pass.layer.shape;
         let (rows, rest) = scratch.split_at_mut(room.rows);
         let (values, rest) = rest.split_at_mut(room.values);
         let (decay, beta) = rest.split_at_mut(room.gates);
-        let head = Channels::new(shape, key_head);
+        let head = Channels::new(shape, index);
         for first in (0..pass.tokens).step_by(BLOCK) {
             let tokens = first..pass.tokens.min(first + BLOCK);
             let key = shape.key_dim;
@@ -171,12 +171,9 @@ impl Op for Head<'_> {
             finish(s, pass, &head.value_heads, tokens, values);
         }
         for channels in [head.query, head.key, head.value] {
-            conv::advance_strip(
-                pass.layer.projected,
-                shape.conv_dim(),
-                channels.start,
-                tail_of(pass, &channels),
-            );
+            // SAFETY: every item has its own channels, and its convolutions are done.
+            let tail = unsafe { tail_of(pass, &channels) };
+            conv::advance_strip(pass.layer.projected, shape.conv_dim(), channels.start, tail);
         }
     }
 }
@@ -207,11 +204,15 @@ impl Channels {
 }
 
 /// `channels` of the convolution's tail.
+///
+/// # Safety
+/// They are the item's own, and what was handed out before is no longer used.
 #[inline(always)]
-fn tail_of<'a>(pass: &'a Pass<'_>, channels: &Range<usize>) -> [&'a mut [f32]; TAIL] {
+#[allow(clippy::mut_from_ref, reason = "the caller promises disjointness")]
+unsafe fn tail_of<'a>(pass: &'a Pass<'_>, channels: &Range<usize>) -> [&'a mut [f32]; TAIL] {
     let row = |row: usize| {
         let start = row * pass.layer.shape.conv_dim();
-        // SAFETY: every item has its own channels, and asks for them one step after the other.
+        // SAFETY: passed on.
         unsafe { pass.tail.part(start + channels.start..start + channels.end) }
     };
     [row(0), row(1), row(2)]
@@ -229,7 +230,8 @@ fn convolve<S: Simd>(
     at: usize,
 ) {
     let GatedDelta { projected, conv, shape, .. } = pass.layer;
-    let [t0, t1, t2] = tail_of(pass, channels);
+    // SAFETY: every item has its own channels, and takes one step after the other.
+    let [t0, t1, t2] = unsafe { tail_of(pass, channels) };
     let strip = Strip::new(projected, conv, shape.conv_dim(), channels.clone(), [t0, t1, t2]);
     for (row, t) in tokens.enumerate() {
         strip.prefetch(t + AHEAD);

@@ -15,15 +15,13 @@ use crate::weights::matrix::Matrix;
 pub enum Operation {
     /// Rows of the embedding, and rotary angles.
     Embedding,
-    /// Norms of the residual stream, of heads and of gated results, and the rotation of queries and keys.
+    /// Norms of the residual stream, with their quantisation, norms of attention's heads, and the rotation of queries and keys.
     Norms,
-    /// Activations to INT8.
+    /// Other activations to INT8.
     Quantization,
     /// Products of the delta layers.
     DeltaProjections,
-    /// The short convolution.
-    Convolution,
-    /// Gates and the delta rule.
+    /// All of the delta layers between their products: convolution, gates, delta rule, norms.
     DeltaRule,
     /// Products of the attention layers.
     AttentionProjections,
@@ -33,7 +31,7 @@ pub enum Operation {
     Routing,
     /// Products of the feed-forward networks; of experts also what is between and behind them.
     FeedForward,
-    /// What is between them.
+    /// What is between them, with its quantisation.
     Activation,
     /// The product with the vocabulary.
     Head,
@@ -43,12 +41,11 @@ pub enum Operation {
 
 impl Operation {
     /// Every kind.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 12] = [
         Self::Embedding,
         Self::Norms,
         Self::Quantization,
         Self::DeltaProjections,
-        Self::Convolution,
         Self::DeltaRule,
         Self::AttentionProjections,
         Self::Attention,
@@ -66,7 +63,6 @@ impl Operation {
             Self::Norms => "norms",
             Self::Quantization => "quantisation",
             Self::DeltaProjections => "delta projections",
-            Self::Convolution => "convolution",
             Self::DeltaRule => "delta rule",
             Self::AttentionProjections => "attention projections",
             Self::Attention => "attention",

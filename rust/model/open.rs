@@ -22,7 +22,8 @@ use crate::weights::vision;
 /// In which formats the weights are held.
 #[derive(Clone, Debug)]
 pub enum Precision {
-    /// As a file of our own stores them; any other checkpoint by the default recipe.
+    /// As a file of our own stores them; what another program quantised, as a GGUF file or packed, in the formats that hold it
+    /// best, and what stands beside packed weights in INT8; any other checkpoint by the default recipe.
     Auto,
     /// Exactly the checkpoint's values: unquantised tensors as they stand, blocks widened to f32.
     Exact,
@@ -138,6 +139,7 @@ const PREFIXES: [&str; 2] = ["model.language_model.", "model."];
 struct CheckpointSource<'a> {
     loader: Loader<'a>,
     precision: &'a Precision,
+    /// For weights whose format `precision` leaves open.
     default: Recipe,
     cpu: &'a Cpu,
     prefix: &'static str,
@@ -162,10 +164,13 @@ impl<'a> CheckpointSource<'a> {
             let names = PREFIXES.map(|prefix| format!("'{prefix}embed_tokens.weight'")).join(" nor ");
             Error::file(checkpoint.path(), format!("holds neither {names}"))
         })?;
+        let loader = Loader::new(checkpoint)?.with_delta(config.text.delta.as_ref());
+        let loader = loader.with_imports(&cpu.pool, !matches!(precision, Precision::Auto))?;
+        let default = if loader.has_imports() { Recipe::BESIDE_PACKED } else { Recipe::DEFAULT };
         let source = Self {
-            loader: Loader::new(checkpoint)?.with_delta(config.text.delta.as_ref()),
+            loader,
             precision,
-            default: Recipe::by_name_or_file("int4")?,
+            default: Recipe::by_name_or_file(default)?,
             cpu,
             prefix,
             done: 0,
@@ -174,8 +179,7 @@ impl<'a> CheckpointSource<'a> {
         };
         let mut total = 0;
         for name in checkpoint.names().filter(|name| source.is_text(name) || is_vision(name)) {
-            // A tensor of an unknown type does no harm where the model never looks.
-            total += checkpoint.get(name).ok().flatten().map_or(0, |view| view.bytes.len() as u64);
+            total += checkpoint.tensor_nbytes(name);
         }
         Ok(Self { total, ..source })
     }
@@ -202,7 +206,7 @@ impl<'a> CheckpointSource<'a> {
             Treatment::Store(format) => format,
         };
         match self.precision {
-            Precision::Auto if self.loader.checkpoint().is_native() => stored.format,
+            Precision::Auto if self.keeps_formats(stored) => stored.format,
             Precision::Auto => by(&self.default),
             Precision::Exact if stored.format.is_quantized() => Format::F32,
             Precision::Exact => stored.format,
@@ -214,6 +218,9 @@ impl<'a> CheckpointSource<'a> {
     /// The matrices of a stored tensor in the format they are to be held in.
     fn held(&mut self, name: &str, stored: &Stored) -> Result<Vec<Matrix>> {
         let [count, rows, cols] = stored.matrices;
+        if stored.is_foreign() {
+            return self.translated(name, stored);
+        }
         let matrices = (0..count).map(|i| stored.matrix(i)).collect::<Result<Vec<_>>>()?;
         let scanned = stored.format.is_quantized() && is_scanned(name);
         if scanned && matrices.iter().any(|matrix| !matrix.is_finite()) {
@@ -223,13 +230,25 @@ impl<'a> CheckpointSource<'a> {
         let matrices = if target == stored.format {
             matrices
         } else {
-            let data = Bytes::new(self.converted(stored, &matrices, target)?);
-            let bytes = data.len() / count.max(1);
-            let part = |i| data.slice(i * bytes..(i + 1) * bytes).unwrap_or_else(|| data.clone());
-            (0..count).map(|i| Matrix::new(target, rows, cols, part(i))).collect::<Result<_>>()?
+            split(target, [count, rows, cols], self.converted(stored, &matrices, target)?)?
         };
-        self.finished(stored.view.bytes.len(), name)?;
+        self.finished(stored.source_bytes, name)?;
         Ok(matrices)
+    }
+
+    /// The matrices of a tensor whose bytes are in no format of ours.
+    fn translated(&mut self, name: &str, stored: &Stored) -> Result<Vec<Matrix>> {
+        let target = self.target(name, stored);
+        let data = quantize_tensor(&self.cpu.pool, &stored.view, target)?;
+        self.finished(stored.source_bytes, name)?;
+        split(target, stored.matrices, data)
+    }
+
+    /// Whether a tensor stays, by default, in the format that the checkpoint gives it. Blocks do so also where another program
+    /// packed the weights: theirs is then the one that holds them best.
+    fn keeps_formats(&self, stored: &Stored) -> bool {
+        let checkpoint = self.loader.checkpoint();
+        checkpoint.is_native() || checkpoint.gguf().is_some() || stored.format.is_quantized()
     }
 
     /// The bytes of `matrices`, which `stored` holds, in another format.
@@ -245,6 +264,14 @@ impl<'a> CheckpointSource<'a> {
         self.done += bytes as u64;
         (self.progress)(self.done.min(self.total), self.total, name)
     }
+}
+
+/// Matrices `[count, rows, cols]` that stand one after another in `data`.
+fn split(format: Format, [count, rows, cols]: [usize; 3], data: Vec<u8>) -> Result<Vec<Matrix>> {
+    let data = Bytes::new(data);
+    let bytes = data.len() / count.max(1);
+    let part = |i| data.slice(i * bytes..(i + 1) * bytes).unwrap_or_else(|| data.clone());
+    (0..count).map(|i| Matrix::new(format, rows, cols, part(i))).collect()
 }
 
 /// Whether the scales of a tensor in block format are read when it is opened.
@@ -281,7 +308,7 @@ impl Source for CheckpointSource<'_> {
 
     fn vector(&mut self, name: &str, shape: &[usize]) -> Result<Vec<f32>> {
         let name = self.full_name(name);
-        let bytes = self.loader.stored(&name)?.view.bytes.len();
+        let bytes = self.loader.stored(&name)?.source_bytes;
         let vector = self.loader.vector(&name, shape)?;
         if let Some(i) = vector.iter().position(|x| !x.is_finite()) {
             let stored = self.loader.stored(&name)?;

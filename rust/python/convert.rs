@@ -1,4 +1,4 @@
-//! `edgewise quantize`.
+//! `edgewise quantize` and `edgewise convert`.
 
 use std::path::Path;
 
@@ -9,7 +9,7 @@ use super::errors::released;
 use crate::checkpoint::Checkpoint;
 use crate::error::Error;
 use crate::threads::{Pool, available_threads};
-use crate::weights::convert::{Report, quantize_checkpoint};
+use crate::weights::convert::{Report, quantize_checkpoint, repack_checkpoint};
 use crate::weights::random;
 use crate::weights::recipe::Recipe;
 
@@ -25,16 +25,40 @@ pub fn quantize<'py>(
     progress: Option<Py<PyAny>>,
 ) -> PyResult<Bound<'py, PyDict>> {
     let recipe = Recipe::by_name_or_file(recipe)?;
-    if threads == Some(0) {
-        return Err(Error::argument("threads", "at least one is needed").into());
-    }
-    let pool = Pool::new(threads.unwrap_or_else(available_threads));
+    let pool = pool(threads)?;
     let report = released(py, |callbacks| {
         let checkpoint = Checkpoint::open(Path::new(source))?;
         let mut report = |done, total, name: &str| callbacks.progress(progress.as_ref(), done, total, name);
         quantize_checkpoint(&checkpoint, Path::new(destination), &recipe, &pool, &mut report)
     })?;
     report_dict(py, &report)
+}
+
+/// Writes the checkpoint `source`, which another program quantised, to the file `destination`, with its own levels where the grids
+/// agree.
+#[pyfunction]
+#[pyo3(signature = (source, destination, threads = None, progress = None))]
+pub fn convert<'py>(
+    py: Python<'py>,
+    source: &str,
+    destination: &str,
+    threads: Option<usize>,
+    progress: Option<Py<PyAny>>,
+) -> PyResult<Bound<'py, PyDict>> {
+    let pool = pool(threads)?;
+    let report = released(py, |callbacks| {
+        let checkpoint = Checkpoint::open(Path::new(source))?;
+        let mut report = |done, total, name: &str| callbacks.progress(progress.as_ref(), done, total, name);
+        repack_checkpoint(&checkpoint, Path::new(destination), &pool, &mut report)
+    })?;
+    report_dict(py, &report)
+}
+
+fn pool(threads: Option<usize>) -> Result<Pool, Error> {
+    if threads == Some(0) {
+        return Err(Error::argument("threads", "at least one is needed"));
+    }
+    Ok(Pool::new(threads.unwrap_or_else(available_threads)))
 }
 
 /// The recipe used where none is named, as JSON: a table to read and change.

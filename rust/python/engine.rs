@@ -107,6 +107,7 @@ impl PyEngine {
         out.set_item("formats", weights.formats(py)?)?;
         out.set_item("weight_bytes", weights.bytes())?;
         out.set_item("file_bytes", self.checkpoint.nbytes())?;
+        out.set_item("converted_from", self.checkpoint.gguf().map(|_| "GGUF"))?;
         self.set_experts(&out)?;
         out.set_item("state_bytes", empty.nbytes())?;
         out.set_item("kv_bytes_per_token", kv)?;

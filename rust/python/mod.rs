@@ -27,7 +27,7 @@ use crate::threads::{available_threads, thread_report};
 #[pymodule(gil_used = false)]
 mod _native {
     #[pymodule_export]
-    use super::convert::{default_recipe, quantize, write_random};
+    use super::convert::{convert, default_recipe, quantize, write_random};
     #[pymodule_export]
     use super::engine::PyEngine;
     #[pymodule_export]

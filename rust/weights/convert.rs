@@ -7,8 +7,12 @@
 //! - `recipe`: the recipe's JSON,
 //! - `tensors`: which tensors are blocks, their format and shape (see [`stored`](super::stored)).
 //!
+//! Blocks of a GGUF file become what the recipe says; `keep` gives them the format of least loss (see [`gguf`](super::gguf)).
 //! Tensors that are not blocks keep shape and a type that any safetensors reader knows. Side files (configuration,
 //! tokenizer) stand inside as U8 tensors named `edgewise.files/<name>`.
+//!
+//! Weights that another program packed ([`imports`](super::imports)) are either converted by the recipe, from the numbers they stand
+//! for, or keep their own levels in the blocks that hold them best.
 //!
 //! Large tensors go through in slices of rows. The destination is written whole or not at all.
 
@@ -18,6 +22,7 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use super::fused::{self, Part};
+use super::imports::{Imports, Name, Packed};
 use super::matrix::{BLOCK_ROWS, Format};
 use super::quantize::{Rows, SquaredError, matrices, quantize_parallel};
 use super::recipe::{Recipe, Treatment};
@@ -26,7 +31,7 @@ use crate::checkpoint::writer::{Planned, Writer};
 use crate::checkpoint::{Checkpoint, EMBEDDED_PREFIX, FORMAT, FORMAT_VERSION};
 use crate::config::{DeltaConfig, ModelConfig};
 use crate::error::{Error, Result};
-use crate::tensor::{DType, TensorView};
+use crate::tensor::{Bytes, DType, TensorView};
 use crate::threads::Pool;
 
 /// The file written in a destination that is a folder.
@@ -69,8 +74,45 @@ enum Item {
     Weights(Part, Format),
     /// The tensor's bytes as they are: not numbers that a format could hold.
     Raw(Part),
+    /// What another program packed.
+    Packed(PackedItem),
     /// A side file.
     File(Vec<u8>),
+}
+
+/// A packed matrix. Scales and zero points are read again when it is written: for all matrices at once they may be many.
+struct PackedItem {
+    /// The tensor that holds its codes.
+    origin: TensorView,
+    shape: Vec<usize>,
+    source_bytes: usize,
+    format: Format,
+}
+
+/// What becomes of weights that another program packed.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum PackedAs {
+    /// Blocks with their own levels.
+    Themselves,
+    /// What the recipe says.
+    Recipe,
+}
+
+/// Writes `source`, which another program quantised, to `destination`, a file or an existing folder: what is in a GGUF file by
+/// the recipe `keep`; packed weights in the blocks that hold them best, and what stands beside them in INT8 or, where it is
+/// small, f32.
+///
+/// # Errors
+/// As [`quantize_checkpoint`], and a source that is neither a GGUF file nor has packed weights.
+pub fn repack_checkpoint(
+    source: &Checkpoint,
+    destination: &Path,
+    pool: &Pool,
+    progress: Progress<'_>,
+) -> Result<Report> {
+    let recipe = if source.gguf().is_some() { Recipe::KEEP } else { Recipe::BESIDE_PACKED };
+    let recipe = Recipe::by_name_or_file(recipe)?;
+    convert(source, destination, &recipe, PackedAs::Themselves, pool, progress)
 }
 
 /// Writes `source` in the formats that `recipe` asks for to `destination`, a file or an existing folder.
@@ -85,16 +127,33 @@ pub fn quantize_checkpoint(
     pool: &Pool,
     progress: Progress<'_>,
 ) -> Result<Report> {
+    convert(source, destination, recipe, PackedAs::Recipe, pool, progress)
+}
+
+fn convert(
+    source: &Checkpoint,
+    destination: &Path,
+    recipe: &Recipe,
+    packed_as: PackedAs,
+    pool: &Pool,
+    progress: Progress<'_>,
+) -> Result<Report> {
     let begin = Instant::now();
     if source.is_native() {
         let reason =
             "is an edgewise file already; quantising it again would lose quality, start from the original";
         return Err(Error::file(source.path(), reason));
     }
-    let items = plan(source, recipe)?;
+    let imports = read_imports(source)?;
+    let items = plan(source, imports.as_ref(), recipe, packed_as)?;
+    let quantised = source.gguf().is_some() || items.values().any(|item| matches!(item, Item::Packed(_)));
+    if packed_as == PackedAs::Themselves && !quantised {
+        let reason = "holds no weights that another program packed; quantise it";
+        return Err(Error::file(source.path(), reason));
+    }
     let destination = check_destination(source, &items, destination)?;
     let mut writer = Writer::create(&destination, planned(&items)?, &metadata(&items, recipe))?;
-    let formats = write_items(&items, &mut writer, pool, progress)?;
+    let formats = write_items(&items, imports.as_ref(), &mut writer, pool, progress)?;
     writer.finish()?;
     Ok(Report {
         source_bytes: items.values().map(Item::source_bytes).sum(),
@@ -106,11 +165,26 @@ pub fn quantize_checkpoint(
 }
 
 /// All that goes into the file, by name.
-fn plan(source: &Checkpoint, recipe: &Recipe) -> Result<BTreeMap<String, Item>> {
+fn plan(
+    source: &Checkpoint,
+    imports: Option<&Imports<'_>>,
+    recipe: &Recipe,
+    packed_as: PackedAs,
+) -> Result<BTreeMap<String, Item>> {
     let delta = delta_shapes(source)?;
     let mut items = BTreeMap::new();
-    for name in source.names() {
-        for part in Part::all(source, name, delta.as_ref())? {
+    let plain = || source.names().map(|name| Name::Plain(name.to_owned())).collect();
+    for name in imports.map_or_else(plain, Imports::names) {
+        let name = match (name, imports) {
+            (Name::Plain(name), _) => name,
+            (Name::Packed(name), imports) => {
+                if let Some((imports, packed)) = find_packed(imports, &name)? {
+                    items.insert(name, Item::packed(imports, &packed, recipe, packed_as));
+                }
+                continue;
+            }
+        };
+        for part in Part::all(source, &name, delta.as_ref())? {
             let (name, treatment) = (part.name().to_owned(), recipe.treatment(part.name(), &part.shape()));
             items.insert(name, Item::new(part, treatment)?);
         }
@@ -126,9 +200,23 @@ fn plan(source: &Checkpoint, recipe: &Recipe) -> Result<BTreeMap<String, Item>> 
     Ok(items)
 }
 
+/// The packed weights of `source`, if its configuration tells of any.
+fn read_imports(source: &Checkpoint) -> Result<Option<Imports<'_>>> {
+    Imports::read(source, delta_shapes(source)?.as_ref())
+}
+
+fn find_packed<'i, 'a>(
+    imports: Option<&'i Imports<'a>>,
+    name: &str,
+) -> Result<Option<(&'i Imports<'a>, Packed)>> {
+    let Some(imports) = imports else { return Ok(None) };
+    Ok(imports.find(name)?.map(|packed| (imports, packed)))
+}
+
 /// The shapes of the model's delta layers, if its configuration is there and tells them: what fused tensors come apart by.
 fn delta_shapes(source: &Checkpoint) -> Result<Option<DeltaConfig>> {
-    if !source.names().any(fused::is_fused) {
+    let is_fused = |name: &str| fused::is_fused(name) || fused::is_packed(name);
+    if !source.names().any(is_fused) {
         return Ok(None);
     }
     Ok(ModelConfig::read(source)?.text.delta)
@@ -136,8 +224,7 @@ fn delta_shapes(source: &Checkpoint) -> Result<Option<DeltaConfig>> {
 
 impl Item {
     fn new(part: Part, treatment: Treatment) -> Result<Self> {
-        let dtype = part.origin().dtype;
-        let own = Format::ALL.into_iter().find(|format| format.dtype() == Some(dtype));
+        let (dtype, own) = (part.origin().dtype, part.format());
         match (treatment, own) {
             // Storing a type as itself changes nothing, but finds numbers that are not finite.
             (Treatment::Keep, Some(own)) => Ok(Self::Weights(part, own)),
@@ -151,41 +238,64 @@ impl Item {
         }
     }
 
-    fn part(&self) -> Option<&Part> {
+    fn packed(imports: &Imports<'_>, packed: &Packed, recipe: &Recipe, packed_as: PackedAs) -> Self {
+        let shape = packed.shape();
+        let format = match recipe.treatment(packed.name(), &shape) {
+            Treatment::Store(format) if packed_as == PackedAs::Recipe => format,
+            _ => packed.format(),
+        };
+        let source_bytes = imports.source_bytes(packed);
+        Self::Packed(PackedItem { origin: packed.origin().clone(), shape, source_bytes, format })
+    }
+
+    /// The tensor of the source that it comes from.
+    fn origin(&self) -> Option<&TensorView> {
         match self {
-            Self::Weights(part, _) | Self::Raw(part) => Some(part),
+            Self::Weights(part, _) | Self::Raw(part) => Some(part.origin()),
+            Self::Packed(packed) => Some(&packed.origin),
             Self::File(_) => None,
         }
     }
 
     fn source_bytes(&self) -> u64 {
-        self.part().map_or(0, |part| part.nbytes() as u64)
+        match self {
+            Self::Weights(part, _) | Self::Raw(part) => part.nbytes() as u64,
+            Self::Packed(packed) => packed.source_bytes as u64,
+            Self::File(_) => 0,
+        }
+    }
+
+    /// Its format and shape, if it holds weights.
+    fn weights(&self) -> Option<(Format, Vec<usize>)> {
+        match self {
+            Self::Weights(part, format) => Some((*format, part.shape())),
+            Self::Packed(packed) => Some((packed.format, packed.shape.clone())),
+            Self::Raw(_) | Self::File(_) => None,
+        }
     }
 
     fn planned(&self, name: &str) -> Result<Planned> {
         let (dtype, shape) = match self {
-            Self::Weights(part, format) => {
-                if let Some(dtype) = format.dtype() {
-                    (dtype, part.shape())
-                } else {
-                    let shape = block_shape(*format, &part.shape());
-                    (DType::U8, shape.ok_or_else(|| part.origin().error("its shape is too large"))?)
-                }
-            }
             Self::Raw(part) => (part.origin().dtype, part.shape()),
             Self::File(bytes) => (DType::U8, vec![bytes.len()]),
+            Self::Weights(..) | Self::Packed(_) => self.planned_weights(name)?,
         };
         Ok(Planned { name: name.to_owned(), dtype, shape })
     }
 
+    fn planned_weights(&self, name: &str) -> Result<(DType, Vec<usize>)> {
+        let too_large = || Error::argument(name, "its shape is too large");
+        let (format, shape) = self.weights().ok_or_else(too_large)?;
+        match format.dtype() {
+            Some(dtype) => Ok((dtype, shape)),
+            None => block_shape(format, &shape).map(|shape| (DType::U8, shape)).ok_or_else(too_large),
+        }
+    }
+
     /// The entry of the table of block tensors, if it is one.
     fn block_entry(&self) -> Option<BlockEntry> {
-        match self {
-            Self::Weights(part, format) if format.is_quantized() => {
-                Some(BlockEntry { format: format.name().to_owned(), shape: part.shape() })
-            }
-            _ => None,
-        }
+        let (format, shape) = self.weights().filter(|(format, _)| format.is_quantized())?;
+        Some(BlockEntry { format: format.name().to_owned(), shape })
     }
 }
 
@@ -230,7 +340,7 @@ fn check_destination(
     if is_folder && same_place(folder, source.path()) {
         return Err(Error::file(&file, "would stand in for the source in its own folder; give another one"));
     }
-    let mut parts = items.values().filter_map(|item| Some(item.part()?.origin().path.as_path()));
+    let mut parts = items.values().filter_map(|item| Some(item.origin()?.path.as_path()));
     let side_files = source.side_file_names();
     let mut sides = side_files.iter().map(|name| source_folder(source).join(name));
     if parts.any(|part| same_place(part, &file)) || sides.any(|side| same_place(&side, &file)) {
@@ -251,6 +361,7 @@ fn same_place(a: &Path, b: &Path) -> bool {
 /// Writes everything in the writer's order.
 fn write_items(
     items: &BTreeMap<String, Item>,
+    imports: Option<&Imports<'_>>,
     writer: &mut Writer,
     pool: &Pool,
     progress: Progress<'_>,
@@ -260,19 +371,27 @@ fn write_items(
     let mut formats = BTreeMap::<_, Tally>::new();
     for planned in writer.order().to_vec() {
         let Some(item) = items.get(&planned.name) else { continue };
-        let mut advance = |bytes: usize| {
-            done += bytes as u64;
+        let (before, size) = (done, item.source_bytes());
+        // A tensor may be larger in memory than in the file it comes from.
+        let mut advance = |part: usize, of: usize| {
+            done = before + (u128::from(size) * part as u128 / of.max(1) as u128) as u64;
             progress(done, total, &planned.name)
         };
         let (kind, error) = match item {
             Item::Weights(part, format) => {
-                (format.name(), write_weights(&part.load(), *format, writer, pool, &mut advance)?)
+                (format.name(), write_weights(&part.load()?, *format, writer, pool, &mut advance)?)
             }
             Item::Raw(part) => {
-                let view = part.load();
+                let view = part.load()?;
                 writer.write(&view.bytes)?;
-                advance(view.bytes.len())?;
+                advance(1, 1)?;
                 (view.dtype.name(), SquaredError::default())
+            }
+            Item::Packed(item) => {
+                let Some((_, packed)) = find_packed(imports, &planned.name)? else { continue };
+                let error = write_packed(&packed, item.format, writer, pool)?;
+                advance(1, 1)?;
+                (item.format.name(), error)
             }
             Item::File(bytes) => {
                 writer.write(bytes)?;
@@ -287,13 +406,26 @@ fn write_items(
     Ok(formats)
 }
 
-/// Writes one tensor, matrix after matrix, in slices of whole panels; calls `advance` with the source bytes of each.
+/// Writes one packed tensor, with its own levels if its format is the one that holds them best.
+fn write_packed(packed: &Packed, format: Format, writer: &mut Writer, pool: &Pool) -> Result<SquaredError> {
+    let own = format == packed.format() || format == Format::F32;
+    let (bytes, error) = packed.converted(pool, if own { format } else { Format::F32 })?;
+    if own {
+        writer.write(&bytes)?;
+        return Ok(error);
+    }
+    let view = TensorView { shape: packed.shape(), ..packed.model_view(DType::F32, Bytes::new(bytes)) };
+    write_weights(&view, format, writer, pool, &mut |_, _| Ok(()))
+}
+
+/// Writes one tensor, matrix after matrix, in slices of whole panels; calls `advance` with how many weights are done, and of
+/// how many.
 fn write_weights(
     view: &TensorView,
     format: Format,
     writer: &mut Writer,
     pool: &Pool,
-    advance: &mut dyn FnMut(usize) -> Result<()>,
+    advance: &mut dyn FnMut(usize, usize) -> Result<()>,
 ) -> Result<SquaredError> {
     let too_large = || view.error("its shape is too large");
     let [count, rows, cols] = matrices(&view.shape).ok_or_else(too_large)?;
@@ -310,7 +442,7 @@ fn write_weights(
             out.resize(format.bytes(part.rows, cols).ok_or_else(too_large)?, 0);
             total += quantize_parallel(pool, format, part, &mut out)?;
             writer.write(&out)?;
-            advance(part.rows * cols * view.dtype.size())?;
+            advance(start + part.rows * cols, count * rows * cols)?;
         }
     }
     Ok(total)

@@ -12,11 +12,15 @@
 //! The kernels want Qwen3.5's order, so rows are gathered once: when a checkpoint is converted, whose file then has the
 //! separate tensors, or when it is opened as it is.
 //!
+//! A GGUF file has other orders, which `checkpoint::gguf` takes back; what it gives is a part too, read when it is loaded.
+//!
 //! Source: `fix_query_key_value_ordering` in the Qwen3-Next model code.
 
 use std::ops::Range;
 
-use crate::checkpoint::Checkpoint;
+use super::gguf::natural_format;
+use super::matrix::Format;
+use crate::checkpoint::{Checkpoint, gguf};
 use crate::config::DeltaConfig;
 use crate::error::Result;
 use crate::tensor::{Bytes, TensorView};
@@ -46,12 +50,41 @@ pub fn is_fused(name: &str) -> bool {
     PIECES.iter().any(|(_, fused, _)| name.ends_with(fused))
 }
 
+/// The names of the pieces of the fused tensor of this name; none if it is not one.
+pub(super) fn pieces(name: &str) -> impl Iterator<Item = String> {
+    PIECES.iter().filter_map(move |(alone, fused, _)| Some(format!("{}{alone}", name.strip_suffix(fused)?)))
+}
+
+/// The fused tensor that holds the piece of this name, the rows the piece takes of it, in order, and how many rows it has.
+pub(super) fn place_of(name: &str, delta: &DeltaConfig) -> Option<(String, Vec<usize>, usize)> {
+    PIECES.iter().find_map(|(alone, fused, piece)| {
+        let stem = name.strip_suffix(alone)?;
+        let (runs, all) = rows(*piece, delta);
+        Some((format!("{stem}{fused}"), runs.into_iter().flatten().collect(), all))
+    })
+}
+
+/// Whether the tensor of this name is a part of a fused one that another program packed: all of theirs begin as its module does.
+pub(super) fn is_packed(name: &str) -> bool {
+    [QKVZ, BA].iter().any(|fused| name.contains(fused.trim_end_matches("weight")))
+}
+
 /// A tensor as the model wants it: one of the checkpoint, or rows of one.
 #[derive(Clone, Debug)]
 pub struct Part {
     view: TensorView,
-    /// The name it has, and the rows it takes of `view`, if it is not all of it.
-    taken: Option<(String, Vec<Range<usize>>)>,
+    taken: Taken,
+}
+
+/// What is taken of a tensor.
+#[derive(Clone, Debug)]
+enum Taken {
+    /// All of it.
+    All,
+    /// These rows, under this name.
+    Rows(String, Vec<Range<usize>>),
+    /// What a GGUF file has in another order.
+    Gguf(gguf::Tensor),
 }
 
 impl Part {
@@ -67,37 +100,49 @@ impl Part {
             Some((fused, piece, delta)) if !checkpoint.contains(name) && checkpoint.contains(&fused) => {
                 Self::piece(checkpoint.require(&fused)?, name.to_owned(), piece, delta)
             }
-            _ => Ok(Self { view: checkpoint.require(name)?, taken: None }),
+            _ => Self::whole(checkpoint, name),
         }
     }
 
     /// What the tensor `name` of `checkpoint` gives: itself, or its pieces.
     pub fn all(checkpoint: &Checkpoint, name: &str, delta: Option<&DeltaConfig>) -> Result<Vec<Self>> {
-        let view = checkpoint.require(name)?;
-        let Some(delta) = delta else { return Ok(vec![Self { view, taken: None }]) };
+        let whole = Self::whole(checkpoint, name)?;
+        let Some(delta) = delta else { return Ok(vec![whole]) };
         let pieces = PIECES.iter().filter_map(|(alone, fused, piece)| {
             Some((format!("{}{alone}", name.strip_suffix(fused)?), *piece))
         });
         let parts: Vec<_> = pieces
-            .map(|(name, piece)| Self::piece(view.clone(), name, piece, delta))
+            .map(|(name, piece)| Self::piece(whole.view.clone(), name, piece, delta))
             .collect::<Result<_>>()?;
-        Ok(if parts.is_empty() { vec![Self { view, taken: None }] } else { parts })
+        Ok(if parts.is_empty() { vec![whole] } else { parts })
+    }
+
+    /// All of the tensor `name`.
+    fn whole(checkpoint: &Checkpoint, name: &str) -> Result<Self> {
+        match checkpoint.gguf().map(|model| model.tensor(name)).transpose()?.flatten() {
+            Some(tensor) => Ok(Self { view: tensor.origin().clone(), taken: Taken::Gguf(tensor) }),
+            None => Ok(Self { view: checkpoint.require(name)?, taken: Taken::All }),
+        }
     }
 
     fn piece(view: TensorView, name: String, piece: Piece, delta: &DeltaConfig) -> Result<Self> {
         let (rows, all) = rows(piece, delta);
         match view.shape[..] {
-            [found, _] if found == all => Ok(Self { view, taken: Some((name, rows)) }),
+            [found, _] if found == all => Ok(Self { view, taken: Taken::Rows(name, rows) }),
             _ => Err(view.error(format!("has shape {:?}, the model needs {all} rows", view.shape))),
         }
     }
 
     /// The name it has in the model.
     pub fn name(&self) -> &str {
-        self.taken.as_ref().map_or(&self.view.name, |(name, _)| name)
+        match &self.taken {
+            Taken::All => &self.view.name,
+            Taken::Rows(name, _) => name,
+            Taken::Gguf(tensor) => tensor.name(),
+        }
     }
 
-    /// The tensor it stands in, of the same element type.
+    /// The tensor it stands in.
     pub fn origin(&self) -> &TensorView {
         &self.view
     }
@@ -105,20 +150,31 @@ impl Part {
     /// Its shape.
     pub fn shape(&self) -> Vec<usize> {
         let mut shape = self.view.shape.clone();
-        if let Some((_, rows)) = &self.taken {
-            shape[0] = rows.iter().map(Range::len).sum();
+        match &self.taken {
+            Taken::All => {}
+            Taken::Rows(_, rows) => shape[0] = rows.iter().map(Range::len).sum(),
+            Taken::Gguf(tensor) => shape = tensor.shape(),
         }
         shape
     }
 
-    /// How many bytes it has.
-    pub fn nbytes(&self) -> usize {
-        self.shape().iter().product::<usize>() * self.view.dtype.size()
+    /// The format that holds its numbers as they are, or that of least loss for blocks of GGUF; `None` if they are integers.
+    pub fn format(&self) -> Option<Format> {
+        natural_format(self.view.dtype)
     }
 
-    /// Its bytes: mapped ones, or rows gathered into memory.
-    pub fn load(&self) -> TensorView {
-        let Some((name, rows)) = &self.taken else { return self.view.clone() };
+    /// How many bytes of the checkpoint it has.
+    pub fn nbytes(&self) -> usize {
+        self.view.dtype.nbytes(self.shape().iter().product())
+    }
+
+    /// Its numbers: mapped ones, or gathered into memory.
+    pub fn load(&self) -> Result<TensorView> {
+        let (name, rows) = match &self.taken {
+            Taken::All => return Ok(self.view.clone()),
+            Taken::Gguf(tensor) => return tensor.load(),
+            Taken::Rows(name, rows) => (name, rows),
+        };
         let row_bytes = self.view.bytes.len() / self.view.shape[0].max(1);
         let shape = self.shape();
         let mut bytes = Vec::with_capacity(shape[0] * row_bytes);
@@ -126,7 +182,7 @@ impl Part {
             bytes.extend_from_slice(&self.view.bytes[rows.start * row_bytes..rows.end * row_bytes]);
         }
         let (path, dtype) = (self.view.path.clone(), self.view.dtype);
-        TensorView { path, name: name.clone(), dtype, shape, bytes: Bytes::new(bytes) }
+        Ok(TensorView { path, name: name.clone(), dtype, shape, bytes: Bytes::new(bytes) })
     }
 }
 

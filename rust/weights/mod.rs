@@ -1,6 +1,8 @@
 //! Named views become typed weights.
 pub mod convert;
 pub mod fused;
+pub mod gguf;
+pub mod imports;
 pub mod int4;
 pub mod int8;
 pub mod matrix;

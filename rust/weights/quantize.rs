@@ -8,10 +8,9 @@ use std::sync::{Mutex, PoisonError};
 
 use half::{bf16, f16};
 
-use self::search::{INT4, INT8, Levels, choose_levels};
-pub(super) use self::search::{Lanes, Tile};
+pub(super) use self::search::{INT4, INT8, Lanes, Levels, Tile, choose_levels};
 use super::matrix::{BLOCK_COLS, BLOCK_ROWS, Format};
-use super::{int4, int8, matrix};
+use super::{gguf, int4, int8, matrix};
 use crate::error::Error;
 use crate::tensor::TensorView;
 use crate::threads::Pool;
@@ -180,6 +179,9 @@ pub fn quantize_parallel(
 /// Reads, stores, reads back and compares some rows.
 fn quantize_item(format: Format, part: Rows<'_>, out: &mut [u8]) -> Result<SquaredError, Error> {
     let Rows { view, start, rows, cols } = part;
+    if let Some(error) = gguf::repack(format, part, out) {
+        return Ok(error);
+    }
     let mut weights = vec![0.0; rows * cols];
     view.read_f32(start, &mut weights)?;
     quantize_rows(format, &weights, rows, cols, out)
@@ -194,7 +196,7 @@ fn quantize_item(format: Format, part: Rows<'_>, out: &mut [u8]) -> Result<Squar
 }
 
 /// What `stored` loses of `weights`. Eight sums side by side, so that it vectorises.
-fn compare(weights: &[f32], stored: &[f32]) -> SquaredError {
+pub(super) fn compare(weights: &[f32], stored: &[f32]) -> SquaredError {
     const SUMS: usize = 8;
     let (mut lost, mut of) = ([0.0_f64; SUMS], [0.0_f64; SUMS]);
     for (weights, stored) in weights.chunks(SUMS).zip(stored.chunks(SUMS)) {
@@ -208,7 +210,7 @@ fn compare(weights: &[f32], stored: &[f32]) -> SquaredError {
 }
 
 /// The largest absolute value that `format` holds.
-fn limit(format: Format) -> f32 {
+pub(super) fn limit(format: Format) -> f32 {
     match format {
         Format::F32 => f32::MAX,
         Format::F16 => f32::from_bits(f16::MAX.to_f32().to_bits() + 0xfff),
@@ -260,7 +262,7 @@ fn quantize_blocks(
 }
 
 /// Copies the block that begins at `column` out of a panel `[up to 16, cols]`, zeros beyond its edges.
-fn gather(panel: &[f32], cols: usize, column: usize, tile: &mut Tile) {
+pub(super) fn gather(panel: &[f32], cols: usize, column: usize, tile: &mut Tile) {
     let width = BLOCK_COLS.min(cols - column);
     if width < BLOCK_COLS || panel.len() < BLOCK_ROWS * cols {
         *tile = [[0.0; BLOCK_ROWS]; BLOCK_COLS];

@@ -102,6 +102,10 @@ struct Text {
 impl Recipe {
     /// The recipe used where none is asked for.
     pub const DEFAULT: &'static str = "int4";
+    /// The recipe for tensors that another program left as they were while it packed others: it had its reasons.
+    pub const BESIDE_PACKED: &'static str = "int8";
+    /// The recipe that leaves every type as it is, and holds the blocks of a GGUF file in the formats of least loss.
+    pub const KEEP: &'static str = "keep";
 
     /// Names of the built-in recipes.
     pub fn built_in() -> impl Iterator<Item = &'static str> {

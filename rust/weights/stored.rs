@@ -1,8 +1,8 @@
 //! Tensors of a checkpoint -> typed weights, with every shape checked.
 //!
-//! In a Hugging Face folder the format of a tensor is its element type. In a file of our own, block formats
-//! stand in tensors of type U8 and shape `[.., panels, blocks, block bytes]`, and the metadata entry `tensors` says what
-//! each one holds:
+//! In a Hugging Face folder the format of a tensor is its element type; in a GGUF file the one that holds its blocks. In a file
+//! of our own, block formats stand in tensors of type U8 and shape `[.., panels, blocks, block bytes]`, and the metadata entry
+//! `tensors` says what each one holds:
 //!
 //! ```json
 //! {"model.embed_tokens.weight": {"format": "int4", "shape": [640, 192]}}
@@ -15,13 +15,15 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use super::fused::Part;
+use super::imports::{Imports, Packed};
 use super::matrix::{BLOCK_COLS, BLOCK_ROWS, Format, Matrix};
 use super::quantize::matrices;
 use crate::checkpoint::Checkpoint;
 use crate::checkpoint::json::{self, UniqueMap};
 use crate::config::DeltaConfig;
 use crate::error::{Error, Result};
-use crate::tensor::{DType, TensorView};
+use crate::tensor::{Bytes, DType, TensorView};
+use crate::threads::Pool;
 
 /// The metadata key of the table of block tensors.
 pub const TENSORS_KEY: &str = "tensors";
@@ -45,6 +47,8 @@ pub struct Stored {
     pub matrices: [usize; 3],
     /// Where its bytes are.
     pub view: TensorView,
+    /// How many bytes of the checkpoint it was made from.
+    pub source_bytes: usize,
 }
 
 /// Reads weights from a checkpoint.
@@ -55,13 +59,35 @@ pub struct Loader<'a> {
     blocks: BTreeMap<String, (Format, Vec<usize>)>,
     /// How fused tensors come apart.
     delta: Option<&'a DeltaConfig>,
+    /// Weights that another program packed.
+    imports: Option<Unpacking<'a>>,
+}
+
+/// What is made of weights that another program packed.
+#[derive(Debug)]
+struct Unpacking<'a> {
+    imports: Imports<'a>,
+    pool: &'a Pool,
+    /// Whether they become f32, else our blocks.
+    widen: bool,
 }
 
 impl<'a> Loader<'a> {
     /// Reads the table of block tensors, if the checkpoint is of our own format.
     pub fn new(checkpoint: &'a Checkpoint) -> Result<Self> {
         let blocks = if checkpoint.is_native() { read_table(checkpoint)? } else { BTreeMap::new() };
-        Ok(Self { checkpoint, blocks, delta: None })
+        Ok(Self { checkpoint, blocks, delta: None, imports: None })
+    }
+
+    /// The same for a checkpoint whose configuration may tell of packed weights. They become f32 if `widen` says so, else blocks.
+    pub fn with_imports(self, pool: &'a Pool, widen: bool) -> Result<Self> {
+        let imports = Imports::read(self.checkpoint, self.delta)?;
+        Ok(Self { imports: imports.map(|imports| Unpacking { imports, pool, widen }), ..self })
+    }
+
+    /// Whether the checkpoint's weights may be packed by another program.
+    pub fn has_imports(&self) -> bool {
+        self.imports.is_some()
     }
 
     /// The same for a model with delta layers of these shapes, whose projections may stand fused.
@@ -77,9 +103,14 @@ impl<'a> Loader<'a> {
 
     /// The tensor of this name, which must be there, with its format.
     pub fn stored(&self, name: &str) -> Result<Stored> {
+        if let Some(unpacking) = &self.imports
+            && let Some(packed) = unpacking.imports.find(name)?
+        {
+            return unpacking.stored(&packed);
+        }
         match self.blocks.get(name) {
             Some((format, shape)) => Stored::blocks(self.checkpoint.require(name)?, *format, shape.clone()),
-            None => Stored::plain(Part::find(self.checkpoint, name, self.delta)?.load()),
+            None => Stored::part(&Part::find(self.checkpoint, name, self.delta)?),
         }
     }
 
@@ -101,7 +132,7 @@ impl<'a> Loader<'a> {
     pub fn vector(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>> {
         let stored = self.stored(name)?;
         stored.expect(shape)?;
-        if !stored.format.is_quantized() {
+        if !stored.format.is_quantized() || stored.is_foreign() {
             return stored.view.to_f32();
         }
         let mut out = Vec::new();
@@ -112,18 +143,38 @@ impl<'a> Loader<'a> {
     }
 }
 
+impl Unpacking<'_> {
+    fn stored(&self, packed: &Packed) -> Result<Stored> {
+        let format = if self.widen { Format::F32 } else { packed.format() };
+        let (bytes, _) = packed.converted(self.pool, format)?;
+        let shape = packed.shape();
+        let view = packed.model_view(DType::U8, Bytes::new(bytes));
+        let stored = match block_shape(format, &shape) {
+            Some(blocks) => Stored::blocks(TensorView { shape: blocks, ..view }, format, shape),
+            None => Stored::plain(TensorView { dtype: DType::F32, shape, ..view }, format),
+        }?;
+        Ok(Stored { source_bytes: self.imports.source_bytes(packed), ..stored })
+    }
+}
+
 impl Stored {
-    /// A tensor whose element type is its format.
-    fn plain(view: TensorView) -> Result<Self> {
-        let format = Format::ALL.into_iter().find(|format| format.dtype() == Some(view.dtype));
-        let format = format.ok_or_else(|| {
+    /// A tensor whose element type is its format, or is to be converted to it.
+    fn part(part: &Part) -> Result<Self> {
+        let view = part.load()?;
+        let format = part.format().ok_or_else(|| {
             view.error(format!(
                 "is {}, weights must be F32, F16, BF16 or blocks of edgewise",
                 view.dtype.name()
             ))
         })?;
+        Ok(Self { source_bytes: part.nbytes(), ..Self::plain(view, format)? })
+    }
+
+    /// A tensor whose bytes are its elements, or blocks of a GGUF file.
+    fn plain(view: TensorView, format: Format) -> Result<Self> {
         let matrices = matrices(&view.shape).ok_or_else(|| too_large(&view, &view.shape))?;
-        Ok(Self { format, shape: view.shape.clone(), matrices, view })
+        let source_bytes = view.bytes.len();
+        Ok(Self { format, shape: view.shape.clone(), matrices, view, source_bytes })
     }
 
     /// A tensor of blocks that stands for `shape`.
@@ -136,7 +187,13 @@ impl Stored {
             return Err(view.error(reason));
         }
         let matrices = matrices(&shape).ok_or_else(|| too_large(&view, &shape))?;
-        Ok(Self { format, shape, matrices, view })
+        let source_bytes = view.bytes.len();
+        Ok(Self { format, shape, matrices, view, source_bytes })
+    }
+
+    /// Whether its bytes are not in its format yet: those of a GGUF file have to be converted to it.
+    pub fn is_foreign(&self) -> bool {
+        self.format.dtype() != Some(self.view.dtype) && self.view.dtype != DType::U8
     }
 
     /// An error unless this is one matrix `[rows, cols]`; a convolution counts as `[out, everything else]`.

@@ -324,8 +324,8 @@ FOLDER_CASES = [
     Case("layers of the other kind", other_layers("full_attention"), (WEIGHTS, "self_attn")),
     Case(
         "weights of another program",
-        config(quantization_config={"quant_method": "gptq"}),
-        ("config.json", "gptq"),
+        config(quantization_config={"quant_method": "hqq"}),
+        ("config.json", "hqq"),
     ),
     # Side files.
     Case("tokenizer is no JSON", text("tokenizer.json", "{"), ("tokenizer.json",)),

@@ -44,39 +44,27 @@ class TestResolve:
         file.touch()
         assert hub.resolve("demo") == str(file)
 
-    def test_only_what_is_needed_is_fetched(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        asked: dict[str, Any] = {}
-
-        def fetch(name: str, **arguments: Any) -> str:
-            asked.update(arguments, name=name)
-            return "/cache/snapshot"
-
-        monkeypatch.setattr(huggingface_hub, "snapshot_download", fetch)
-        assert hub.resolve("Qwen/Qwen3.5-0.8B") == "/cache/snapshot"
-        assert asked["name"] == "Qwen/Qwen3.5-0.8B"
-        assert {"config.json", "tokenizer.json", "*.safetensors"} <= set(asked["allow_patterns"])
-
     @pytest.mark.parametrize(
         ("kind", "reason"),
         [
             (errors.GatedRepoError, "asks for consent"),
             (errors.RepositoryNotFoundError, "no such repository"),
-            (errors.LocalEntryNotFoundError, "hub cannot be reached"),
+            (errors.RevisionNotFoundError, "no revision 'v1'"),
             (errors.HFValidationError, "nor a valid id"),
             (errors.HfHubHTTPError, "could not give it"),
-            (ConnectionError, "could not give it"),
-            (RuntimeError, "could not give it"),
+            (ConnectionError, "hub cannot be reached"),
+            (RuntimeError, "hub cannot be reached"),
         ],
     )
     def test_each_fault_is_one_clear_error(
         self, kind: type[Exception], reason: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        def fetch(*_: Any, **__: Any) -> str:
+        def list_files(*_: Any, **__: Any) -> str:
             raise kind.__new__(kind)
 
-        monkeypatch.setattr(huggingface_hub, "snapshot_download", fetch)
+        monkeypatch.setattr(huggingface_hub.HfApi, "model_info", list_files)
         with pytest.raises(OSError, match=f"^org/name: .*{reason}"):
-            hub.resolve("org/name")
+            hub.resolve("org/name", "v1")
 
 
 class TestCache:

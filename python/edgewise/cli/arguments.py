@@ -66,6 +66,7 @@ def add_opening(parser: argparse.ArgumentParser) -> None:
         metavar="X",
         help="extend the context to so many times its length (YaRN); no more than needed",
     )
+    group.add_argument("--revision", help="branch, tag or commit of a repository on the hub")
     group.add_argument("--threads", type=int, help="how many to compute with (default: see 'edgewise info')")
     group.add_argument("--cache", action="store_true", help="keep converted weights for the next time")
 
@@ -81,6 +82,7 @@ def open_model(arguments: argparse.Namespace) -> Model:
         progress=True,
         cache=arguments.cache,
         yarn_factor=arguments.yarn_factor,
+        revision=arguments.revision,
     )
 
 

@@ -138,7 +138,7 @@ def _model_text(model: dict[str, Any]) -> str:
         ("parameters", f"{terminal.count(model['parameters'])}, {bits:.1f} bits each"),
         ("weights", terminal.size(model["weight_bytes"])),
         *_expert_rows(model),
-        ("file", terminal.size(model["file_bytes"])),
+        ("file", f"{terminal.size(model['file_bytes'])}{_conversion(model.get('converted_from'))}"),
         ("context", f"{model['context_length']} tokens{_extension(model['yarn_factor'])}"),
         ("one text", f"{terminal.size(model['state_bytes'])} and {_per_token(model)}"),
         ("threads", str(model["threads"])),
@@ -149,6 +149,10 @@ def _model_text(model: dict[str, Any]) -> str:
     ]
     formats = terminal.formats_table(model["formats"])
     return f"{_entries(rows)}\n\n{formats}\n\n{terminal.table(plan)}"
+
+
+def _conversion(source: str | None) -> str:
+    return "" if source is None else f" ({source}, converted in memory; `edgewise convert` writes it once)"
 
 
 def _extension(factor: float | None) -> str:

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from edgewise import __version__
-from edgewise.cli import bench, chat, demo, doctor, generate, info, quantize, terminal
+from edgewise.cli import bench, chat, convert, demo, doctor, generate, info, perplexity, quantize, terminal
 
 INTERRUPTED = 130
 BROKEN_PIPE = 141
@@ -46,7 +46,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"edgewise {__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    for command in (generate, chat, quantize, info, doctor, bench, demo):
+    for command in (generate, chat, quantize, convert, perplexity, info, doctor, bench, demo):
         added = command.add_to(commands)
         added.add_argument("--debug", action="store_true", help="show where an error comes from")
         added.set_defaults(run=command.run)

@@ -27,6 +27,7 @@ def add_to(commands: Commands) -> argparse.ArgumentParser:
     parser.add_argument(
         "--recipe", default="int4", help="name or file: which tensors get which format (int4)"
     )
+    parser.add_argument("--revision", help="branch, tag or commit of a repository on the hub")
     parser.add_argument("--threads", type=int, help="how many to compute with")
     parser.add_argument("--force", action="store_true", help="replace DST if it is there")
     return parser
@@ -34,21 +35,28 @@ def add_to(commands: Commands) -> argparse.ArgumentParser:
 
 def run(arguments: argparse.Namespace) -> int:
     """Convert, and say what came out."""
-    destination = Path(arguments.destination)
-    if destination.is_dir():
-        raise IsADirectoryError(f"{destination}: is a folder; name the file to write")
-    if destination.exists() and not arguments.force:
-        raise FileExistsError(f"{destination}: is there already; --force replaces it")
+    destination = free(Path(arguments.destination), arguments.force)
     threads = checks.threads(arguments.threads)
-    source = hub.resolve(arguments.source)
+    with shown(True, "fetching") as progress:
+        source = hub.resolve(arguments.source, arguments.revision, progress)
     start = time.monotonic()
     with shown(True, "converting") as progress:
         report = _native.quantize(source, str(destination), arguments.recipe, threads, progress)
-    print(_closing(destination, report, time.monotonic() - start))
+    print(closing(destination, report, time.monotonic() - start))
     return 0
 
 
-def _closing(destination: Path, report: dict[str, Any], seconds: float) -> str:
+def free(destination: Path, force: bool) -> Path:
+    """Return the file to write; an error if it is a folder, or there already and `force` is not given."""
+    if destination.is_dir():
+        raise IsADirectoryError(f"{destination}: is a folder; name the file to write")
+    if destination.exists() and not force:
+        raise FileExistsError(f"{destination}: is there already; --force replaces it")
+    return destination
+
+
+def closing(destination: Path, report: dict[str, Any], seconds: float) -> str:
+    """Say what was written, in what time, and what each format lost."""
     before, after = report["source_bytes"], report["file_bytes"]
     return (
         f"{destination}: {terminal.size(after)} in {duration(seconds)}, {after / before:.0%} of the "

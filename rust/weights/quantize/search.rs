@@ -34,15 +34,15 @@ const MAX_SCALE: f32 = 65_504.0;
 const MAX_INVERSE: f32 = 16_777_216.0;
 
 /// What the search knows of a block format.
-pub(super) struct Levels {
-    lowest: f32,
-    highest: f32,
+pub(in crate::weights) struct Levels {
+    pub(in crate::weights) lowest: f32,
+    pub(in crate::weights) highest: f32,
     /// Where the group's extreme may land; the first of equally good ones wins.
     targets: &'static [f32],
 }
 
 /// Levels of [`int4`](super::int4).
-pub(super) const INT4: Levels = Levels {
+pub(in crate::weights) const INT4: Levels = Levels {
     lowest: -8.0,
     highest: 7.0,
     targets: &[
@@ -51,7 +51,7 @@ pub(super) const INT4: Levels = Levels {
     ],
 };
 /// Levels of [`int8`](super::int8).
-pub(super) const INT8: Levels = Levels {
+pub(in crate::weights) const INT8: Levels = Levels {
     lowest: -127.0,
     highest: 127.0,
     targets: &[127.0, 126.0, 125.0, 124.0, 123.0, 122.0, 121.0, 120.0],
@@ -65,7 +65,7 @@ impl Levels {
 }
 
 /// Replaces the weights of a block by their levels, and returns the scales, each exactly an f16.
-pub(super) fn choose_levels(levels: &Levels, tile: &mut Tile) -> Lanes {
+pub(in crate::weights) fn choose_levels(levels: &Levels, tile: &mut Tile) -> Lanes {
     let scales = best_scales(levels, tile);
     let inverse = scales.map(|scale| if scale == 0.0 { 0.0 } else { 1.0 / scale });
     for lanes in tile {
