@@ -127,6 +127,23 @@ class TestRandomGguf:
         assert reader.get_field("qwen35moe.expert_used_count").contents() == 2
 
 
+class TestCrowded:
+    def test_every_case(self, small: Path) -> None:
+        options = ["--shapes", str(small), "--rounds", "1", "--tokens", "16", "--written", "2", "--csv"]
+        done = run("crowded.py", *options)
+        assert done.returncode == 0, done.stderr
+        rows = list(csv.DictReader(done.stdout.splitlines()))
+        cores = len(os.sched_getaffinity(0))
+        names = [row["case"] for row in rows]
+        assert names[:3] == ["1 thread", f"{cores} threads", f"{cores + 1} threads"]
+        limited = f"{cores} threads, quota of one core"
+        assert (limited in names) != ("not measured, quota" in done.stderr)
+        assert len(names) == 5 + (limited in names)
+        for row in rows:
+            assert all(float(value) > 0 for key, value in row.items() if key != "case")
+        assert rows[0]["prefill_ratio"] == rows[0]["decode_ratio"] == "1"
+
+
 class TestCompare:
     def test_edgewise_alone(self, small: Path, tmp_path: Path) -> None:
         record = tmp_path / "record.csv"
