@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -142,6 +143,31 @@ class TestCrowded:
         for row in rows:
             assert all(float(value) > 0 for key, value in row.items() if key != "case")
         assert rows[0]["prefill_ratio"] == rows[0]["decode_ratio"] == "1"
+
+
+class TestPicture:
+    def test_longer_is_better(self, scripts: Any, tmp_path: Path) -> None:
+        record = tmp_path / "record.csv"
+        record.write_text(
+            "# a machine\nshapes,layers,threads,what,edgewise,llama.cpp,edgewise_is_better_by\n"
+            "0.8B,all,2,open_ms,1,2,2\n"
+            "0.8B,all,2,prefill_512_tokens_per_s,1000,250,4\n"
+            "0.8B,all,2,peak_memory_mb,500,400,0.8\n"
+        )
+        picture = tmp_path / "speed.svg"
+        scripts("picture").main([str(record), str(picture)])
+        root = ElementTree.parse(picture).getroot()
+        widths = [int(bar.attrib["width"]) for bar in root.iter("{http://www.w3.org/2000/svg}rect")]
+        assert widths == [360, 90, 288, 360]
+        texts = [text.text for text in root.iter("{http://www.w3.org/2000/svg}text")]
+        assert texts[:3] == ["read 512 tokens", "edgewise 1000 tokens/s", "llama.cpp 250 tokens/s"]
+
+    def test_a_record_of_one_engine(self, scripts: Any, tmp_path: Path) -> None:
+        record = tmp_path / "record.csv"
+        record.write_text("what,edgewise\nprefill_512_tokens_per_s,1000\n")
+        with pytest.raises(ValueError, match="no measure of both engines"):
+            scripts("picture").main([str(record), str(tmp_path / "speed.svg")])
+        assert not (tmp_path / "speed.svg").exists()
 
 
 class TestCompare:
