@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Generator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, SupportsIndex, TypeAlias
 
@@ -499,13 +499,8 @@ class Model:
         preparation = self._preparer.prepare(prompt, options.prompt)
         prepared = preparation.prompt
         prompt_ids = inputs.token_ids(prepared.token_ids, self.vocab_size)
-        tokenizer = self._tokenizer_for(options)
-        return generation.Request(
-            prompt_ids=prompt_ids,
-            max_new_tokens=self._room(len(prompt_ids), options),
-            stop_ids=self._stop_ids(options, tokenizer),
-            options=options,
-            tokenizer=tokenizer,
+        return replace(
+            self._request_after(prompt_ids, options),
             prompt=Prompt(prompt_ids, prepared.media),
             seconds_before=time.perf_counter() - start,
             media_seconds_before=preparation.media_seconds,
@@ -513,7 +508,9 @@ class Model:
 
     def _continuation(self, ids: list[int], arguments: Mapping[str, Any]) -> generation.Request:
         """Return a request to go on after `ids`, which have been read."""
-        options = GenerationOptions.resolve(arguments, self._defaults)
+        return self._request_after(ids, GenerationOptions.resolve(arguments, self._defaults))
+
+    def _request_after(self, ids: Sequence[int], options: GenerationOptions) -> generation.Request:
         tokenizer = self._tokenizer_for(options)
         return generation.Request(
             prompt_ids=ids,

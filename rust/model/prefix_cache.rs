@@ -46,6 +46,9 @@ impl TextPath {
 
     /// Adds token ids.
     pub fn extend(&mut self, ids: &[u32]) {
+        if ids.is_empty() {
+            return; // Even nothing would be written to a copy, if entries share the text.
+        }
         Arc::make_mut(&mut self.0).extend(ids.iter().map(|&id| u128::from(id)));
     }
 
@@ -57,13 +60,17 @@ impl TextPath {
             return Err(Error::argument("start", reason));
         };
         let picture = u128::from_le_bytes(digest) | PICTURE;
-        Arc::make_mut(&mut self.0)[start..end].fill(picture);
+        if self.0[start..end].iter().any(|&place| place != picture) {
+            Arc::make_mut(&mut self.0)[start..end].fill(picture);
+        }
         Ok(())
     }
 
     /// Forgets all places from `len` on.
     pub fn truncate(&mut self, len: usize) {
-        Arc::make_mut(&mut self.0).truncate(len);
+        if len < self.len() {
+            Arc::make_mut(&mut self.0).truncate(len);
+        }
     }
 
     /// Places from the first one on at which both are the same.

@@ -1,17 +1,6 @@
 //! A sequence in a file: its tokens, its pictures as the model sees them, and the state after them.
 //!
-//! A safetensors file. In its metadata `format` and `format_version`, the `fingerprint` of the model, the `checksum` of all
-//! that follows, the number of `tokens`, and `media`, a JSON list of where pictures stand.
-//!
-//! | tensor | type | shape |
-//! |---|---|---|
-//! | `token_ids` | I32 | `[tokens]` |
-//! | `last_hidden` | F32 | `[hidden]`, of no tokens `[0]` |
-//! | `layers.{i}.conv_tail` | F32 | `[3, channels]` |
-//! | `layers.{i}.memory` | F32 | `[value_heads, v_dim / 16, k_dim, 16]` |
-//! | `layers.{i}.kv_pages` | U8 | `[pages, bytes of a page]` |
-//! | `media.{j}.embeddings` | F32 | `[tokens, hidden]` |
-//! | `media.{j}.deepstack.{k}` | F32 | `[tokens, hidden]` |
+//! A safetensors file; docs/format.md lists its metadata and tensors.
 
 use std::collections::BTreeMap;
 use std::path::Path;

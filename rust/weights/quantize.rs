@@ -4,6 +4,7 @@
 
 mod search;
 
+use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
 
 use half::{bf16, f16};
@@ -155,6 +156,21 @@ pub fn quantize_parallel(
 ) -> Result<SquaredError, Error> {
     let Rows { rows, cols, .. } = source;
     assert_eq!(Some(out.len()), format.bytes(rows, cols), "out has the wrong size");
+    convert_parallel(pool, format, [rows, cols], out, |range, out| {
+        let part = Rows { start: source.start + range.start * cols, rows: range.len(), ..source };
+        quantize_item(format, part, out)
+    })
+}
+
+/// Makes a matrix `[rows, cols]` in `out` with all threads of `pool`: calls `convert(rows, out)` for runs of whole panels and adds
+/// up what was lost, in order.
+pub fn convert_parallel(
+    pool: &Pool,
+    format: Format,
+    [rows, cols]: [usize; 2],
+    out: &mut [u8],
+    convert: impl Fn(Range<usize>, &mut [u8]) -> Result<SquaredError, Error> + Sync,
+) -> Result<SquaredError, Error> {
     if out.is_empty() {
         return Ok(SquaredError::default());
     }
@@ -165,9 +181,8 @@ pub fn quantize_parallel(
         out.chunks_mut(item_bytes).map(|out| Mutex::new((out, Ok(SquaredError::default())))).collect();
     pool.run(items.len(), &|i| {
         let first = i * item_rows;
-        let part = Rows { start: source.start + first * cols, rows: item_rows.min(rows - first), ..source };
         let mut item = items[i].lock().unwrap_or_else(PoisonError::into_inner);
-        item.1 = quantize_item(format, part, item.0);
+        item.1 = convert(first..rows.min(first + item_rows), item.0);
     });
     let mut total = SquaredError::default();
     for item in items {

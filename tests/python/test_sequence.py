@@ -112,7 +112,7 @@ class Script:
 
 @pytest.mark.parametrize("cache_bytes", CACHES.values(), ids=CACHES.keys())
 @pytest.mark.parametrize("case", CASES)
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(steps=st.lists(STEP, min_size=1, max_size=12))
 def test_any_script_gives_the_bits_of_a_fresh_run(
     case: str, cache_bytes: int, steps: list[tuple[str, int, int]]

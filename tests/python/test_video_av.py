@@ -146,7 +146,7 @@ class TestEveryKind:
 
 
 class TestReading:
-    @settings(max_examples=40, deadline=None)
+    @settings(max_examples=40)
     @given(indices=st.lists(st.integers(0, FRAMES - 1), min_size=1, max_size=8).map(sorted))
     @pytest.mark.parametrize("kind", ["mp4", "mp4 open groups", "avi h264"])
     def test_any_ascending_indices(self, kind: str, indices: list[int]) -> None:
@@ -338,7 +338,7 @@ class TestDamage:
         with pytest.raises(MediaError, match=r"^video: .*a\.mkv' is damaged or cut short: frame 39 of 40"):
             read(video, [0, 39])
 
-    @settings(max_examples=60, deadline=None)
+    @settings(max_examples=60)
     @given(data=st.data())
     @pytest.mark.parametrize("kind", ["mp4", "mkv", "avi mpeg4", "ts"])
     def test_any_bytes_are_refused_or_read(self, kind: str, data: st.DataObject) -> None:

@@ -283,7 +283,7 @@ def test_positions(tokens: int, spans: Any, message: str) -> None:
         _native.position_ids(1, [], 2**32 - 1)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     starts=st.lists(st.integers(0, 24), max_size=4),
     ids=st.lists(st.sampled_from([7, IMAGE, VIDEO]), max_size=24),

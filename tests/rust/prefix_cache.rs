@@ -69,6 +69,27 @@ fn pictures_are_told_apart_by_their_digest_alone() {
     assert_eq!((cache.nbytes(), cache.len(), cache.known(&marked(1), 5)), (0, 0, 0));
 }
 
+/// States of one text share it, also when it was said once more what stands in it.
+#[test]
+fn entries_of_one_text_count_it_once() {
+    let engine = DEMO.open_fastest(1);
+    let all = ids(3, 200);
+    let mut text = path(&all);
+    text.mark(10, 4, [7; 16]).unwrap();
+    let cache = PrefixCache::new(usize::MAX);
+    cache.put(&text, &state(&engine, &all[..64])).unwrap();
+    let one = cache.nbytes();
+    text.extend(&[]);
+    text.mark(10, 4, [7; 16]).unwrap();
+    text.truncate(200);
+    let second = state(&engine, &all[..128]);
+    let alone = PrefixCache::new(usize::MAX);
+    alone.put(&text, &second).unwrap();
+    cache.put(&text, &second).unwrap();
+    assert_eq!(cache.len(), 2);
+    assert!(cache.nbytes() <= one + alone.nbytes() - 200 * size_of::<u128>());
+}
+
 #[test]
 fn what_is_too_large_drives_nothing_out() {
     let engine = Model::new(TINY, "int4").open_fastest(1);

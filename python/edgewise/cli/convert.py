@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import argparse
 import math
-import time
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edgewise import _native, checks, hub
+from edgewise import _native
 from edgewise.cli import terminal
-from edgewise.cli.quantize import closing, free
-from edgewise.progress import shown
+from edgewise.cli.quantize import add_writing, write
 
 if TYPE_CHECKING:
     from edgewise.cli.arguments import Commands
@@ -35,22 +32,13 @@ def add_to(commands: Commands) -> argparse.ArgumentParser:
         help="folder, file (any one of several that are one model), or hub id such as org/name:Q4_K_M",
     )
     parser.add_argument("destination", metavar="DST", help="file to write, such as model.safetensors")
-    parser.add_argument("--revision", help="branch, tag or commit of a repository on the hub")
-    parser.add_argument("--threads", type=int, help="how many to compute with")
-    parser.add_argument("--force", action="store_true", help="replace DST if it is there")
+    add_writing(parser)
     return parser
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Convert, and say what came out."""
-    destination = free(Path(arguments.destination), arguments.force)
-    threads = checks.threads(arguments.threads)
-    with shown(True, "fetching") as progress:
-        source = hub.resolve(arguments.source, arguments.revision, progress)
-    start = time.monotonic()
-    with shown(True, "converting") as progress:
-        report = _native.convert(source, str(destination), threads, progress)
-    print(closing(destination, report, time.monotonic() - start))
+    report = write(arguments, _native.convert)
     print(_losses(report["formats"]))
     return 0
 

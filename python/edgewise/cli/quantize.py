@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,23 +28,42 @@ def add_to(commands: Commands) -> argparse.ArgumentParser:
     parser.add_argument(
         "--recipe", default="int4", help="name or file: which tensors get which format (int4)"
     )
-    parser.add_argument("--revision", help="branch, tag or commit of a repository on the hub")
-    parser.add_argument("--threads", type=int, help="how many to compute with")
-    parser.add_argument("--force", action="store_true", help="replace DST if it is there")
+    add_writing(parser)
     return parser
 
 
+def add_writing(parser: argparse.ArgumentParser) -> None:
+    """Add what all commands that write a model have in common."""
+    parser.add_argument("--revision", help="branch, tag or commit of a repository on the hub")
+    parser.add_argument("--threads", type=int, help="how many to compute with")
+    parser.add_argument("--force", action="store_true", help="replace DST if it is there")
+
+
 def run(arguments: argparse.Namespace) -> int:
-    """Convert, and say what came out."""
+    """Quantise, and say what came out."""
+    write(
+        arguments,
+        lambda source, destination, threads, progress: _native.quantize(
+            source, destination, arguments.recipe, threads, progress
+        ),
+    )
+    return 0
+
+
+def write(
+    arguments: argparse.Namespace,
+    convert: Callable[[str, str, int | None, Callable[[int, int, str], None] | None], dict[str, Any]],
+) -> dict[str, Any]:
+    """Fetch the source, convert it, say what came out, and return what `convert` told."""
     destination = free(Path(arguments.destination), arguments.force)
     threads = checks.threads(arguments.threads)
     with shown(True, "fetching") as progress:
         source = hub.resolve(arguments.source, arguments.revision, progress)
     start = time.monotonic()
     with shown(True, "converting") as progress:
-        report = _native.quantize(source, str(destination), arguments.recipe, threads, progress)
+        report = convert(source, str(destination), threads, progress)
     print(closing(destination, report, time.monotonic() - start))
-    return 0
+    return report
 
 
 def free(destination: Path, force: bool) -> Path:

@@ -16,8 +16,6 @@
 //! Scales: f16 holds those stored in f16, and those stored in bf16 exactly down to 2^-14; smaller ones are rounded to multiples
 //! of 2^-24.
 
-use std::sync::{Mutex, PoisonError};
-
 use half::f16;
 
 use super::packed::{Codes, Packed, Row};
@@ -25,12 +23,10 @@ use crate::error::Result;
 use crate::threads::Pool;
 use crate::weights::matrix::{self, BLOCK_COLS, BLOCK_ROWS, Format};
 use crate::weights::quantize::{
-    INT4, INT8, Lanes, Levels, NotRepresentable, SquaredError, Tile, choose_levels, compare, gather, limit,
+    INT4, INT8, Lanes, Levels, NotRepresentable, SquaredError, Tile, choose_levels, compare,
+    convert_parallel, gather, limit,
 };
 use crate::weights::{int4, int8};
-
-/// Weights of one work item, at least.
-const ITEM_WEIGHTS: usize = 1 << 16;
 
 impl Packed {
     /// The block format that holds it best.
@@ -70,22 +66,10 @@ impl Packed {
         out: &mut [u8],
     ) -> Result<SquaredError> {
         let [_, rows, cols] = self.matrices();
-        let panels = (ITEM_WEIGHTS / BLOCK_ROWS / cols).max(1);
-        let item_rows = (panels * BLOCK_ROWS).min(rows);
-        let item_bytes = format.bytes(item_rows, cols).unwrap_or(out.len());
-        let items: Vec<_> =
-            out.chunks_mut(item_bytes).map(|out| Mutex::new((out, Ok(SquaredError::default())))).collect();
-        pool.run(items.len(), &|i| {
-            let first = i * item_rows;
-            let chosen = (first..rows.min(first + item_rows)).map(|row| self.row(matrix, row)).collect();
-            let mut item = items[i].lock().unwrap_or_else(PoisonError::into_inner);
-            item.1 = self.convert_rows(chosen, format, item.0);
-        });
-        let mut total = SquaredError::default();
-        for item in items {
-            total += item.into_inner().unwrap_or_else(PoisonError::into_inner).1?;
-        }
-        Ok(total)
+        convert_parallel(pool, format, [rows, cols], out, |range, out| {
+            let chosen = range.map(|row| self.row(matrix, row)).collect();
+            self.convert_rows(chosen, format, out)
+        })
     }
 
     /// Rows as they will stand under each other.
