@@ -101,7 +101,7 @@ impl Engine {
     }
 
     /// The tokens of the next pass after `done` tokens.
-    fn next_pass(&self, done: usize, prompt: Prompt<'_>) -> Range<usize> {
+    pub(super) fn next_pass(&self, done: usize, prompt: Prompt<'_>) -> Range<usize> {
         let tokens = self.chunk.load(Relaxed).min(self.largest_chunk());
         done..(done + tokens).min(prompt.ids().len())
     }
@@ -227,7 +227,7 @@ impl Engine {
     }
 
     /// Refuses unknown ids and texts beyond the context, before any work.
-    fn check(&self, state: &State, prompt: Prompt<'_>) -> Result<()> {
+    pub(super) fn check(&self, state: &State, prompt: Prompt<'_>) -> Result<()> {
         check_whole(state)?;
         let (config, ids) = (&self.model.config, prompt.ids());
         for (i, span) in prompt.spans().iter().enumerate() {
@@ -246,7 +246,7 @@ impl Engine {
         Ok(())
     }
 
-    fn scratch(&self) -> Taken<'_> {
+    pub(super) fn scratch(&self) -> Taken<'_> {
         self.workspace.take(&self.model.config, self.largest_chunk())
     }
 }

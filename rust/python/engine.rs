@@ -7,6 +7,7 @@ use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict};
 
 use super::arrays::{FloatArray, float_array, pair, token_ids};
+use super::calibration::PyInputStatistics;
 use super::errors::released;
 use super::report::{self, WeightReport};
 use super::sequence::PySequence;
@@ -130,6 +131,25 @@ impl PyEngine {
 
     fn stop_profile<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
         report::profile(py, &self.engine.cpu.profile.stop())
+    }
+
+    /// What the matrices of the text model read over a text.
+    #[pyo3(signature = (ids, window, progress = None))]
+    fn input_statistics(
+        &self,
+        py: Python<'_>,
+        ids: &Bound<'_, PyAny>,
+        window: usize,
+        progress: Option<Py<PyAny>>,
+    ) -> PyResult<PyInputStatistics> {
+        let ids = token_ids(ids)?;
+        let statistics = released(py, |callbacks| {
+            let mut proceed = |done: usize| {
+                callbacks.progress(progress.as_ref(), done as u64, ids.len() as u64, "calibrating")
+            };
+            self.engine.input_statistics(&ids, window, &mut proceed)
+        })?;
+        Ok(PyInputStatistics { statistics })
     }
 
     #[pyo3(signature = (ids, media = None))]

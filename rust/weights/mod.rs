@@ -7,6 +7,7 @@ pub mod int4;
 pub mod int8;
 pub mod matrix;
 pub mod model;
+pub mod moments;
 pub mod names;
 pub mod quantize;
 pub mod random;

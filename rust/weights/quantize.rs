@@ -1,7 +1,8 @@
 //! f32 weights -> any stored format: row by row, panel by panel, or a whole tensor on all threads.
 //!
-//! The choice of levels and scales for the block formats is in `search`.
+//! The choice of levels and scales for the block formats is in `search`, and in `calibrated` where it is known what the weights meet.
 
+mod calibrated;
 mod search;
 
 use std::ops::Range;
@@ -11,6 +12,7 @@ use half::{bf16, f16};
 
 pub(super) use self::search::{INT4, INT8, Lanes, Levels, Tile, choose_levels};
 use super::matrix::{BLOCK_COLS, BLOCK_ROWS, Format};
+use super::moments::Moments;
 use super::{gguf, int4, int8, matrix};
 use crate::error::Error;
 use crate::tensor::TensorView;
@@ -66,6 +68,18 @@ pub fn quantize_rows(
         Format::Int4 => quantize_blocks(&INT4, weights, cols, out, int4::BLOCK_BYTES, int4::write_block),
         Format::Int8 => quantize_blocks(&INT8, weights, cols, out, int8::BLOCK_BYTES, int8::write_block),
     }
+    Ok(())
+}
+
+/// As [`quantize_rows`] for INT4: the levels that lose least where the weights meet inputs of these moments.
+fn quantize_rows_for(
+    moments: &Moments,
+    weights: &[f32],
+    cols: usize,
+    out: &mut [u8],
+) -> Result<(), NotRepresentable> {
+    check(Format::Int4, weights, cols)?;
+    calibrated::quantize_rows(moments, weights, cols, out);
     Ok(())
 }
 
@@ -154,11 +168,25 @@ pub fn quantize_parallel(
     source: Rows<'_>,
     out: &mut [u8],
 ) -> Result<SquaredError, Error> {
+    quantize_parallel_for(pool, format, None, source, out)
+}
+
+/// As [`quantize_parallel`]; INT4 levels are those that lose least where the weights meet inputs of these moments.
+///
+/// # Panics
+/// Also if the moments are not those of as many columns.
+pub fn quantize_parallel_for(
+    pool: &Pool,
+    format: Format,
+    moments: Option<&Moments>,
+    source: Rows<'_>,
+    out: &mut [u8],
+) -> Result<SquaredError, Error> {
     let Rows { rows, cols, .. } = source;
     assert_eq!(Some(out.len()), format.bytes(rows, cols), "out has the wrong size");
     convert_parallel(pool, format, [rows, cols], out, |range, out| {
         let part = Rows { start: source.start + range.start * cols, rows: range.len(), ..source };
-        quantize_item(format, part, out)
+        quantize_item(format, moments, part, out)
     })
 }
 
@@ -192,15 +220,23 @@ pub fn convert_parallel(
 }
 
 /// Reads, stores, reads back and compares some rows.
-fn quantize_item(format: Format, part: Rows<'_>, out: &mut [u8]) -> Result<SquaredError, Error> {
+fn quantize_item(
+    format: Format,
+    moments: Option<&Moments>,
+    part: Rows<'_>,
+    out: &mut [u8],
+) -> Result<SquaredError, Error> {
     let Rows { view, start, rows, cols } = part;
     if let Some(error) = gguf::repack(format, part, out) {
         return Ok(error);
     }
     let mut weights = vec![0.0; rows * cols];
     view.read_f32(start, &mut weights)?;
-    quantize_rows(format, &weights, rows, cols, out)
-        .map_err(|bad| view.error(NotRepresentable { row: start / cols + bad.row, ..bad }.to_string()))?;
+    let done = match moments.filter(|_| format == Format::Int4) {
+        None => quantize_rows(format, &weights, rows, cols, out),
+        Some(moments) => quantize_rows_for(moments, &weights, cols, out),
+    };
+    done.map_err(|bad| view.error(NotRepresentable { row: start / cols + bad.row, ..bad }.to_string()))?;
     let mut total = SquaredError::default();
     let mut stored = vec![0.0; cols];
     for (row, weights) in weights.chunks_exact(cols).enumerate() {

@@ -1,6 +1,7 @@
 //! Tests across modules, through the crate's public interface.
 
 mod bit_identity;
+mod calibration;
 mod checkpoint;
 mod convert;
 mod engine;

@@ -31,7 +31,7 @@ pub(in crate::weights) type Tile = [Lanes; BLOCK_COLS];
 /// The largest finite f16.
 const MAX_SCALE: f32 = 65_504.0;
 /// One over the smallest f16 above 0. No group needs a finer scale than there is; it also keeps infinity out.
-const MAX_INVERSE: f32 = 16_777_216.0;
+pub(super) const MAX_INVERSE: f32 = 16_777_216.0;
 
 /// What the search knows of a block format.
 pub(in crate::weights) struct Levels {
@@ -96,7 +96,7 @@ fn best_scales(levels: &Levels, tile: &Tile) -> Lanes {
 }
 
 /// Each row's weight of largest absolute value, the first of equals.
-fn extremes(tile: &Tile) -> Lanes {
+pub(super) fn extremes(tile: &Tile) -> Lanes {
     let mut extremes = [0.0_f32; BLOCK_ROWS];
     for lanes in tile {
         for r in 0..BLOCK_ROWS {
@@ -139,7 +139,7 @@ fn squared_error(tile: &Tile, rounded: &Tile, scale: &Lanes) -> Lanes {
 
 /// The nearest level, ties to even, for `|x|` below 2^22.
 #[inline(always)]
-fn round_to_level(levels: &Levels, x: f32) -> f32 {
+pub(super) fn round_to_level(levels: &Levels, x: f32) -> f32 {
     // Beside 1.5 * 2^23 an f32 has no room for a fraction: adding rounds. Unlike `round_ties_even`, this
     // vectorises on the oldest x86.
     const SHIFT: f32 = 12_582_912.0;
@@ -148,7 +148,7 @@ fn round_to_level(levels: &Levels, x: f32) -> f32 {
 
 /// The nearest finite f16, ties to even, as f32. As arithmetic it vectorises; `half`'s conversion does not.
 #[inline(always)]
-fn round_to_f16(x: f32) -> f32 {
+pub(super) fn round_to_f16(x: f32) -> f32 {
     const SMALLEST_NORMAL: f32 = 1.0 / 16_384.0;
     let bits = x.to_bits();
     let normal = f32::from_bits(bits.wrapping_add(0xfff + (bits >> 13 & 1)) & !0x1fff);
