@@ -145,10 +145,8 @@ impl Scratch {
             dense,
             dense,
         ];
-        let arrays: [Floats; 13] =
-            Floats::zeroed(&widths.map(|width| tokens * width)).try_into().expect("one for each width");
         let [hidden, normed, projected, z, a, b, delta_out, queries, keys, values, attention_out, gate, up] =
-            arrays;
+            Floats::zeroed_array(widths.map(|width| tokens * width));
         Self {
             tokens,
             positions: Vec::with_capacity(tokens),
