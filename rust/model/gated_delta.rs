@@ -1,8 +1,8 @@
 //! The Gated DeltaNet mixer: projections, short convolution, gates, delta rule, gated norm, projection back.
 
 use super::input::{add_projection, set};
+use super::member::{self, Member};
 use super::scratch::DeltaScratch;
-use super::state::DeltaState;
 use crate::config::TextConfig;
 use crate::kernels::Cpu;
 use crate::kernels::activations::QuantizedRows;
@@ -11,12 +11,13 @@ use crate::kernels::linear::{Input, linear};
 use crate::kernels::profile::Operation;
 use crate::weights::model::DeltaWeights;
 
-/// hidden += mixer(input), both `[tokens, hidden]`; moves `state` on.
+/// hidden += mixer(input), both `[tokens, hidden]`; moves the states of layer `index` on.
 pub fn forward(
     cpu: &Cpu,
     config: &TextConfig,
     weights: &DeltaWeights,
-    state: &mut DeltaState,
+    index: usize,
+    members: &mut [Member<'_>],
     scratch: &mut DeltaScratch,
     quantized: &mut QuantizedRows,
     input: Input<'_>,
@@ -35,25 +36,27 @@ pub fn forward(
     linear(cpu, input, products);
     cpu.profile.products(Operation::DeltaProjections, tokens, &weights.inputs());
 
-    let layer = GatedDelta {
-        shape,
-        projected,
-        z,
-        a,
-        b,
-        conv: &weights.conv,
-        rate: &weights.decay_rate,
-        dt_bias: &weights.dt_bias,
-        norm: &weights.norm,
-        eps: config.rms_norm_eps,
-    };
-    gated_delta(cpu, layer, &mut state.conv_tail, &mut state.memory, &mut scratch.blocks, out);
-    let parameters = [&weights.conv, &weights.decay_rate, &weights.dt_bias, &weights.norm];
-    let states = size_of_val(&state.conv_tail[..]) + size_of_val(&state.memory[..]);
-    cpu.profile.lap(
-        Operation::DeltaRule,
-        parameters.map(|values| size_of_val(&values[..])).iter().sum::<usize>() + states,
-    );
+    for (member, rows) in member::rows_mut(members) {
+        let of = |width: usize| rows.start * width..rows.end * width;
+        let layer = GatedDelta {
+            shape,
+            projected: &projected[of(shape.conv_dim())],
+            z: &z[of(out_width)],
+            a: &a[of(shape.value_heads)],
+            b: &b[of(shape.value_heads)],
+            conv: &weights.conv,
+            rate: &weights.decay_rate,
+            dt_bias: &weights.dt_bias,
+            norm: &weights.norm,
+            eps: config.rms_norm_eps,
+        };
+        let (state, out) = (member.state.delta(index), &mut out[of(out_width)]);
+        gated_delta(cpu, layer, &mut state.conv_tail, &mut state.memory, &mut scratch.blocks, out);
+        let parameters = [&weights.conv, &weights.decay_rate, &weights.dt_bias, &weights.norm];
+        let states = size_of_val(&state.conv_tail[..]) + size_of_val(&state.memory[..]);
+        let parameters = parameters.map(|values| size_of_val(&values[..])).iter().sum::<usize>();
+        cpu.profile.lap(Operation::DeltaRule, parameters + states);
+    }
     add_projection(cpu, out, &weights.out, quantized, hidden);
     cpu.profile.products(Operation::DeltaProjections, tokens, &[&weights.out]);
 }

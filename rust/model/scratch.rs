@@ -55,6 +55,8 @@ pub struct AttentionScratch {
     pub(super) values: Vec<f32>,
     /// `[tokens, heads, head_dim]`
     pub(super) out: Vec<f32>,
+    /// Inputs of tokens whose output is wanted where not all are, `[sequences, hidden]`
+    pub(super) ends: Vec<f32>,
     pub(super) partials: Partials,
 }
 
@@ -151,6 +153,7 @@ impl Scratch {
                 keys: buffer(kv),
                 values: buffer(kv),
                 out: buffer(attention_out),
+                ends: Vec::with_capacity(config.hidden_size),
                 partials: Partials::default(),
             },
             feed_forward: FeedForwardScratch {
