@@ -145,8 +145,12 @@ class Scheduler:
                         yield item
                         item = next(steps)
                     else:
-                        self.submit(ticket, item)
-                        self.wait([ticket])
+                        ticket.work = item
+                        if len(self._open) == 1:
+                            self._do_alone(ticket, item)
+                        if not item.finished:
+                            self.submit(ticket, item)
+                            self.wait([ticket])
                         item = self.resume(ticket, steps)
             except StopIteration as end:
                 outcome: Outcome = end.value
@@ -210,10 +214,28 @@ class Scheduler:
                     wake.wait(PATIENCE)
         finally:
             if leads is not False:
-                # An interruption may come between any two lines; of a lock that is not held this is an error.
-                with suppress(RuntimeError):
-                    self._leading.release()
-                self._call_leader()
+                self._give_up_lead()
+
+    def _do_alone(self, ticket: Ticket, work: Work) -> None:
+        """Do what `submit` and `wait` would, the short way, as long as nobody else comes."""
+        leads: bool | None = None
+        try:
+            leads = self._leading.acquire(blocking=False)
+            while leads and not (work.finished or self._waiting or ticket.is_cancelled):
+                self._batch.step([(work, self._batch.pass_tokens)])
+        finally:
+            if leads is not False:
+                self._give_up_lead()
+
+    def _give_up_lead(self) -> None:
+        """Let others lead, and wake those who have a turn."""
+        # An interruption may come between any two lines; of a lock that is not held this is an error.
+        with suppress(RuntimeError):
+            self._leading.release()
+        if self._waiting:
+            with self._lock:
+                for ticket in self._next():
+                    ticket.wake.set()
 
     def resume(self, ticket: Ticket, steps: Generator[Item, None, object]) -> Item:
         """Let the steps of a ready ticket go on, up to what they give out next."""
@@ -293,13 +315,6 @@ class Scheduler:
                     ticket.returned = now
                     if ticket.thread != me:
                         ticket.wake.set()
-
-    def _call_leader(self) -> None:
-        """Wake those that would be next, so that one of them leads."""
-        if self._waiting:
-            with self._lock:
-                for ticket in self._next():
-                    ticket.wake.set()
 
 
 def shares(left: Sequence[int], most: int) -> list[int]:

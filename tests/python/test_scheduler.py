@@ -69,12 +69,12 @@ def recorded(model: Model) -> Recorder:
 
 
 def together(recorder: Recorder, scheduler: Scheduler, count: int) -> None:
-    """Let no step begin before so many texts wait for it, once."""
+    """Let no step begin before so many texts are there, once: the first of them leads."""
     arrived = threading.Event()
 
     def wait() -> None:
         while not arrived.is_set():
-            if len(scheduler._waiting) >= count:
+            if len(scheduler._waiting) >= count - 1:
                 arrived.set()
             arrived.wait(0.001)
 
