@@ -26,6 +26,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -36,6 +37,10 @@ from edgewise import Model, _native, benchmark
 
 COUNTS = (1, 2, 4, 8)
 WRITING_PROMPT = 32
+ENDLESS = 4096
+"""Tokens of streams that are cancelled in the end."""
+PATIENCE = 600
+"""Seconds after which something must have failed."""
 
 
 @dataclass
@@ -92,7 +97,7 @@ def first_token(model: Model, figures: Figures, prompt: int) -> None:
 
 def long_prompt(model: Model, figures: Figures, prompt: int, tokens: int) -> None:
     """One round of a long prompt that comes while others write."""
-    options: dict[str, Any] = {"max_new_tokens": 10**6, "ignore_eos": True, "temperature": 0}
+    options: dict[str, Any] = {"max_new_tokens": ENDLESS, "ignore_eos": True, "temperature": 0}
     count = max(COUNTS) - 1
     times: list[list[float]] = [[] for _ in range(count)]
     all_write = threading.Barrier(count + 1)
@@ -102,15 +107,15 @@ def long_prompt(model: Model, figures: Figures, prompt: int, tokens: int) -> Non
         for _ in model.stream(ids(model, seed, WRITING_PROMPT), cancel=done, **options):
             times[seed].append(time.perf_counter())
             if len(times[seed]) == tokens:
-                all_write.wait()
+                all_write.wait(PATIENCE)
 
     asked: list[float] = []
     found: list[float] = []
 
     def ask() -> None:
-        all_write.wait()
-        asked.append(time.perf_counter())
         try:
+            all_write.wait(PATIENCE)
+            asked.append(time.perf_counter())
             result = model.generate(ids(model, 99, prompt), **(options | {"max_new_tokens": 2}))
             found.append(result.timings.time_to_first_token)
         finally:
@@ -127,11 +132,9 @@ def long_prompt(model: Model, figures: Figures, prompt: int, tokens: int) -> Non
 
 def run(calls: Sequence[Any]) -> None:
     """Call all, each in a thread of its own."""
-    threads = [threading.Thread(target=call) for call in calls]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with ThreadPoolExecutor(len(calls)) as pool:
+        for future in [pool.submit(call) for call in calls]:
+            future.result()
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -145,6 +148,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--prompt", type=int, default=128, help="tokens of prompts that come together")
     parser.add_argument("--long", type=int, default=2048, help="tokens of the long prompt")
     parser.add_argument("--rounds", type=int, default=5, help="rounds of all (default: 5)")
+    parser.add_argument("--only", choices=["write", "first", "long"], help="one of the three")
     parser.add_argument("--csv", action="store_true", help="print rows for benches/record")
     options = parser.parse_args(arguments)
     load = os.getloadavg()[0]
@@ -157,9 +161,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         model = Model.from_pretrained(path, threads=options.threads, cache_bytes=0)
         model.generate(ids(model, 0, 512), max_new_tokens=1)
         for _ in range(options.rounds):
-            write(model, figures, options.tokens)
-            first_token(model, figures, options.prompt)
-            long_prompt(model, figures, options.long, max(options.tokens // 4, 2))
+            if options.only in (None, "write"):
+                write(model, figures, options.tokens)
+            if options.only in (None, "first"):
+                first_token(model, figures, options.prompt)
+            if options.only in (None, "long"):
+                long_prompt(model, figures, options.long, max(options.tokens // 4, 2))
         threads = model.threads
         del model
     if options.csv:

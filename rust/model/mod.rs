@@ -85,7 +85,9 @@ impl Model {
     ) {
         let _standard = StandardFloat::enter();
         cpu.profile.begin();
-        members.iter_mut().for_each(|member| member.state.broken = true);
+        for member in &mut *members {
+            member.state.broken = true;
+        }
         let width = self.config.hidden_size;
         let tokens = member::tokens(members);
         let hidden = tokens * width;
