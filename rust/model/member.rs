@@ -1,8 +1,9 @@
 //! The sequences of one pass: their tokens are rows of the same arrays, one sequence behind the other.
 //!
 //! What works on rows alone (embedding, norms, products, feed-forward networks, the head) takes the rows of all sequences
-//! together, so that each weight is read once. What has a state (convolution, delta rule, attention) takes the rows of one
-//! sequence after the other. No result depends on what else is in the pass.
+//! together, so that each weight is read once. What has a state takes the rows of each sequence with its own: the delta
+//! layers' in one parallel region by sequences and heads, attention one after the other. No result depends on what else is
+//! in the pass.
 
 use std::ops::Range;
 

@@ -31,7 +31,9 @@ fn step(engine: &Engine, texts: &mut [Text], tokens: impl Fn(usize) -> usize, wh
         .map(|(i, text)| Turn::new(&mut text.state, Prompt::text(&text.ids), &mut text.progress, tokens(i)))
         .collect();
     engine.step(&mut turns);
-    turns.iter().for_each(|turn| assert!(turn.outcome.is_ok(), "{what}: {:?}", turn.outcome));
+    for turn in &turns {
+        assert!(turn.outcome.is_ok(), "{what}: {:?}", turn.outcome);
+    }
     let begun: Vec<&Text> = texts.iter().filter(|text| !text.state.is_empty()).collect();
     let states: Vec<&State> = begun.iter().map(|text| &text.state).collect();
     let vocab = engine.model.config.vocab_size;
