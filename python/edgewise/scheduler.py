@@ -44,7 +44,7 @@ SLICE = 64
 """Tokens of prompts in a step beside texts that decode."""
 GRACE = 0.003
 """Seconds that a step waits for texts that are likely to come back."""
-PATIENCE = 0.05
+PATIENCE = 0.2
 """Seconds after which a sleeper looks around, unless it is woken."""
 
 Item = TypeVar("Item", bound=Work | Piece)
