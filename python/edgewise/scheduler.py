@@ -13,7 +13,7 @@ wait, and does a step of each in one pass over the weights. So texts join and le
 - *Order.* The oldest texts go first. Later ones wait until one of them ends, or is not being waited for: a
   stream whose consumer is busy keeps nobody waiting, and runs ahead of nobody by a single token.
 - *Moment.* A thread that got a token brings its next work within microseconds, while a new step could begin
-  at once without it. So the leader waits for texts that came back quickly the last time, `GRACE` at most.
+  at once without it. So the leader waits for texts that came back quickly the last time, but not for long.
 - *Fairness.* Beside texts that decode, prompts get `SLICE` tokens of a step together, so a long prompt stops
   nobody, and a short one does not wait for the end of a long one.
 - *Failure.* A work has its own outcome; errors of others do not reach it. What a leader leaves undone when
@@ -43,7 +43,9 @@ MAX_REQUESTS = 256
 SLICE = 64
 """Tokens of prompts in a step beside texts that decode."""
 GRACE = 0.003
-"""Seconds that a step waits for texts that are likely to come back."""
+"""Seconds that a step waits for texts that are likely to come back, at least,"""
+GRACE_SHARE = 8
+"""or one part in so many of what the last step took: on a busy machine all takes longer."""
 PATIENCE = 0.2
 """Seconds after which a sleeper looks around, unless it is woken."""
 
@@ -75,10 +77,10 @@ class Ticket:
         self.thread = threading.get_ident()
         self.work: Work | None = None
         self._cancel = cancel
-        self.returned = 0.0
-        """When its last work was finished."""
-        self.is_quick = False
-        """Whether it brought the next one soon after."""
+        self.returned = time.monotonic()
+        """When its last work was finished, or it came."""
+        self.is_quick = True
+        """Whether it brought the one before soon, as far as is known."""
 
     @property
     def is_cancelled(self) -> bool:
@@ -112,6 +114,7 @@ class Scheduler:
         self._waiting: dict[int, Ticket] = {}
         self._stepping: Sequence[Ticket] = ()
         self._arrival = threading.Event()
+        self._grace = GRACE
 
     def run(self, steps: Generator[Work, None, Outcome]) -> Outcome:
         """Do all works of `steps`, and return what it returns.
@@ -191,7 +194,7 @@ class Scheduler:
 
     def submit(self, ticket: Ticket, work: Work) -> None:
         """Hand in what a text needs next."""
-        ticket.is_quick = time.monotonic() - ticket.returned < GRACE
+        ticket.is_quick = time.monotonic() - ticket.returned < self._grace
         ticket.thread = threading.get_ident()
         ticket.work = work
         with self._lock:
@@ -224,6 +227,7 @@ class Scheduler:
             while leads and not (work.finished or self._waiting or ticket.is_cancelled):
                 self._batch.step([(work, self._batch.pass_tokens)])
         finally:
+            ticket.returned = time.monotonic()
             if leads is not False:
                 self._give_up_lead()
 
@@ -281,7 +285,9 @@ class Scheduler:
             self._stepping = chosen
         try:
             tokens = shares([work.left for work in works], self._batch.pass_tokens)
+            start = time.monotonic()
             self._batch.step(list(zip(works, tokens, strict=True)))
+            self._grace = max(GRACE, (time.monotonic() - start) / GRACE_SHARE)
         finally:
             self._stepping = ()
             self._give_back(chosen)
@@ -299,7 +305,7 @@ class Scheduler:
             now = time.monotonic()
             with self._lock:
                 away = [t for t in list(self._open.values()) if t.number not in self._waiting]
-            rests = [t.returned + GRACE - now for t in away if t.is_quick and t.thread != me]
+            rests = [t.returned + self._grace - now for t in away if t.is_quick and t.thread != me]
             rest = max(rests, default=0.0)
             if rest <= 0:
                 return

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageDraw
 
 import golden
-from edgewise import BusyError, Model, NonFiniteError, Result, _native
+from edgewise import BusyError, Model, Result, _native, scheduler
 from edgewise.scheduler import SLICE, Scheduler, shares
 
 
@@ -68,13 +68,13 @@ def recorded(model: Model) -> Recorder:
     return recorder
 
 
-def together(recorder: Recorder, scheduler: Scheduler, count: int) -> None:
+def together(recorder: Recorder, held: Scheduler, count: int) -> None:
     """Let no step begin before so many texts are there, once: the first of them leads."""
     arrived = threading.Event()
 
     def wait() -> None:
         while not arrived.is_set():
-            if len(scheduler._waiting) >= count - 1:
+            if len(held._waiting) >= count - 1:
                 arrived.set()
             arrived.wait(0.001)
 
@@ -84,6 +84,12 @@ def together(recorder: Recorder, scheduler: Scheduler, count: int) -> None:
 def in_threads(calls: Sequence[Callable[[], Any]]) -> list[Any]:
     with ThreadPoolExecutor(len(calls)) as pool:
         return [future.result() for future in [pool.submit(call) for call in calls]]
+
+
+@pytest.fixture
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Steps wait for texts that came back, however long that takes on a busy machine."""
+    monkeypatch.setattr(scheduler, "GRACE", 60.0)
 
 
 class TestShares:
@@ -174,6 +180,7 @@ class TestBits:
         ]
         assert [result.token_ids for result in found] == [result.token_ids for result in alone]
 
+    @pytest.mark.usefixtures("patient")
     @pytest.mark.parametrize("count", [2, 6, 11])
     def test_threads_share_steps(self, count: int) -> None:
         model = opened(cache_bytes=0)
@@ -238,6 +245,7 @@ class TestOrder:
             assert sum(tokens for _, left, tokens in step if left > 1) <= SLICE
         assert [len(result.token_ids) for result in found] == [60, 3, 60]
 
+    @pytest.mark.usefixtures("patient")
     def test_the_oldest_go_first(self) -> None:
         model = opened(cache_bytes=0, max_batch=3)
         recorder = recorded(model)
@@ -265,6 +273,7 @@ class TestOrder:
         alone = demo().generate(ids(1, 10), max_new_tokens=30, ignore_eos=True, seed=1)
         assert tokens == alone.token_ids
 
+    @pytest.mark.usefixtures("patient")
     def test_streams_of_threads_meet(self) -> None:
         """Each takes its piece and comes back, and the step waits for that moment."""
         model = opened(cache_bytes=0)
@@ -499,4 +508,3 @@ def test_many_threads_that_do_anything() -> None:
     in_threads([lambda thread=thread: act(thread) for thread in range(8)])  # type: ignore[misc]
     assert failures == []
     assert model._scheduler._open == model._scheduler._waiting == {}
-    assert issubclass(NonFiniteError, ArithmeticError)
