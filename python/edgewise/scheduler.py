@@ -7,7 +7,7 @@ wait, and does a step of each in one pass over the weights. So texts join and le
     wait, in each thread:                          a step, by the leader:
       until one of my works is finished:             for a moment, wait for texts about to come back
         if nobody leads: lead a step, and then       of the oldest `max_batch` texts take a token each,
-          wake those it was for, and a new leader      or of prompts a slice, shared evenly
+          wake those it was for, and a new leader      or of prompts a slice together
         else: sleep until somebody wakes me          one native call: pass, logits, sampled tokens
 
 - *Order.* The oldest texts go first. Later ones wait until one of them ends, or is not being waited for: a
@@ -15,7 +15,8 @@ wait, and does a step of each in one pass over the weights. So texts join and le
 - *Moment.* A thread that got a token brings its next work within microseconds, while a new step could begin
   at once without it. So the leader waits for texts that came back quickly the last time, but not for long.
 - *Fairness.* Beside texts that decode, prompts get `SLICE` tokens of a step together, so a long prompt stops
-  nobody, and a short one does not wait for the end of a long one.
+  nobody. Those that are done soonest go first, which makes the mean wait for a first token the shortest; a
+  part is always the oldest one's, which short ones that keep coming could else hold up without end.
 - *Failure.* A work has its own outcome; errors of others do not reach it. What a leader leaves undone when
   Ctrl-C strikes it, anywhere, the next one does: the state of everything is in the works, which are native.
   Wake-ups make it quick and nothing depends on them: sleepers look around every `PATIENCE` seconds.
@@ -42,6 +43,8 @@ MAX_REQUESTS = 256
 """Texts under way, unless somebody says; one more is refused."""
 SLICE = 64
 """Tokens of prompts in a step beside texts that decode."""
+OLDEST_SHARE = 4
+"""Of these the oldest prompt gets one part in so many at least."""
 GRACE = 0.003
 """Seconds that a step waits for texts that are likely to come back, at least,"""
 GRACE_SHARE = 8
@@ -327,19 +330,25 @@ def shares(left: Sequence[int], most: int) -> list[int]:
     """Return how many tokens of each work go into a step.
 
     Args:
-        left: tokens that each work has left.
+        left: tokens that each work has left, the oldest first.
         most: tokens of a step of prompts alone.
 
     Returns:
-        The one token of those that decode; the others share `most`, or `SLICE` if any decode, as evenly as
-        they can use it, and have one at least.
+        The one token of those that decode. Prompts get `most` together, or `SLICE` if any text decodes: those
+        that are done soonest first, but the oldest a part in any case.
     """
-    long = sorted((tokens, index) for index, tokens in enumerate(left) if tokens > 1)
-    budget = most if len(long) == len(left) else min(most, SLICE)
-    taken = list(left)
-    for position, (tokens, index) in enumerate(long):
-        taken[index] = min(tokens, max(budget // (len(long) - position), 1))
-        budget -= taken[index]
+    prompts = sorted((tokens, index) for index, tokens in enumerate(left) if tokens > 1)
+    if not prompts:
+        return list(left)
+    budget = most if len(prompts) == len(left) else min(most, SLICE)
+    taken = [tokens if tokens <= 1 else 0 for tokens in left]
+    oldest = min(index for _, index in prompts)
+    taken[oldest] = min(left[oldest], max(budget // OLDEST_SHARE, 1))
+    budget -= taken[oldest]
+    for tokens, index in prompts:
+        more = min(tokens - taken[index], budget)
+        taken[index] += more
+        budget -= more
     return taken
 
 

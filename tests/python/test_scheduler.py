@@ -104,18 +104,23 @@ class TestShares:
         assert shares([1, 1000, 1], 256) == [1, SLICE, 1]
         assert shares([1, 1000], 32) == [1, 32], "a pass may be shorter, on a slow machine"
 
-    def test_prompts_share_evenly(self) -> None:
-        assert shares([1000, 1000], 256) == [128, 128]
-        assert shares([1000, 10, 1000], 256) == [123, 10, 123]
+    def test_short_prompts_first_and_the_oldest_always(self) -> None:
+        assert shares([1000, 1000], 256) == [256, 0]
+        assert shares([1000, 10, 1000], 256) == [246, 10, 0]
+        assert shares([1000, 10, 300], 256) == [64, 10, 182]
+        assert shares([1000, 200, 1, 300], 256) == [16, 48, 1, 0]
         assert shares([10, 10], 256) == [10, 10]
 
     @given(st.lists(st.integers(0, 300), min_size=1, max_size=12), st.integers(1, 256))
-    def test_everybody_moves_and_nobody_takes_too_much(self, left: list[int], most: int) -> None:
+    def test_all_that_there_is_room_for(self, left: list[int], most: int) -> None:
         found = shares(left, most)
-        assert all(0 <= tokens <= had for tokens, had in zip(found, left, strict=True))
-        assert all(tokens > 0 for tokens, had in zip(found, left, strict=True) if had)
-        prompts = [tokens for tokens, had in zip(found, left, strict=True) if had > 1]
-        assert sum(prompts) <= max(most, len(prompts))
+        pairs = list(zip(found, left, strict=True))
+        assert all(tokens == had for tokens, had in pairs if had <= 1)
+        prompts = [(tokens, had) for tokens, had in pairs if had > 1]
+        assert all(0 <= tokens <= had for tokens, had in prompts)
+        budget = most if len(prompts) == len(left) else min(most, SLICE)
+        assert sum(tokens for tokens, _ in prompts) == min(budget, sum(had for _, had in prompts))
+        assert not prompts or prompts[0][0] > 0
 
 
 class TestBits:
