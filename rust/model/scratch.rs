@@ -56,6 +56,8 @@ pub struct AttentionScratch {
     pub(super) values: Floats,
     /// `[tokens, heads, head_dim]`
     pub(super) out: Floats,
+    /// Inputs of tokens whose output is wanted where not all are, `[sequences, hidden]`
+    pub(super) ends: Vec<f32>,
     pub(super) partials: Partials,
 }
 
@@ -161,6 +163,7 @@ impl Scratch {
                 keys,
                 values,
                 out: attention_out,
+                ends: Vec::with_capacity(config.hidden_size),
                 partials: Partials::default(),
             },
             feed_forward: FeedForwardScratch {

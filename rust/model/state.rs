@@ -94,6 +94,22 @@ impl State {
         })
     }
 
+    /// The state of layer `index`, a delta layer.
+    pub(super) fn delta(&mut self, index: usize) -> &mut DeltaState {
+        match &mut self.layers[index] {
+            LayerState::GatedDelta(state) => state,
+            LayerState::Attention(_) => unreachable!("weights and state are built from one list of layers"),
+        }
+    }
+
+    /// The cache of layer `index`, an attention layer.
+    pub(super) fn cache(&mut self, index: usize) -> &mut KvCache {
+        match &mut self.layers[index] {
+            LayerState::Attention(cache) => cache,
+            LayerState::GatedDelta(_) => unreachable!("weights and state are built from one list of layers"),
+        }
+    }
+
     /// Allocates KV pages for `tokens` tokens in all; see [`Engine::reserve`](super::Engine::reserve).
     pub(super) fn reserve(&mut self, tokens: usize) -> Result<()> {
         for layer in &mut self.layers {

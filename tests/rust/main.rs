@@ -12,5 +12,6 @@ mod prefix_cache;
 mod profile;
 mod quantize;
 mod sampler;
+mod step;
 mod threads;
 mod vision;
