@@ -27,8 +27,11 @@ def main() -> None:
     site = Path(sysconfig.get_path("purelib"))
     shutil.rmtree(site / "edgewise")
     (site / "edgewise.pth").write_text(f"{SOURCES}\n")
+    # By another name first: the old one may be in use.
+    place, new = SOURCES / EXTENSION, SOURCES / f"{EXTENSION}.new"
     with zipfile.ZipFile(wheel) as archive:
-        archive.extract(EXTENSION, SOURCES)
+        new.write_bytes(archive.read(EXTENSION))
+    new.replace(place)
 
 
 if __name__ == "__main__":

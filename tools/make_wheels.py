@@ -4,8 +4,8 @@
 
 TARGET is x86_64-gnu, aarch64-gnu, x86_64-musl or aarch64-musl; without any, the first two are built.
 The linker is Zig's, which knows what each version of glibc has and links for ARM as well; it comes with the
-Python package `ziglang`, which must be installed here. Rust's library for a target and the binutils for its processor are
-installed if they are missing and that is possible.
+Python package `ziglang`, which must be installed here. Rust's library for a target and the binutils for its
+processor are installed if they are missing and that is possible.
 
 Zig removes all symbols if asked to remove any, so it is asked for none, and debugging information is taken
 out of the finished wheel. Names of functions stay in it: `tools/check_baseline.py` reads them.
