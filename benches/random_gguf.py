@@ -164,7 +164,9 @@ def draw(random: np.random.Generator, tensor: Tensor) -> np.ndarray:
     blocks[..., : len(begin)] = np.frombuffer(begin, np.uint8)
     levels = random.integers(0, 256, (*blocks.shape[:-1], size - len(begin)), np.uint8)
     # -128 is no level of Q8_0.
-    blocks[..., len(begin) :] = np.where(levels == 128, 129, levels) if tensor.format is FORMATS.Q8_0 else levels
+    blocks[..., len(begin) :] = (
+        np.where(levels == 128, 129, levels) if tensor.format is FORMATS.Q8_0 else levels
+    )
     return blocks.reshape(*rows, -1)
 
 
