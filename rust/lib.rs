@@ -12,6 +12,7 @@
 pub mod checkpoint;
 pub mod config;
 pub mod error;
+mod floats;
 pub mod generate;
 #[allow(clippy::cast_ptr_alignment, reason = "the tiers use unaligned loads and stores")]
 #[allow(clippy::large_stack_arrays, reason = "partial results of a tile live on the stack of the thread")]

@@ -279,9 +279,9 @@ impl<'a> Reader<'a> {
 
     fn delta(&mut self, layer: usize, delta: &mut DeltaState) -> Result<()> {
         let tail = [TAIL, delta.conv_tail.len() / TAIL];
-        delta.conv_tail = self.floats(&format!("layers.{layer}.conv_tail"), &tail)?;
+        delta.conv_tail.copy_from_slice(&self.floats(&format!("layers.{layer}.conv_tail"), &tail)?);
         let memory = [delta.memory.len() / LANES, LANES];
-        delta.memory = self.floats(&format!("layers.{layer}.memory"), &memory)?;
+        delta.memory.copy_from_slice(&self.floats(&format!("layers.{layer}.memory"), &memory)?);
         Ok(())
     }
 

@@ -2,6 +2,7 @@
 
 use super::Stage;
 use crate::config::{DeltaConfig, LayerKind, MoeConfig, TextConfig};
+use crate::floats::Floats;
 use crate::kernels::activations::QuantizedRows;
 use crate::kernels::attention::Partials;
 use crate::kernels::experts::ExpertScratch;
@@ -15,9 +16,9 @@ pub struct Scratch {
     pub(super) positions: Vec<Position>,
     pub(super) rope: RopeTable,
     /// The residual stream, `[tokens, hidden]`
-    pub(super) hidden: Vec<f32>,
+    pub(super) hidden: Floats,
     /// `[tokens, hidden]`
-    pub(super) normed: Vec<f32>,
+    pub(super) normed: Floats,
     /// `normed` as INT8
     pub(super) input: QuantizedRows,
     /// What layers compute inside, as INT8
@@ -31,15 +32,15 @@ pub struct Scratch {
 #[derive(Debug)]
 pub struct DeltaScratch {
     /// `[tokens, channels]`, before the convolution
-    pub(super) projected: Vec<f32>,
+    pub(super) projected: Floats,
     /// `[tokens, value_heads, v_dim]`
-    pub(super) z: Vec<f32>,
+    pub(super) z: Floats,
     /// `[tokens, value_heads]`
-    pub(super) a: Vec<f32>,
+    pub(super) a: Floats,
     /// `[tokens, value_heads]`
-    pub(super) b: Vec<f32>,
+    pub(super) b: Floats,
     /// `[tokens, value_heads, v_dim]`
-    pub(super) out: Vec<f32>,
+    pub(super) out: Floats,
     /// Of each thread a block of one head.
     pub(super) blocks: Vec<f32>,
 }
@@ -48,13 +49,13 @@ pub struct DeltaScratch {
 #[derive(Debug)]
 pub struct AttentionScratch {
     /// `[tokens, heads, head_dim * (1 + gated)]`
-    pub(super) queries: Vec<f32>,
+    pub(super) queries: Floats,
     /// `[tokens, kv_heads, head_dim]`
-    pub(super) keys: Vec<f32>,
+    pub(super) keys: Floats,
     /// `[tokens, kv_heads, head_dim]`
-    pub(super) values: Vec<f32>,
+    pub(super) values: Floats,
     /// `[tokens, heads, head_dim]`
-    pub(super) out: Vec<f32>,
+    pub(super) out: Floats,
     pub(super) partials: Partials,
 }
 
@@ -110,15 +111,14 @@ impl MoeScratch {
 #[derive(Debug)]
 pub struct SwiGluScratch {
     /// `[tokens, intermediate]`
-    pub(super) gate: Vec<f32>,
+    pub(super) gate: Floats,
     /// `[tokens, intermediate]`
-    pub(super) up: Vec<f32>,
+    pub(super) up: Floats,
 }
 
 impl Scratch {
     /// Buffers for chunks of up to `tokens` tokens.
     pub fn new(config: &TextConfig, tokens: usize) -> Self {
-        let buffer = |width: usize| vec![0.0; tokens * width];
         // Only the kinds of layers that exist: their tensors vouch for the sizes a configuration claims.
         let delta = |width: fn(&DeltaConfig) -> usize| config.delta.as_ref().map_or(0, width);
         let attention = |width| if config.layers.contains(&LayerKind::Attention) { width } else { 0 };
@@ -130,31 +130,43 @@ impl Scratch {
         let kv = attention(config.attention.kv_heads * config.attention.head_dim);
         let dense = config.intermediate_size.unwrap_or(0);
         let widest = dense.max(delta_out).max(attention_out);
+        let widths = [
+            config.hidden_size,
+            config.hidden_size,
+            channels,
+            delta_out,
+            heads,
+            heads,
+            delta_out,
+            queries,
+            kv,
+            kv,
+            attention_out,
+            dense,
+            dense,
+        ];
+        let arrays: [Floats; 13] =
+            Floats::zeroed(&widths.map(|width| tokens * width)).try_into().expect("one for each width");
+        let [hidden, normed, projected, z, a, b, delta_out, queries, keys, values, attention_out, gate, up] =
+            arrays;
         Self {
             tokens,
             positions: Vec::with_capacity(tokens),
             rope: RopeTable::new(&config.rope, tokens),
-            hidden: buffer(config.hidden_size),
-            normed: buffer(config.hidden_size),
+            hidden,
+            normed,
             input: QuantizedRows::with_capacity(tokens, config.hidden_size),
             quantized: QuantizedRows::with_capacity(tokens, widest.max(config.hidden_size)),
-            delta: DeltaScratch {
-                projected: buffer(channels),
-                z: buffer(delta_out),
-                a: buffer(heads),
-                b: buffer(heads),
-                out: buffer(delta_out),
-                blocks: Vec::new(),
-            },
+            delta: DeltaScratch { projected, z, a, b, out: delta_out, blocks: Vec::new() },
             attention: AttentionScratch {
-                queries: buffer(queries),
-                keys: buffer(kv),
-                values: buffer(kv),
-                out: buffer(attention_out),
+                queries,
+                keys,
+                values,
+                out: attention_out,
                 partials: Partials::default(),
             },
             feed_forward: FeedForwardScratch {
-                dense: SwiGluScratch { gate: buffer(dense), up: buffer(dense) },
+                dense: SwiGluScratch { gate, up },
                 moe: config.moe.as_ref().map(|moe| MoeScratch::new(config, moe, tokens)),
                 tokens,
             },

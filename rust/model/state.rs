@@ -2,11 +2,12 @@
 
 use crate::config::{LayerKind, TextConfig};
 use crate::error::Result;
+use crate::floats::Floats;
 use crate::kernels::conv::TAIL;
 use crate::kernels::kv_cache::{KvCache, KvType};
 
 /// The state of one sequence. Cloning shares the pages of the KV cache until one side writes.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct State {
     /// Tokens so far.
     pub(super) len: usize,
@@ -21,7 +22,7 @@ pub struct State {
 }
 
 /// The state of one layer.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub enum LayerState {
     /// Gated DeltaNet.
     GatedDelta(DeltaState),
@@ -29,19 +30,27 @@ pub enum LayerState {
     Attention(KvCache),
 }
 
-/// The state of one Gated DeltaNet layer.
-#[derive(Clone, Debug)]
+/// The state of one Gated DeltaNet layer. Those of all layers of a sequence lie side by side.
+#[derive(Debug)]
 pub struct DeltaState {
     /// The convolution's last three inputs, oldest first: `[3, channels]`
-    pub conv_tail: Vec<f32>,
+    pub conv_tail: Floats,
     /// The delta rule's memory in tiles of 16 value channels: `[value_heads, v_dim / 16, k_dim, 16]`
-    pub memory: Vec<f32>,
+    pub memory: Floats,
 }
 
 impl State {
     /// The state before the first token.
     pub fn new(config: &TextConfig, kv_type: KvType) -> Self {
-        let layers = config.layers.iter().map(|kind| LayerState::new(config, *kind, kv_type)).collect();
+        let mut deltas = DeltaState::zeroed(config).into_iter();
+        let mut layer = |kind: &LayerKind| match kind {
+            LayerKind::GatedDelta => LayerState::GatedDelta(deltas.next().expect("there is one for each")),
+            LayerKind::Attention => {
+                let attention = &config.attention;
+                LayerState::Attention(KvCache::new(kv_type, attention.kv_heads, attention.head_dim))
+            }
+        };
+        let layers = config.layers.iter().map(&mut layer).collect();
         Self {
             len: 0,
             next_position: 0,
@@ -104,19 +113,55 @@ impl State {
     }
 }
 
+impl Clone for State {
+    fn clone(&self) -> Self {
+        let deltas: Vec<&DeltaState> = self.layers.iter().filter_map(LayerState::delta).collect();
+        let mut copies = DeltaState::copies(&deltas).into_iter();
+        let mut layer = |layer: &LayerState| match layer {
+            LayerState::GatedDelta(_) => {
+                LayerState::GatedDelta(copies.next().expect("there is one for each"))
+            }
+            LayerState::Attention(cache) => LayerState::Attention(cache.clone()),
+        };
+        let layers = self.layers.iter().map(&mut layer).collect();
+        Self { layers, last_hidden: self.last_hidden.clone(), ..*self }
+    }
+}
+
+impl DeltaState {
+    /// The states of all such layers before the first token.
+    fn zeroed(config: &TextConfig) -> Vec<Self> {
+        let layers = config.layers.iter().filter(|kind| **kind == LayerKind::GatedDelta).count();
+        if layers == 0 {
+            return Vec::new();
+        }
+        let delta = config.delta_shapes();
+        let lens = [TAIL * delta.conv_dim(), delta.value_heads * delta.value_dim * delta.key_dim];
+        Self::pair(Floats::zeroed(&lens.repeat(layers)))
+    }
+
+    /// Copies of the states of all such layers.
+    fn copies(states: &[&Self]) -> Vec<Self> {
+        let arrays: Vec<&Floats> = states.iter().flat_map(|s| [&s.conv_tail, &s.memory]).collect();
+        Self::pair(Floats::copies(&arrays))
+    }
+
+    /// States of a `conv_tail` and a `memory` each.
+    fn pair(arrays: Vec<Floats>) -> Vec<Self> {
+        let mut arrays = arrays.into_iter();
+        let mut states = Vec::with_capacity(arrays.len() / 2);
+        while let (Some(conv_tail), Some(memory)) = (arrays.next(), arrays.next()) {
+            states.push(Self { conv_tail, memory });
+        }
+        states
+    }
+}
+
 impl LayerState {
-    fn new(config: &TextConfig, kind: LayerKind, kv_type: KvType) -> Self {
-        match kind {
-            LayerKind::GatedDelta => {
-                let delta = config.delta_shapes();
-                Self::GatedDelta(DeltaState {
-                    conv_tail: vec![0.0; TAIL * delta.conv_dim()],
-                    memory: vec![0.0; delta.value_heads * delta.value_dim * delta.key_dim],
-                })
-            }
-            LayerKind::Attention => {
-                Self::Attention(KvCache::new(kv_type, config.attention.kv_heads, config.attention.head_dim))
-            }
+    fn delta(&self) -> Option<&DeltaState> {
+        match self {
+            Self::GatedDelta(state) => Some(state),
+            Self::Attention(_) => None,
         }
     }
 
