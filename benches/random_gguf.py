@@ -4,8 +4,9 @@
 
 What edgewise's recipe `int4` holds in INT4 is Q4_0 here: both are 4 bits with an f16 scale for 32 columns.
 That goes for the embedding too, which is the head where it is tied. What is INT8 there is Q8_0, and the rest
-f32. `--blocks Q4_K` writes the former in the blocks of the files that are loaded most. The vision tower, which llama.cpp wants in a file of its own, is left out. Keys and names are those that
-llama.cpp's `src/models/qwen35.cpp` and `qwen35moe.cpp` load.
+f32. `--blocks Q4_K` writes the former in blocks of the files that are loaded most. The vision tower, which
+llama.cpp wants in a file of its own, is left out. Keys and names are those that llama.cpp's
+`src/models/qwen35.cpp` and `qwen35moe.cpp` load.
 
 Needs the package `gguf`, and of edgewise the shapes alone.
 """

@@ -1,7 +1,7 @@
 //! Activations as INT8: what quantised weights are multiplied with.
 //!
 //! Symmetric, one scale for each token and group of 32 channels: scale = absmax / 127, value = x / scale rounded to
-//! nearest even. The group's sum is kept for asymmetric weights, multiples of it for tiers that multiply unsigned ones, see `offset_u4`. A group that holds
+//! nearest even. Multiples of the group's sum are kept for tiers that multiply unsigned weights, and for asymmetric ones, see `offset_u4`. A group that holds
 //! NaN or an infinity gets a NaN scale, so that the fault reaches the logits instead of vanishing in a cast.
 
 #![allow(unsafe_code, reason = "rows, written in parallel in two forms")]
@@ -23,18 +23,16 @@ pub struct Group {
     pub offset_u4: i32,
     /// -128 x the sum of `values`: the same for bytes stored 128 above their weight.
     pub offset_i8: i32,
-    /// The sum of `values`, exact: what an offset is multiplied with that all weights have.
-    pub sum: f32,
     /// Steps, -127..=127.
     pub values: [i8; BLOCK_COLS],
 }
 
 impl Group {
-    /// Computes sum and offsets from the values.
+    /// Computes the offsets from the values.
     #[inline(always)]
     pub(super) fn set_offsets(&mut self) {
         let sum: i32 = self.values.iter().map(|&value| i32::from(value)).sum();
-        (self.offset_u4, self.offset_i8, self.sum) = (-8 * sum, -128 * sum, sum as f32);
+        (self.offset_u4, self.offset_i8) = (-8 * sum, -128 * sum);
     }
 }
 
@@ -186,7 +184,6 @@ pub(super) fn quantize_lanes<S: Simd>(s: S, low: S::F, high: S::F, out: &mut Gro
     s.store_i8(low, &mut values[0]);
     s.store_i8(high, &mut values[1]);
     // Exact: whole numbers below 2^24, or, where the scale is NaN, of no importance.
-    out.sum = s.sum(s.add(s.to_f32(low), s.to_f32(high)));
-    let sum = out.sum as i32;
+    let sum = s.sum(s.add(s.to_f32(low), s.to_f32(high))) as i32;
     (out.offset_u4, out.offset_i8) = (sum.wrapping_mul(-8), sum.wrapping_mul(-128));
 }

@@ -12,7 +12,8 @@
 //! ```
 //!
 //! Weights of asymmetric blocks are (level + offset) x scale. Dot and sum are whole numbers that f32 holds, so where offsets are
-//! whole too, as the zero points of many files are, nothing is rounded but by the last line.
+//! whole too, as the zero points of many files are, nothing is rounded but by the last line. `Group` has a multiple of the sum for
+//! other purposes: that one is multiplied, so that symmetric products read as much as they would if there were no others.
 //!
 //! **Dense weights** (f32, f16, bf16) are row-major as in the checkpoint: lanes run along the columns, sixteen partial sums
 //! folded by the fixed tree. Four rows and up to four tokens share their loads.
@@ -274,12 +275,14 @@ fn quantized_tile<S: Simd, B: Block, const T: usize>(
             let block = weights.as_ptr().add(b * B::BYTES);
             let halves = block.add(B::WEIGHTS).cast::<[u8; 32]>();
             let offset = if B::OFFSETS { s.load_f16(&*halves.add(1)) } else { s.splat(0.0) };
+            // Exact: what is kept of the activations' sum is -8 times of it.
+            let offset = s.mul(offset, s.splat(-0.125));
             (B::dots(s, block, a), s.load_f16(&*halves), offset)
         };
         for t in 0..T {
             let mut dot = s.to_f32(dots[t]);
             if B::OFFSETS {
-                dot = s.fma(offset, s.splat(a[t].sum), dot);
+                dot = s.fma(offset, s.to_f32(s.splat_i32(a[t].offset_u4)), dot);
             }
             acc[t] = s.fma(dot, s.mul(scale, s.splat(a[t].scale)), acc[t]);
         }
