@@ -12,8 +12,8 @@
 //! ```
 //!
 //! Weights of asymmetric blocks are (level + offset) x scale. Dot and sum are whole numbers that f32 holds, so where offsets are
-//! whole too, as the zero points of many files are, nothing is rounded but by the last line. `Group` has a multiple of the sum for
-//! other purposes: that one is multiplied, so that symmetric products read as much as they would if there were no others.
+//! whole too, as the zero points of many files are, nothing is rounded but by the last line. The sum is taken from a multiple that
+//! `Group` has anyway, so that symmetric products read no more than they would if there were no others.
 //!
 //! **Dense weights** (f32, f16, bf16) are row-major as in the checkpoint: lanes run along the columns, sixteen partial sums
 //! folded by the fixed tree. Four rows and up to four tokens share their loads.

@@ -10,12 +10,12 @@
 //! | others                     | INT8   | rounding to 8 bits with the scale of least squared error (see `quantize`) |
 //!
 //! On normally distributed weights that llama.cpp quantised, the last row adds a relative squared error of 1.9e-5 to `Q5_1`
-//! (which has 1.4e-3 itself) and `Q5_K` (1.3e-3), 1.8e-5 to `Q6_K` (3.2e-4); rounding adds 3e-8 to `IQ4_XS` and `Q4_K`, 1e-9 to
-//! `Q4_1`. A recipe of INT4 would add 5e-3 to 7e-3 to all but `Q4_0`.
+//! (which has 1.4e-3 itself) and `Q5_K` (1.3e-3), 1.8e-5 to `Q6_K` (3.2e-4); rounding adds 3e-8 to `IQ4_XS`, 5e-8 to `Q4_K`
+//! (which has 5.1e-3 itself) and 6e-9 to `Q4_1` (6.1e-3). A recipe of INT4 would add 5e-3 to 7e-3 to all but `Q4_0`.
 //!
-//! `Q4_1` and `Q4_K` tell a minimum beside the scale; it becomes an offset in steps of the scale, as [`int4_asym`](super::int4_asym)
-//! says. `Q5_1` and `Q5_K` do too, but have 5 bits: INT8 keeps what they say. Level -128 of `Q8_0`, which llama.cpp never writes and
-//! INT8 has no room for, is rounded as others are.
+//! `Q4_1` and `Q4_K` tell a minimum beside the scale; it becomes an offset in steps of the scale, as
+//! [`int4_asym`](super::int4_asym) says. `Q5_1` and `Q5_K` do too, but have 5 bits: INT8 keeps what they say. Level -128 of
+//! `Q8_0`, which llama.cpp never writes and INT8 has no room for, is rounded as others are.
 
 use half::f16;
 

@@ -1,18 +1,18 @@
 //! Packed weights -> our blocks, or f32.
 //!
 //! ```text
-//! for each block of 16 rows by 32 columns, each row of it alone, if its 32 columns share one scale s, and one zero point z or bias b:
+//! for each block of 16 rows by 32 columns, each row of it alone, if its columns share one scale s and a zero point z or bias b:
 //!     INT4, INT8        if all codes less z are levels:
 //!                       levels = codes - z, scale = f16(s)                                     nothing is lost but what rounds s
 //!     INT4 asymmetric   levels = codes - 8, scale = f16(s), offset = 8 - z, or f16(8 + b / s)  and b / s
 //! else levels, scale and offset are searched, as for weights that were never quantised
 //! ```
 //!
-//! 4-bit codes in groups of whole blocks become INT4 if all zero points are 8, or 7 where the scale then takes the other sign, and
-//! asymmetric INT4 if not. Everything else becomes INT8: 8-bit codes, and what is off the grid, columns scattered over groups
-//! (act-order) and FP8 for instance, for which INT8 adds an error of about 1 % of a weight, a tenth of what 4 bits cost or a fifth
-//! of what FP8 does. MLX rounds bias and scale apart, so its zero point is off by up to a hundredth of a level: in a symmetric
-//! format the scale is fitted to it, an offset holds it but for a few thousandths of that.
+//! 4-bit codes in groups of whole blocks become INT4 if all zero points are 8, or 7 where the scale then takes the other sign,
+//! and asymmetric INT4 if not. Everything else becomes INT8: 8-bit codes, and what is off the grid, columns scattered over
+//! groups (act-order) and FP8 for instance, for which INT8 adds an error of about 1 % of a weight, a tenth of what 4 bits cost
+//! or a fifth of what FP8 does. MLX rounds bias and scale apart, so its zero point is off by up to a hundredth of a level: in a
+//! symmetric format the scale is fitted to it, an offset holds it but for a few hundredths of that.
 //!
 //! Scales: f16 holds those stored in f16, and those stored in bf16 exactly down to 2^-14; smaller ones are rounded to multiples
 //! of 2^-24.
@@ -177,8 +177,8 @@ impl Panel<'_> {
         affine
     }
 
-    /// How the codes of a group become levels of [`int4_asym`](crate::weights::int4_asym): all of them do, if scale and offset are
-    /// numbers of f16.
+    /// How the codes of a group become levels of [`int4_asym`](crate::weights::int4_asym): all of them do, if scale and offset
+    /// are numbers of f16.
     fn on_asymmetric_grid(&self, row: Row, group: usize) -> Option<OnGrid> {
         let (zero, scale) = self.packed.grid(row, group);
         let offset = match self.packed.bias(row, group) {

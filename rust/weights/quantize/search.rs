@@ -18,8 +18,8 @@
 //! INT8 loses 18 % less than `absmax / 127`. Whole targets down to -1 find groups that are multiples of some f16
 //! and store them exactly.
 //!
-//! Asymmetric ones are searched in `asymmetric`. All of it is plain f32 arithmetic in one order on tiles with a lane for each row: the same bits on every
-//! machine, and loops that compilers vectorise without being told to.
+//! Asymmetric ones are searched in `asymmetric`. All of it is plain f32 arithmetic in one order on tiles with a lane for each
+//! row: the same bits on every machine, and loops that compilers vectorise without being told to.
 
 use super::super::matrix::{BLOCK_COLS, BLOCK_ROWS, Format};
 use super::super::{int4, int4_asym, int8};
