@@ -176,7 +176,7 @@ proptest! {
         codes in prop::collection::vec(0..=15_i32, 31),
     ) {
         let scale = f16::from_bits(bits | u16::from(negative) << 15).to_f32();
-        let different = if codes[0] == 0 { 1 } else { 0 };
+        let different = i32::from(codes[0] == 0);
         let codes = codes.into_iter().chain([different]);
         let group: Vec<_> = codes.map(|code| (code - zero) as f32 * scale).collect();
         prop_assert_eq!(round_trip(ASYM, &group, 1, 32), group);
