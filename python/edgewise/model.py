@@ -129,12 +129,12 @@ class Model:
                 repository, only the files that are needed are fetched, once, into the hub's own cache; behind
                 the id of one with GGUF files a colon and a part of a name choose one, `org/name:Q4_K_M`.
             dtype: how the large matrices are held. `auto` takes a file of `edgewise quantize` as it is, turns
-                the blocks of a GGUF file into the nearest format (Q4_0 into INT4, others into INT8), and
-                converts any other checkpoint to INT4 by the recipe `int4`, which keeps some tensors in INT8
-                or f32. What GPTQ, AWQ, compressed-tensors, FP8 or MLX quantised keeps its own levels, in INT4
-                or INT8, and what they left unpacked is held in INT8; `int8` and `int4` convert by the recipe
-                of that name, `bf16` to bf16. `f32` keeps the exact values: what is stored in f32, f16 or bf16
-                as it is, everything smaller widened.
+                the blocks of a GGUF file into the nearest format (Q4_0, Q4_1 and Q4_K into INT4, symmetric or
+                not, others into INT8), and converts any other checkpoint to INT4 by the recipe `int4`, which
+                keeps some tensors in INT8 or f32. What GPTQ, AWQ, compressed-tensors, FP8 or MLX quantised
+                keeps its own levels, in INT4 or INT8, and what they left unpacked is held in INT8; `int8` and
+                `int4` convert by the recipe of that name, `bf16` to bf16. `f32` keeps the exact values: what
+                is stored in f32, f16 or bf16 as it is, everything smaller widened.
             threads: how many to compute with. `None` takes what suits this computer, see `edgewise info`.
             kv_dtype: how keys and values of past tokens are held: `f16`, `f32`, `int8` (about half the memory
                 of f16, and faster in long texts), or `auto`, which is f32 beside a `dtype` of `f32` and else

@@ -1,5 +1,6 @@
 //! Tests across modules, through the crate's public interface.
 
+mod asymmetric;
 mod bit_identity;
 mod checkpoint;
 mod convert;
