@@ -7,7 +7,7 @@
 //! for each block of 32 columns:
 //!   w = eight vectors of 16 rows x 4 columns                      nibbles expanded once for the tile
 //!   for each token: dot = sum of w x a, exact in i32              8 dot steps
-//!                   if the block is asymmetric: dot = fma(offset_w, sum of a, dot)
+//!                   if the block is asymmetric, of its nibbles: dot = fma(offset_w - 8, sum of a, dot)
 //!                   acc[token] = fma(dot, scale_w x scale_a, acc[token])
 //! ```
 //!
@@ -192,8 +192,9 @@ impl Block for Int4Asym {
     const OFFSETS: bool = true;
     #[inline(always)]
     unsafe fn dots<S: Simd, const T: usize>(s: S, block: *const u8, a: [&Group; T]) -> [S::I; T] {
-        // SAFETY: it begins as a block of INT4 does.
-        unsafe { Int4::dots(s, block, a) }
+        // SAFETY: 256 of the block's bytes, by the contract.
+        let block = unsafe { &*block.cast::<[u8; 256]>() };
+        s.block_u4(block, a.map(|a| &a.values), [0; T])
     }
 }
 
@@ -274,9 +275,11 @@ fn quantized_tile<S: Simd, B: Block, const T: usize>(
         let (dots, scale, offset) = unsafe {
             let block = weights.as_ptr().add(b * B::BYTES);
             let halves = block.add(B::WEIGHTS).cast::<[u8; 32]>();
-            let offset = if B::OFFSETS { s.load_f16(&*halves.add(1)) } else { s.splat(0.0) };
-            // Exact: what is kept of the activations' sum is -8 times of it.
-            let offset = s.mul(offset, s.splat(-0.125));
+            let mut offset = s.splat(0.0);
+            if B::OFFSETS {
+                // Nibbles are levels + 8, and what is kept of the activations' sum is -8 times of it.
+                offset = s.mul(s.sub(s.load_f16(&*halves.add(1)), s.splat(8.0)), s.splat(-0.125));
+            }
             (B::dots(s, block, a), s.load_f16(&*halves), offset)
         };
         for t in 0..T {
