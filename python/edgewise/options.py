@@ -15,6 +15,7 @@ from edgewise.inputs import ImageInput, VideoInput
 from edgewise.media_options import MediaOptions
 from edgewise.placeholders import VideoPrompt
 from edgewise.progress import Progress
+from edgewise.scheduler import Signal
 
 DEFAULT_NEW_TOKENS = 512
 GENERATION_CONFIG = "generation_config.json"
@@ -58,6 +59,7 @@ class GenerationArguments(PromptArguments, total=False):
     skip_special_tokens: bool | None
     logprobs: int | None
     progress: Progress | bool | None
+    cancel: Signal | None
 
 
 @dataclass(frozen=True)
@@ -146,6 +148,7 @@ class GenerationOptions:
     ignore_eos: bool
     skip_special_tokens: bool
     progress: Progress | bool | None
+    cancel: Signal | None
 
     @classmethod
     def resolve(cls, arguments: Mapping[str, Any], defaults: Mapping[str, Any]) -> GenerationOptions:
@@ -173,6 +176,7 @@ class GenerationOptions:
             ignore_eos=values["ignore_eos"],
             skip_special_tokens=values["skip_special_tokens"],
             progress=values["progress"],
+            cancel=values["cancel"],
         )
 
 
@@ -233,6 +237,7 @@ _BUILT_IN: dict[str, Any] = {
     "videos": [],
     "video_prompt": "flat",
     "progress": None,
+    "cancel": None,
     **dict.fromkeys(media_options.RANGES),
 }
 
@@ -324,12 +329,19 @@ def _progress(value: Any) -> Any:
     return value
 
 
+def _cancel(value: Any) -> Any:
+    if not callable(getattr(value, "is_set", None)):
+        raise TypeError(f"cancel: expected an event, such as threading.Event(), got {value!r}")
+    return value
+
+
 _OTHERS: dict[str, Callable[[Any], Any]] = {
     "stop": _stop_strings,
     "images": inputs.image_list,
     "videos": inputs.video_list,
     "video_prompt": _video_prompt,
     "progress": _progress,
+    "cancel": _cancel,
 }
 
 

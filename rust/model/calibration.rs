@@ -1,6 +1,7 @@
 //! A text through a model, to know what its matrices read.
 
 use super::input::normalize;
+use super::member::Member;
 use super::{Engine, Scratch};
 use crate::error::{Error, Result};
 use crate::threads::StandardFloat;
@@ -57,12 +58,12 @@ impl Engine {
         self.check(&state, prompt)?;
         let mut done = 0;
         while done < ids.len() {
-            let range = self.next_pass(done, prompt);
+            let range = done..(done + self.pass_tokens()).min(ids.len());
             done = range.end;
             state.reserve(done)?;
             let mut scratch = self.scratch();
-            let pass = prompt.pass(range.clone());
-            self.model.forward(&self.cpu, &mut scratch, &mut state, &pass, Some(&mut |_, _| {}));
+            let mut members = [Member { state: &mut state, pass: prompt.pass(range.clone()) }];
+            self.model.forward(&self.cpu, &mut scratch, &mut members, Some(&mut |_, _| {}));
             self.record_head(&mut scratch, range.len());
         }
         Ok(())

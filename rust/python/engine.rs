@@ -7,8 +7,10 @@ use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict};
 
 use super::arrays::{FloatArray, float_array, pair, token_ids};
+use super::batch::PyBatch;
 use super::calibration::PyInputStatistics;
 use super::errors::released;
+use super::limits::last_level_cache;
 use super::report::{self, WeightReport};
 use super::sequence::PySequence;
 use super::trace::{self, TextStages, VisionStages};
@@ -125,6 +127,14 @@ impl PyEngine {
         report::costs(py, &self.engine.costs())
     }
 
+    #[pyo3(signature = (seconds = 0.05))]
+    fn memory_speed(&self, py: Python<'_>, seconds: f64) -> PyResult<Option<f64>> {
+        if !(seconds.is_finite() && seconds >= 0.0) {
+            return Err(Error::argument("seconds", format!("{seconds} is no length of time")).into());
+        }
+        released(py, |_| Ok(self.engine.memory_speed(last_level_cache(), seconds)))
+    }
+
     fn start_profile(&self) {
         self.engine.cpu.profile.start();
     }
@@ -193,6 +203,10 @@ impl PyEngine {
 
     fn sequence(&self) -> PySequence {
         PySequence::new(Arc::clone(&self.engine))
+    }
+
+    fn batch(&self) -> PyBatch {
+        PyBatch::new(Arc::clone(&self.engine))
     }
 
     /// Shapes and placeholder tokens of the vision tower, `None` for a model of text alone.

@@ -4,6 +4,7 @@
 //! it becomes a `RuntimeError` and never ends the process.
 
 mod arrays;
+mod batch;
 mod calibration;
 mod convert;
 mod engine;
@@ -27,6 +28,8 @@ use crate::threads::{available_threads, thread_report};
 
 #[pymodule(gil_used = false)]
 mod _native {
+    #[pymodule_export]
+    use super::batch::{PyBatch, PyWork};
     #[pymodule_export]
     use super::calibration::PyInputStatistics;
     #[pymodule_export]

@@ -1,5 +1,6 @@
 //! Tests across modules, through the crate's public interface.
 
+mod asymmetric;
 mod bit_identity;
 mod calibration;
 mod checkpoint;
@@ -13,5 +14,6 @@ mod prefix_cache;
 mod profile;
 mod quantize;
 mod sampler;
+mod step;
 mod threads;
 mod vision;

@@ -23,7 +23,9 @@ use super::super::int4;
 use super::super::matrix::{BLOCK_COLS, BLOCK_ROWS};
 use super::super::moments::{Group, GroupMoments, Moments, SPAN};
 use super::gather;
-use super::search::{INT4, Lanes, MAX_INVERSE, Tile, choose_levels, extremes, round_to_f16, round_to_level};
+use super::search::{
+    Affine, INT4, Lanes, MAX_INVERSE, Tile, choose_levels, extremes, round_to_f16, round_to_level,
+};
 
 /// Where the group's extreme may land at the start.
 const TARGETS: [f32; 6] = [-8.0, -7.5, -8.5, -7.0, -9.0, -6.5];
@@ -54,7 +56,7 @@ fn quantize_span(groups: &[Group], mut tiles: &mut [Tile], out: &mut [u8]) {
     for (group, out) in groups.iter().zip(out.chunks_exact_mut(int4::BLOCK_BYTES)) {
         let Some((tile, behind)) = tiles.split_first_mut() else { return };
         let found = search(&group.moments, tile);
-        int4::write_block(&found.levels, &found.scales, out);
+        int4::write_block(&found.levels, &Affine { scales: found.scales, ..Affine::ZERO }, out);
         for (weights, levels) in tile.iter_mut().zip(&found.levels) {
             for r in 0..BLOCK_ROWS {
                 weights[r] -= levels[r] * found.scales[r];
@@ -81,7 +83,7 @@ struct Found {
 /// The best of all starts for each row.
 fn search(moments: &GroupMoments, weights: &Tile) -> Found {
     let mut levels = *weights;
-    let scales = choose_levels(&INT4, &mut levels);
+    let scales = choose_levels(&INT4, &mut levels).scales;
     let mut descent = Descent::new(moments, weights, levels, scales);
     let mut best = Found { levels, scales, loss: descent.loss() };
     descent.run(&mut best);
@@ -304,7 +306,7 @@ mod tests {
             let (moments, weights) = (moments(40, seed), tile(seed));
             let found = search(&moments, &weights);
             let mut plain = weights;
-            let scales = choose_levels(&INT4, &mut plain);
+            let scales = choose_levels(&INT4, &mut plain).scales;
             let (mut all_found, mut all_plain) = (0.0, 0.0);
             for r in 0..BLOCK_ROWS {
                 let of_found = loss(&moments, &weights, &found.levels, &found.scales, r);
