@@ -9,7 +9,7 @@
 //! is left of the loss then is `e^T S e` with `S = M[g,g] - M[g,R] F`. So S is what g is searched with, and F is how its error is
 //! handed on: GPTQ (Frantar et al. 2022, arXiv 2210.17323) with groups in the place of columns.
 //!
-//! Moments are divided by their mean over all K channels, and [`DAMPING`] is added on the diagonal, so that channels which the
+//! Moments are divided by their mean over all K channels, and `DAMPING` is added on the diagonal, so that channels which the
 //! text left idle do not count as free.
 
 use std::collections::BTreeMap;
@@ -274,7 +274,7 @@ mod tests {
     #[test]
     fn idle_or_infinite_inputs_tell_nothing() {
         for x in [0.0, f64::INFINITY, f64::NAN] {
-            assert_eq!(Moments::from_sums(32, &[x; SPAN * SPAN]), None);
+            assert_eq!(Moments::from_sums(32, &vec![x; SPAN * SPAN]), None);
         }
     }
 

@@ -84,7 +84,7 @@ struct Found {
 fn search(moments: &GroupMoments, weights: &Tile) -> Found {
     let mut levels = *weights;
     let scales = choose_levels(&INT4, &mut levels).scales;
-    let mut descent = Descent::new(moments, weights, levels, scales);
+    let mut descent = Descent::new(moments, weights, &levels, scales);
     let mut best = Found { levels, scales, loss: descent.loss() };
     descent.run(&mut best);
     let extremes = extremes(weights);
@@ -95,7 +95,7 @@ fn search(moments: &GroupMoments, weights: &Tile) -> Found {
                 levels[r] = round_to_level(&INT4, weights[r] * inverse[r]);
             }
         }
-        Descent::new(moments, weights, levels, [0.0; BLOCK_ROWS]).run(&mut best);
+        Descent::new(moments, weights, &levels, [0.0; BLOCK_ROWS]).run(&mut best);
     }
     best
 }
@@ -113,9 +113,9 @@ struct Descent<'a> {
 }
 
 impl<'a> Descent<'a> {
-    fn new(moments: &'a GroupMoments, weights: &'a Tile, levels: Tile, scales: Lanes) -> Self {
-        let (weighted, weighted_levels) = (times(moments, weights), times(moments, &levels));
-        Self { moments, weights, levels, scales, weighted, weighted_levels }
+    fn new(moments: &'a GroupMoments, weights: &'a Tile, levels: &Tile, scales: Lanes) -> Self {
+        let (weighted, weighted_levels) = (times(moments, weights), times(moments, levels));
+        Self { moments, weights, levels: *levels, scales, weighted, weighted_levels }
     }
 
     fn run(&mut self, best: &mut Found) {
@@ -349,7 +349,7 @@ mod tests {
     fn zeros_and_edges() {
         let (rows, cols) = (3, 40);
         assert_eq!(matrices(&[rows, cols]), Some([1, rows, cols]));
-        let moments = Moments::from_sums(cols, &[1.0; SPAN * SPAN]).unwrap();
+        let moments = Moments::from_sums(cols, &vec![1.0; SPAN * SPAN]).unwrap();
         let mut out = vec![1; 2 * int4::BLOCK_BYTES];
         quantize_rows(&moments, &vec![0.0; rows * cols], cols, &mut out);
         let mut row = vec![1.0; cols];
