@@ -8,7 +8,7 @@ from edgewise.chat import ChatTemplate
 from edgewise.media import MediaError
 from edgewise.model import Model
 from edgewise.prompt import Prompt
-from edgewise.results import Piece, Result, Timings, TokenLogprob, Usage
+from edgewise.results import Piece, Result, Shift, Timings, TokenLogprob, Usage
 from edgewise.sequence import Sequence
 from edgewise.tokenizer import Tokenizer
 
@@ -25,6 +25,7 @@ __all__ = [
     "Prompt",
     "Result",
     "Sequence",
+    "Shift",
     "Timings",
     "TokenLogprob",
     "Tokenizer",

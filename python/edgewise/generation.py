@@ -15,6 +15,7 @@ from edgewise.reading import Text
 from edgewise.results import FinishReason, Piece, Result, Timings, TokenLogprob, Usage
 from edgewise.stops import StopStrings
 from edgewise.tokenizer import Tokenizer
+from edgewise.window import Window, without
 
 RESERVED_AHEAD = 1024
 """Tokens of the answer that memory is taken for before it begins; a longer answer takes more as it grows."""
@@ -37,6 +38,8 @@ class Request:
     """Spent on template and tokenizer, and on reading images."""
     media_seconds_before: float = 0.0
     """What of that was spent on reading images."""
+    window: Window | None = None
+    """Makes room in a full context; `None` if there is room for everything."""
 
 
 def stream(request: Request, text: Text, sampler: _native.Sampler, keep: bool = False) -> Generator[Piece]:
@@ -85,6 +88,7 @@ def _answer(
         token_id, logprob, top = sampler.sample(text.native)
         clock.token_sampled()
         if keep:
+            _make_room(request, text, clock.tokens)
             text.push(token_id)
         piece_text, reason = answer.push(token_id), answer.finish_reason
         if reason is None and left == 0:
@@ -93,13 +97,22 @@ def _answer(
         if reason is not None:
             usage, timings = clock.report(len(request.prompt_ids), cached)
             seed = request.options.sampling.seed
-            yield Piece(piece_text, [token_id], logprobs, reason, answer.stop, usage, timings, seed)
+            shifts = request.window.shifts if request.window else []
+            yield Piece(piece_text, [token_id], logprobs, reason, answer.stop, usage, timings, seed, shifts)
             return
         with clock.paused():
             yield Piece(piece_text, [token_id], logprobs)
         sampler.observe([token_id], generated=True)
         if not keep:
+            _make_room(request, text, clock.tokens)
             text.push(token_id)
+
+
+def _make_room(request: Request, text: Text, generated: int) -> None:
+    """Drop what has to go for one more token, where that is allowed."""
+    ranges = request.window.overflow(text, generated) if request.window else []
+    if ranges:
+        text.become(without(Prompt(text.ids, text.media), ranges))
 
 
 def collect(request: Request, pieces: Iterator[Piece]) -> Result:
@@ -111,7 +124,8 @@ def collect(request: Request, pieces: Iterator[Piece]) -> Result:
         texts.append(piece.text)
         token_ids += piece.token_ids
         logprobs += piece.logprobs or []
-    ending = {name: getattr(piece, name) for name in ("finish_reason", "stop", "usage", "timings", "seed")}
+    names = ("finish_reason", "stop", "usage", "timings", "seed", "shifts")
+    ending = {name: getattr(piece, name) for name in names}
     return Result(
         text="".join(texts),
         token_ids=token_ids,
@@ -161,7 +175,7 @@ class _Clock:
         self._start = time.perf_counter()
         self._paused = 0.0
         self._encoding = self._prefill = self._first = self._last = 0.0
-        self._tokens = 0
+        self.tokens = 0
 
     def _elapsed(self) -> float:
         return time.perf_counter() - self._start - self._paused
@@ -175,7 +189,7 @@ class _Clock:
     def token_sampled(self) -> None:
         self._last = self._elapsed()
         self._first = self._first or self._last
-        self._tokens += 1
+        self.tokens += 1
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -189,11 +203,11 @@ class _Clock:
             prefill_seconds=self._prefill,
             decode_seconds=decode,
             prefill_tokens_per_second=_rate(prompt_tokens - cached_tokens, self._prefill),
-            decode_tokens_per_second=_rate(self._tokens - 1, decode),
+            decode_tokens_per_second=_rate(self.tokens - 1, decode),
             time_to_first_token=self._before + self._first,
             vision_seconds=self._media_before + self._encoding,
         )
-        return Usage(prompt_tokens, self._tokens, prompt_tokens + self._tokens, cached_tokens), timings
+        return Usage(prompt_tokens, self.tokens, prompt_tokens + self.tokens, cached_tokens), timings
 
 
 def _rate(count: int, seconds: float) -> float:

@@ -24,6 +24,7 @@ from edgewise.options import (
     GENERATION_CONFIG,
     GenerationArguments,
     GenerationOptions,
+    OnFull,
     PromptArguments,
     PromptOptions,
     SamplingOptions,
@@ -37,6 +38,7 @@ from edgewise.results import Piece, Result
 from edgewise.sequence import Sequence as TextSequence
 from edgewise.tokenizer import FILE as TOKENIZER_FILE
 from edgewise.tokenizer import Tokenizer
+from edgewise.window import Window
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -254,12 +256,19 @@ class Model:
                 logprobs: return log-probabilities: of each token, and of the so many likeliest in its place.
                 progress: shows how far images and videos are encoded: `True` draws a bar on stderr if that
                     takes long; a function is called with (tokens done, tokens in all, name), and may raise.
+                on_full: `error` refuses a text that is longer than the context; `shift` drops the oldest
+                    turns of a conversation (of other text: the oldest tokens), before the answer or in the
+                    middle of it, and says so in `shifts` of the result. What follows is computed as if the
+                    dropped part had never been there (`error`).
+                keep_first: what a shift never drops: so many messages from the first one on, or tokens of a
+                    text that is no conversation (the system's message; no token).
 
         Raises:
             TypeError: for an argument that does not exist or has the wrong type.
             ValueError: for an empty or malformed prompt, or a value out of range.
             MediaError: a ValueError: for an image or a video that cannot be used.
-            ContextError: if the prompt and an explicit `max_new_tokens` do not fit into the context.
+            ContextError: if the prompt and an explicit `max_new_tokens` do not fit into the context, or, with
+                `on_full="shift"`, not even what is always kept.
 
         >>> from edgewise import Model
         >>> model = Model.from_pretrained("demo")
@@ -452,7 +461,7 @@ class Model:
         tokenizer = self._tokenizer_or_none()
         if tokenizer is None:
             return Markers()
-        return Markers(tokenizer.token_to_id(chat.MESSAGE_START), tokenizer.token_to_id(chat.THINK))
+        return chat.markers(tokenizer)
 
     @cached_property
     def _message_ending(self) -> list[int]:
@@ -499,16 +508,29 @@ class Model:
         preparation = self._preparer.prepare(prompt, options.prompt)
         prepared = preparation.prompt
         prompt_ids = inputs.token_ids(prepared.token_ids, self.vocab_size)
+        prepared = Prompt(prompt_ids, prepared.media)
+        window = self._window(options.on_full, options.keep_first)
+        if window is not None:
+            prepared = window.prompt(prepared, options.max_new_tokens)
         return replace(
-            self._request_after(prompt_ids, options),
-            prompt=Prompt(prompt_ids, prepared.media),
+            self._request_after(prepared.token_ids, options),
+            prompt=prepared,
+            window=window,
             seconds_before=time.perf_counter() - start,
             media_seconds_before=preparation.media_seconds,
         )
 
     def _continuation(self, ids: list[int], arguments: Mapping[str, Any]) -> generation.Request:
         """Return a request to go on after `ids`, which have been read."""
-        return self._request_after(ids, GenerationOptions.resolve(arguments, self._defaults))
+        options = GenerationOptions.resolve(arguments, self._defaults)
+        window = self._window(options.on_full, options.keep_first)
+        return replace(self._request_after(ids, options), window=window)
+
+    def _window(self, on_full: OnFull, keep_first: int | None) -> Window | None:
+        """Return what makes room in a full context, `None` if that is an error."""
+        if on_full == "error":
+            return None
+        return Window(self.context_length, keep_first, self._reader.markers)
 
     def _request_after(self, ids: Sequence[int], options: GenerationOptions) -> generation.Request:
         tokenizer = self._tokenizer_for(options)
@@ -540,6 +562,8 @@ class Model:
 
     def _room(self, prompt_tokens: int, options: GenerationOptions) -> int:
         """How many tokens to generate at most."""
+        if options.on_full == "shift":
+            return options.max_new_tokens
         room = self.context_length - prompt_tokens
         wanted = (
             min(options.max_new_tokens, max(room, 1)) if options.clip_to_context else options.max_new_tokens

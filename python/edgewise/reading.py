@@ -12,7 +12,7 @@ from edgewise._native import Sequence as NativeSequence
 from edgewise.checkpoints import Markers, Spacing
 from edgewise.encoder import Encoded, Encoder
 from edgewise.progress import Progress, count, shown
-from edgewise.prompt import PlacedMedia, Prompt
+from edgewise.prompt import PlacedMedia, Prompt, moved
 
 QUICK_SECONDS = 0.5
 """Encoding that takes no longer than this shows no bar."""
@@ -201,6 +201,15 @@ class Text:
             cache.put(path, self.native)
             self._checkpoint = len(self.native)
 
+    def become(self, prompt: Prompt, *, progress: Progress | bool | None = None) -> None:
+        """Be the text of another prompt, read as far as no beginning of it is cached.
+
+        After an error or Ctrl-C the text is as before.
+        """
+        other = self._reader.text()
+        other.read(prompt, progress=progress)
+        vars(self).update(vars(other))  # One step, which no signal can come into the middle of.
+
     def fork(self) -> Text:
         """Return a copy that shares what it can."""
         copy = Text(self._reader, self.native.fork())
@@ -240,11 +249,6 @@ def _mark(path: TextPath, cache: PrefixCache, media: Sequence[PlacedMedia], toke
         for start, group in medium.groups():
             path.mark(start, group.tokens, group.key)
     return tokens
-
-
-def moved(medium: PlacedMedia, tokens: int) -> PlacedMedia:
-    """Return an image or a video so many tokens further behind."""
-    return dataclasses.replace(medium, starts=tuple(start + tokens for start in medium.starts))
 
 
 def first_media(media: Sequence[PlacedMedia], tokens: int) -> tuple[PlacedMedia, ...]:
