@@ -7,6 +7,7 @@ import time
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, SupportsIndex, TypeAlias
 
 import numpy as np
@@ -36,6 +37,7 @@ from edgewise.prompt import Prompt
 from edgewise.reading import Reader, Text
 from edgewise.results import Piece, Result
 from edgewise.sequence import Sequence as TextSequence
+from edgewise.spill import Spill
 from edgewise.tokenizer import FILE as TOKENIZER_FILE
 from edgewise.tokenizer import Tokenizer
 from edgewise.window import Window
@@ -49,6 +51,8 @@ PromptInput: TypeAlias = str | Sequence[Message] | TokenIds | Prompt
 
 MEDIA_CACHE_BYTES = 64 * 2**20
 """Default of `media_cache_bytes`: 16 images of 1024 tokens at the 0.8B's hidden size of 1024."""
+SPILL_BYTES = 8 * 2**30
+"""Default of `spill_bytes`."""
 CACHE_SHARE = 8
 """The cache of states may take one part in so many of the memory that there is when a model is opened,"""
 MOST_CACHE_BYTES = 4 * 2**30
@@ -75,12 +79,16 @@ class Model:
         name: str,
         media_cache_bytes: int = MEDIA_CACHE_BYTES,
         cache_bytes: int = 0,
+        spill_dir: str | os.PathLike[str] | None = None,
+        spill_bytes: int = SPILL_BYTES,
     ) -> None:
         """Wrap an open engine; `Model.from_pretrained` is the usual way.
 
         Raises:
             CheckpointError: if a side file such as `generation_config.json` or the chat template is unusable.
-            TypeError, ValueError: if `media_cache_bytes` or `cache_bytes` is not a whole number from 0.
+            TypeError, ValueError: if `media_cache_bytes`, `cache_bytes` or `spill_bytes` is not a whole
+                number from 0, or there is a `spill_dir` and no cache that could spill.
+            OSError: if there is no `spill_dir` and it cannot be made.
         """
         self._engine = engine
         self._lock = ForkSafeLock()
@@ -95,6 +103,11 @@ class Model:
         self._encoder = Encoder(engine, int(Range(int, 0).check("media_cache_bytes", media_cache_bytes)))
         cache_bytes = int(Range(int, 0).check("cache_bytes", cache_bytes))
         self._reader = Reader(engine, self._encoder, cache_bytes, self._markers)
+        spill_bytes = int(Range(int, 0).check("spill_bytes", spill_bytes))
+        if spill_dir is not None:
+            if not cache_bytes:
+                raise ValueError("spill_dir: without a cache in memory (cache_bytes is 0) nothing is spilled")
+            self._reader.spill = Spill(Path(spill_dir), spill_bytes, engine, lambda: self._fingerprint)
         self._preparer = Preparer(engine, name, self.chat_template, lambda: self.tokenizer)
 
     @classmethod
@@ -110,6 +123,8 @@ class Model:
         cache: bool = False,
         media_cache_bytes: int = MEDIA_CACHE_BYTES,
         cache_bytes: int | None = None,
+        spill_dir: str | os.PathLike[str] | None = None,
+        spill_bytes: int = SPILL_BYTES,
         yarn_factor: float | None = None,
         revision: str | None = None,
     ) -> Model:
@@ -143,6 +158,10 @@ class Model:
             cache_bytes: how much memory may hold states after the texts read last, so that a text that begins
                 like one of them is computed only from where they part; 0 keeps nothing. `None` is an eighth
                 of the memory that there is now, 4 GiB at most.
+            spill_dir: a folder for states that `cache_bytes` has no room for. Later texts, also of other
+                processes with the same model, are taken up from there. Writing takes time of the call that
+                needs the room. `None` writes nothing. Only use a folder that nobody else can write to.
+            spill_bytes: how much that folder may hold; what was used longest ago is removed first (8 GiB).
             yarn_factor: extend the context to so many times its length by stretching the rotary positions
                 (YaRN), as if `config.json` said so: 4 makes 1,048,576 tokens of 262,144. It holds for short
                 texts too, which may lose by it, so give no more than the longest text needs. Not for a model
@@ -173,7 +192,8 @@ class Model:
                 path = quantised_cache.converted(path, dtype, recipe, threads, report)
                 dtype, recipe = "auto", None
             engine = Engine.open(path, dtype, kv_dtype, recipe, threads, report, yarn_factor)
-        return cls(engine, name, media_cache_bytes, _share() if cache_bytes is None else cache_bytes)
+        cache_bytes = _share() if cache_bytes is None else cache_bytes
+        return cls(engine, name, media_cache_bytes, cache_bytes, spill_dir, spill_bytes)
 
     def __repr__(self) -> str:
         return f"Model({self.name!r}, threads={self.threads})"
@@ -447,6 +467,14 @@ class Model:
         """Forget the states of earlier texts. Sequences stay, but cutting them back takes longer."""
         if self._reader.cache is not None:
             self._reader.cache.clear()
+
+    def spill_cache(self) -> int:
+        """Write all states of earlier texts without pictures to `spill_dir`, for a later process.
+
+        Returns:
+            How many texts are there after it; 0 without a `spill_dir`.
+        """
+        return self._reader.spill_all()
 
     @cached_property
     def _fingerprint(self) -> str:

@@ -60,8 +60,8 @@ class Shift(_Record):
     """What was dropped of a text because the context was full; see `on_full` of `Model.generate`."""
 
     generated: int
-    """Tokens of the answer before it; 0 if the prompt was shortened. Those after it are as if what was dropped
-    had never been there."""
+    """Tokens of the answer before it; 0 if the prompt was shortened. Those after it are as if what was
+    dropped had never been there."""
     dropped_tokens: int
     """Of what stood in the context then."""
     dropped_messages: int
