@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -167,6 +168,33 @@ def test_foreign_files_are_left_alone(tmp_path: Path) -> None:
     for seed in range(4):
         ask(model, seed)
     assert texts(tmp_path) == sorted([*foreign, tmp_path / "folder"])
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no SIGKILL")
+def test_killed_while_writing(tmp_path: Path) -> None:
+    """Whatever is there is whole: later processes read it without a warning."""
+    code = f"""
+from edgewise import Model
+from test_spill import ROOM, ids, opened
+from pathlib import Path
+model = opened(Path({str(tmp_path)!r}))
+for seed in range(10**6):
+    model.generate([*ids(seed % 250, 200), 1, 2], max_new_tokens=1)
+    print(seed, flush=True)
+"""
+    for delay in (0.0, 0.005, 0.02):
+        process = subprocess.Popen(
+            [sys.executable, "-c", code], stdout=subprocess.PIPE, cwd=Path(__file__).parent
+        )
+        assert process.stdout is not None
+        with process:
+            for _ in range(10):
+                process.stdout.readline()
+            time.sleep(delay)
+            os.kill(process.pid, signal.SIGKILL)
+    model = opened(tmp_path, cache_bytes=1 << 28)
+    assert sum(ask(model, seed) > 0 for seed in range(10)) >= 5
+    assert all(path.suffix in (".safetensors", ".tmp") for path in texts(tmp_path))
 
 
 def test_what_a_killed_process_left_half_written(tmp_path: Path) -> None:
