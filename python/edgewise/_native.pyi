@@ -492,6 +492,19 @@ class Engine:
             but the last token of a pass leave out; not in `prefill_operations`.
         """
 
+    def memory_speed(self, seconds: float = 0.05) -> float | None:
+        """Return the bytes per second at which the threads read the weights that every token meets.
+
+        Args:
+            seconds: about how long; each of four ways of reading is tried at least once.
+
+        Returns:
+            The best of all passes, `None` if these weights are less than four times the last-level cache.
+
+        Raises:
+            ValueError: if `seconds` is no length of time.
+        """
+
     def start_profile(self) -> None:
         """Begin to measure where the time of passes goes. Meant for one sequence at a time, of text."""
 

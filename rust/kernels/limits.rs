@@ -42,6 +42,8 @@ pub struct Buffers {
 
 /// The buffer is so many times as large as the last-level cache, so that what one pass leaves there is no help to the next.
 const CACHES: usize = 16;
+/// Of weights, which are what they are, this many times as much is enough: a pass finds at most a quarter of it in the cache.
+const FEW_CACHES: usize = 4;
 /// Bytes of the buffer at least and at most.
 const BUFFER: [usize; 2] = [128 << 20, 2 << 30];
 /// What a thread claims of the buffer at a time.
@@ -77,11 +79,12 @@ pub fn measure(
     }
     let counts = (0..).map(|i| 1 << i).take_while(|count| *count < threads).chain([threads]);
     let measure = |count| {
-        let bench = Bench { cpu: Cpu::new(tier, count), seconds };
+        let cpu = Cpu::new(tier, count);
+        let bench = Bench { cpu: &cpu, seconds };
         proceed()?;
-        let memory = bench.memory(&buffers.memory);
+        let memory = bench.memory(&pieces(&buffers.memory));
         proceed()?;
-        let mapped = buffers.mapped.as_ref().map(|bytes| bench.memory(bytes));
+        let mapped = buffers.mapped.as_ref().map(|bytes| bench.memory(&pieces(bytes)));
         proceed()?;
         let (int8, f32) = (bench.int8(), bench.f32());
         Ok(Limits { threads: count, memory, mapped, int8, f32 })
@@ -89,9 +92,22 @@ pub fn measure(
     counts.map(measure).collect()
 }
 
+/// Bytes read per second from `parts` of memory, whole pieces of them, in about `seconds` and at least one pass; none if
+/// they are not far more than `cache` bytes. A limit for the minute in which it is measured: other guests of a machine use
+/// its memory too.
+pub fn read_speed(cpu: &Cpu, parts: &[&[u8]], cache: usize, seconds: f64) -> Option<f64> {
+    let pieces: Vec<_> = parts.iter().flat_map(|part| pieces(part)).collect();
+    (pieces.len() * PIECE >= FEW_CACHES * cache).then(|| Bench { cpu, seconds }.memory(&pieces))
+}
+
+/// `bytes` but for the last ones, which are no whole piece.
+fn pieces(bytes: &[u8]) -> Vec<&[u8; PIECE]> {
+    bytes.as_chunks().0.iter().collect()
+}
+
 /// One number of threads.
-struct Bench {
-    cpu: Cpu,
+struct Bench<'a> {
+    cpu: &'a Cpu,
     seconds: f64,
 }
 
@@ -100,7 +116,7 @@ const ROUNDS: usize = 512;
 /// Seconds of a pass of arithmetic: long beside the time that a sleeping thread takes to come.
 const PASS: f64 = 2e-3;
 
-impl Bench {
+impl Bench<'_> {
     /// Work per second of the fastest pass of some, where one pass calls `task` for each of `items` items. A limit is looked
     /// for in `ways` ways, which share the time.
     fn best(&self, ways: usize, items: usize, work: usize, task: &(dyn Fn(usize) + Sync)) -> f64 {
@@ -118,14 +134,13 @@ impl Bench {
     }
 
     /// Bytes per second, by the number of streams that suits the memory best.
-    fn memory(&self, bytes: &[u8]) -> f64 {
-        let pieces = bytes.as_chunks::<PIECE>().0;
+    fn memory(&self, pieces: &[&[u8; PIECE]]) -> f64 {
         let speed = |task: &(dyn Fn(usize) + Sync)| self.best(4, pieces.len(), pieces.len() * PIECE, task);
         [
-            speed(&|i| self.cpu.run(Read::<1>(&pieces[i]))),
-            speed(&|i| self.cpu.run(Read::<2>(&pieces[i]))),
-            speed(&|i| self.cpu.run(Read::<4>(&pieces[i]))),
-            speed(&|i| self.cpu.run(Read::<8>(&pieces[i]))),
+            speed(&|i| self.cpu.run(Read::<1>(pieces[i]))),
+            speed(&|i| self.cpu.run(Read::<2>(pieces[i]))),
+            speed(&|i| self.cpu.run(Read::<4>(pieces[i]))),
+            speed(&|i| self.cpu.run(Read::<8>(pieces[i]))),
         ]
         .into_iter()
         .fold(0.0, f64::max)
@@ -281,6 +296,15 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn speed_of_reading_what_no_cache_holds() {
+        let part = vec![1; 3 * PIECE + 1];
+        let parts = [&part[..], &part[..PIECE - 1], &part[..PIECE]];
+        let cpu = Cpu::new(Tier::available()[0], 2);
+        assert!(read_speed(&cpu, &parts, PIECE, 0.0).unwrap() > 1e6);
+        assert!(read_speed(&cpu, &parts, PIECE + 1, 0.0).is_none());
     }
 
     #[test]

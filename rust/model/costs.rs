@@ -1,6 +1,7 @@
 //! What a token costs at least, counted from the weights: the other half of any claim that a speed is near its limit.
 
 use super::{Engine, LayerState};
+use crate::kernels::limits::read_speed;
 use crate::weights::matrix::Matrix;
 use crate::weights::model::{FeedForwardWeights, LayerWeights, MixerWeights, SwiGluWeights};
 
@@ -60,6 +61,15 @@ impl Engine {
             prefill: Operations { int8: whole.int8 - skipped.int8, f32: whole.f32 - skipped.f32 },
             skipped,
         }
+    }
+
+    /// Bytes per second at which the threads read the weights that every token meets, and do nothing else, in about `seconds`;
+    /// none if they are not far more than `cache` bytes.
+    pub fn memory_speed(&self, cache: usize, seconds: f64) -> Option<f64> {
+        let weights = &self.model.weights;
+        let layers = weights.layers.iter().flat_map(|layer| touched(layer, 0));
+        let matrices: Vec<&[u8]> = layers.chain([&weights.head]).map(Matrix::bytes).collect();
+        read_speed(&self.cpu, &matrices, cache, seconds)
     }
 }
 

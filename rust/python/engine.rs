@@ -8,6 +8,7 @@ use pyo3::types::{IntoPyDict, PyBytes, PyDict};
 
 use super::arrays::{FloatArray, float_array, pair, token_ids};
 use super::errors::released;
+use super::limits::last_level_cache;
 use super::report::{self, WeightReport};
 use super::sequence::PySequence;
 use super::trace::{self, TextStages, VisionStages};
@@ -124,6 +125,14 @@ impl PyEngine {
 
     fn costs<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
         report::costs(py, &self.engine.costs())
+    }
+
+    #[pyo3(signature = (seconds = 0.05))]
+    fn memory_speed(&self, py: Python<'_>, seconds: f64) -> PyResult<Option<f64>> {
+        if !(seconds.is_finite() && seconds >= 0.0) {
+            return Err(Error::argument("seconds", format!("{seconds} is no length of time")).into());
+        }
+        released(py, |_| Ok(self.engine.memory_speed(last_level_cache(), seconds)))
     }
 
     fn start_profile(&self) {

@@ -15,6 +15,11 @@ use crate::threads::cache_bytes;
 /// Assumed where the system does not tell the size of its last-level cache.
 const CACHE: usize = 8 << 20;
 
+/// Bytes of the last-level cache.
+pub fn last_level_cache() -> usize {
+    cache_bytes().unwrap_or(CACHE)
+}
+
 /// Measures memory and arithmetic; see the stub.
 #[pyfunction]
 #[pyo3(signature = (threads, seconds = 0.2, path = None))]
@@ -30,7 +35,7 @@ pub fn machine_limits<'py>(
     let tier = Tier::from_environment()?;
     let (bytes, limits) = released(py, |callbacks| {
         let file = path.map(|path| map(Path::new(path))).transpose()?;
-        let buffers = Buffers::new(cache_bytes().unwrap_or(CACHE), file)?;
+        let buffers = Buffers::new(last_level_cache(), file)?;
         Ok((buffers.bytes(), measure(tier, threads, &buffers, seconds, &mut || callbacks.check_signals())?))
     })?;
     let out = PyDict::new(py);

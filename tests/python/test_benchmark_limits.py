@@ -73,16 +73,30 @@ class TestShares:
         assert limits.prefill_shares({512: 500.0}, unquantized, LIMITS) == {}
         assert limits.prefill_shares({512: 500.0}, quantized, None) == {}
         engine = _native.Engine.open(hub.resolve("demo"), threads=1)
-        assert limits.decode_shares({512: 500.0}, engine, 1, None) == {}
+        assert limits.decode_shares({512: [Decoded(1, 1.0, 1.0)]}, engine, 1, None) == {}
 
     def test_writing_reads_weights_state_and_cache(self) -> None:
         engine = _native.Engine.open(hub.resolve("demo"), threads=1)
         info = engine.info()
-        shares = limits.decode_shares({0: 100.0, 50: 100.0}, engine, 3, LIMITS)
+        written = [Decoded(100, 0.8, 0.2)]
+        shares = limits.decode_shares({0: written, 50: written}, engine, 3, LIMITS)
         # One token to begin with, one that is not timed, then three with 3, 4 and 5 tokens in the context.
         assert shares[0].per_token == info["decode_bytes_per_token"] + 4 * info["kv_bytes_per_token"]
         assert shares[50].per_token == shares[0].per_token + 49 * info["kv_bytes_per_token"]
         assert shares[0].share == pytest.approx(shares[0].per_token * 100 / 50e9)
+
+    def test_each_round_is_held_against_the_memory_beside_it(self) -> None:
+        engine = _native.Engine.open(hub.resolve("demo"), threads=1)
+        rounds = [Decoded(10, 0.1, 0.0, 20e9), Decoded(10, 0.2, 0.0, 10e9), Decoded(10, 0.1, 0.0, 40e9)]
+        share = limits.decode_shares({0: rounds}, engine, 3, LIMITS)[0]
+        assert share.limit == 20e9
+        assert share.share == pytest.approx(share.per_token * 100 / 20e9)
+
+    def test_speed_of_weights(self) -> None:
+        engine = _native.Engine.open(hub.resolve("demo"), threads=1)
+        assert engine.memory_speed(0.0) is None  # a few megabytes, which a cache may hold
+        with pytest.raises(ValueError, match=r"^seconds: "):
+            engine.memory_speed(float("nan"))
 
     def test_a_token_reads_most_of_the_weights_and_state(self) -> None:
         info = _native.Engine.open(str(golden.FOLDER / "dense_text"), threads=1).info()
@@ -159,16 +173,31 @@ class TestBreakdown:
             other_limits=(MachineLimits(1, 30e9, None, 1e12, 0.25e12),),
             prefill_shares={512: Share(10**9, 2e12, 0.25)},
             decode_shares={0: Share(10**9, 50e9, 0.504)},
-            breakdown={"decode": benchmark.Breakdown(7, 0.004, operations)},
+            breakdown={"decode": benchmark.Breakdown(7, 0.004, operations, 45e9)},
         )
         assert [line.split() for line in bench_tables.text(example).splitlines()][4:] == [
             ["read", "512", "tokens", "100.0", "tokens/s", "25", "%", "of", "INT8", "arithmetic"],
-            ["write", "after", "0", "tokens", "12.5", "tokens/s", "50", "%", "of", "memory", "speed"],
+            [
+                "write",
+                "after",
+                "0",
+                "tokens",
+                "12.5",
+                "tokens/s",
+                "50",
+                "%",
+                "of",
+                "memory",
+                "speed",
+                "50.0",
+                "GB/s",
+                "then",
+            ],
             ["this", "machine", "at", "best"],
             ["threads", "memory", "mapped", "file", "INT8", "f32"],
             ["1", "30.0", "GB/s", "-", "1", "TOPS", "0.25", "TFLOPS"],
             ["2", "50.0", "GB/s", "40.0", "GB/s", "2", "TOPS", "0.5", "TFLOPS"],
-            ["decode", "of", "7", "tokens:", "4.0", "ms"],
+            ["decode", "of", "7", "tokens:", "4.0", "ms,", "memory", "speed", "45.0", "GB/s", "then"],
             ["share", "time", "read", "speed", "arithmetic"],
             ["head", "75.0", "%", "3.0", "ms", "3", "MB", "1.0", "GB/s", "2", "GOPS"],
             ["norms", "25.0", "%", "1.0", "ms", "2", "kB", "0.0", "GB/s"],

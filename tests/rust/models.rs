@@ -73,7 +73,7 @@ pub fn arrays(state: &State) -> Vec<(String, Vec<u32>)> {
     for (i, layer) in state.layers().iter().enumerate() {
         let (first, second) = match layer {
             LayerState::GatedDelta(delta) => {
-                (("conv_tail", delta.conv_tail.clone()), ("memory", delta.memory.clone()))
+                (("conv_tail", delta.conv_tail.to_vec()), ("memory", delta.memory.to_vec()))
             }
             LayerState::Attention(cache) => {
                 let (keys, values) = cache.to_f32();

@@ -86,7 +86,7 @@ def _measure_text(path: str, plan: Plan, layers: int | None) -> Measured:
         limits=limit,
         other_limits=machine[:-1],
         prefill_shares=limits.prefill_shares(prefill, costs, limit),
-        decode_shares=limits.decode_shares(decode, engine, plan.new_tokens, limit),
+        decode_shares=limits.decode_shares(speeds.writing, engine, plan.new_tokens, limit),
         breakdown=text.breakdown(engine, plan) if plan.breakdown else {},
         estimate=None
         if layers is None

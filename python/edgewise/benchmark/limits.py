@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from edgewise import _native
 from edgewise.benchmark.plan import Plan
 from edgewise.benchmark.results import MachineLimits, Share
-from edgewise.benchmark.text import Speeds, mean_context
+from edgewise.benchmark.text import Decoded, Speeds, mean_context
 
 
 def measure(path: str, plan: Plan) -> tuple[MachineLimits, ...]:
@@ -46,15 +46,23 @@ def prefill_shares(
 
 
 def decode_shares(
-    rates: Mapping[int, float], engine: _native.Engine, new_tokens: int, limits: MachineLimits | None
+    writing: Mapping[int, Sequence[Decoded]],
+    engine: _native.Engine,
+    new_tokens: int,
+    limits: MachineLimits | None,
 ) -> dict[int, Share]:
-    """Return what part of the memory's speed writing reached, counting each byte a token reads once."""
+    """Return what part of the memory's speed writing reached, counting each byte a token reads once; medians.
+
+    Each round is held against the memory's speed beside it, or else against the machine's limit.
+    """
     if limits is None:
         return {}
-    info, limit = engine.info(), limits.read_bytes_per_second
+    info = engine.info()
     shares = {}
-    for depth, rate in rates.items():
+    for depth, rounds in writing.items():
         cache = info["kv_bytes_per_token"] * mean_context(depth, new_tokens)
         read = info["decode_bytes_per_token"] + round(cache)
-        shares[depth] = Share(read, limit, read * rate / limit)
+        speeds = [one.memory_speed or limits.read_bytes_per_second for one in rounds]
+        reached = [read * one.rate / speed for one, speed in zip(rounds, speeds, strict=True)]
+        shares[depth] = Share(read, statistics.median(speeds), statistics.median(reached))
     return shares

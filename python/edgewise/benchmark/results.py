@@ -83,6 +83,9 @@ class Breakdown:
     """In all."""
     operations: Mapping[str, Spent]
     """By kind, `other` for what belongs to none."""
+    memory_bytes_per_second: float | None = None
+    """How fast the weights that every token meets could be read right before and after; `None` if not
+    measured, as of prefill, or if they are hardly more than the processor's cache holds."""
 
 
 @dataclass(frozen=True)
@@ -126,7 +129,8 @@ class Measured:
     prefill_shares: Mapping[int, Share] = field(default_factory=dict)
     """INT8 operations beside their limit; empty if the weights are not quantised or no limit was measured."""
     decode_shares: Mapping[int, Share] = field(default_factory=dict)
-    """Bytes read beside what memory can deliver; empty if no limit was measured."""
+    """Bytes read beside what memory can deliver: where the weights are far more than caches hold, as measured
+    right before and after each round of writing, medians; else as in `limits`. Empty if none was measured."""
     breakdown: Mapping[str, Breakdown] = field(default_factory=dict)
     """Of `prefill` and `decode`, if asked for."""
     estimate: Estimate | None = None

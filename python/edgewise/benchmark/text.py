@@ -6,7 +6,7 @@ import statistics
 import time
 from collections import defaultdict
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from edgewise import _native
 from edgewise.benchmark.plan import Plan
@@ -25,6 +25,8 @@ class Decoded:
     """Seconds in the layers."""
     choosing: float
     """Seconds in the head and the sampler."""
+    memory_speed: float | None = None
+    """Bytes per second at which weights could be read right before and after, `None` if not measured."""
 
     @property
     def rate(self) -> float:
@@ -73,7 +75,7 @@ def speeds(engine: _native.Engine, plan: Plan) -> Speeds:
         for depth, context in contexts.items():
             sequence = context.fork()
             _decode(engine, sequence, 1)
-            writing[depth].append(_decode(engine, sequence, plan.new_tokens))
+            writing[depth].append(_decode_beside_memory(engine, sequence, plan))
     return Speeds(reading, writing)
 
 
@@ -90,14 +92,21 @@ def breakdown(engine: _native.Engine, plan: Plan) -> dict[str, Breakdown]:
     sequence = _prefilled(engine, length)
     reading = _breakdown(length, time.perf_counter() - start, engine.stop_profile())
     _decode(engine, sequence, 1)
+    before = _memory_speed(engine, plan)
     engine.start_profile()
     start = time.perf_counter()
     _decode(engine, sequence, plan.new_tokens)
-    writing = _breakdown(plan.new_tokens, time.perf_counter() - start, engine.stop_profile())
-    return {"prefill": reading, "decode": writing}
+    seconds, profile = time.perf_counter() - start, engine.stop_profile()
+    speed = _mean(before, _memory_speed(engine, plan))
+    return {"prefill": reading, "decode": _breakdown(plan.new_tokens, seconds, profile, speed)}
 
 
-def _breakdown(tokens: int, seconds: float, profile: Mapping[str, Mapping[str, float]]) -> Breakdown:
+def _breakdown(
+    tokens: int,
+    seconds: float,
+    profile: Mapping[str, Mapping[str, float]],
+    memory_speed: float | None = None,
+) -> Breakdown:
     operations = {
         name: Spent(
             int(part["calls"]),
@@ -110,13 +119,28 @@ def _breakdown(tokens: int, seconds: float, profile: Mapping[str, Mapping[str, f
     }
     rest = seconds - sum(spent.seconds for spent in operations.values())
     operations["other"] = Spent(0, rest, 0, 0, rest / seconds)
-    return Breakdown(tokens, seconds, operations)
+    return Breakdown(tokens, seconds, operations, memory_speed)
 
 
 def _prefilled(engine: _native.Engine, length: int) -> _native.Sequence:
     sequence = engine.sequence()
     sequence.append(random_text(engine, length))
     return sequence
+
+
+def _decode_beside_memory(engine: _native.Engine, sequence: _native.Sequence, plan: Plan) -> Decoded:
+    """Look at the memory's speed before and after: on a shared machine it changes from minute to minute."""
+    before = _memory_speed(engine, plan)
+    decoded = _decode(engine, sequence, plan.new_tokens)
+    return replace(decoded, memory_speed=_mean(before, _memory_speed(engine, plan)))
+
+
+def _memory_speed(engine: _native.Engine, plan: Plan) -> float | None:
+    return None if plan.limit_seconds is None else engine.memory_speed(plan.limit_seconds / 4)
+
+
+def _mean(before: float | None, after: float | None) -> float | None:
+    return None if before is None or after is None else (before + after) / 2
 
 
 def _decode(engine: _native.Engine, sequence: _native.Sequence, tokens: int) -> Decoded:

@@ -18,10 +18,7 @@ def text(measured: Measured) -> str:
     if measured.limits is not None:
         parts += ["this machine at best", terminal.table(_limits([*measured.other_limits, measured.limits]))]
     for what, breakdown in measured.breakdown.items():
-        parts += [
-            f"{what} of {breakdown.tokens} tokens: {_milliseconds(breakdown.seconds)}",
-            terminal.table(_breakdown(breakdown)),
-        ]
+        parts += [_heading(what, breakdown), terminal.table(_breakdown(breakdown))]
     return "\n".join(parts)
 
 
@@ -36,6 +33,7 @@ def _speeds(measured: Measured) -> list[_Row]:
         rows.append([f"read {length} tokens", f"{rate:.1f} tokens/s", *share])
     for depth, rate in measured.decode_tokens_per_second.items():
         share = _share(measured.decode_shares, depth, "memory speed")
+        share += [f"{_speed(measured.decode_shares[depth].limit)} then"] if share else []
         rows.append([f"write after {depth} tokens", f"{rate:.1f} tokens/s", *share])
     rows += _memory(measured.peak_memory_bytes)
     for size, seen in measured.media.items():
@@ -92,8 +90,8 @@ def _limits(limits: list[MachineLimits]) -> list[_Row]:
         rows.append(
             [
                 str(each.threads),
-                f"{each.memory_bytes_per_second / 1e9:.1f} GB/s",
-                "-" if mapped is None else f"{mapped / 1e9:.1f} GB/s",
+                _speed(each.memory_bytes_per_second),
+                "-" if mapped is None else _speed(mapped),
                 f"{each.int8_operations_per_second / 1e12:.3g} TOPS",
                 f"{each.f32_operations_per_second / 1e12:.3g} TFLOPS",
             ]
@@ -101,10 +99,20 @@ def _limits(limits: list[MachineLimits]) -> list[_Row]:
     return rows
 
 
+def _heading(what: str, breakdown: Breakdown) -> str:
+    heading = f"{what} of {breakdown.tokens} tokens: {_milliseconds(breakdown.seconds)}"
+    speed = breakdown.memory_bytes_per_second
+    return heading if speed is None else f"{heading}, memory speed {_speed(speed)} then"
+
+
+def _speed(bytes_per_second: float) -> str:
+    return f"{bytes_per_second / 1e9:.1f} GB/s"
+
+
 def _breakdown(breakdown: Breakdown) -> list[_Row]:
     rows = [["", "share", "time", "read", "speed", "arithmetic"]]
     for name, spent in sorted(breakdown.operations.items(), key=lambda item: -item[1].seconds):
-        speed = f"{spent.bytes / spent.seconds / 1e9:.1f} GB/s" if spent.bytes else ""
+        speed = _speed(spent.bytes / spent.seconds) if spent.bytes else ""
         arithmetic = f"{spent.operations / spent.seconds / 1e9:.0f} GOPS" if spent.operations else ""
         size = terminal.size(spent.bytes) if spent.bytes else ""
         time = _milliseconds(spent.seconds)

@@ -51,6 +51,18 @@ impl Avx2 {
     }
 }
 
+/// `sum`, whose value the compiler cannot see through: so it leaves sums of integers in the order in which they are written.
+/// Free to regroup them, it adds up token by token, needs all weights of a block at once, and keeps them in memory.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn in_order(mut sum: __m256i) -> __m256i {
+    // SAFETY: no instruction at all. Not `pure`: then these are not moved past each other.
+    unsafe {
+        std::arch::asm!("/* {0} */", inout(ymm_reg) sum, options(nomem, nostack, preserves_flags));
+    }
+    sum
+}
+
 impl Simd for Avx2 {
     type F = Half2;
     type I = Int2;
@@ -237,6 +249,40 @@ impl Simd for Avx2 {
         self.dots_i8(w, [a], [offset])[0]
     }
 
+    /// Column by column with all tokens, so that a vector of weights is expanded into a register, used and forgotten: sixteen
+    /// registers do not hold a block.
+    #[inline(always)]
+    fn block_u4<const T: usize>(self, block: &[u8; 256], a: [&[i8; 32]; T], offsets: [i32; T]) -> [Int2; T] {
+        intrinsics! {
+            let low = _mm256_set1_epi8(15);
+            let mut pairs = [[_mm256_setzero_si256(); 2]; T];
+            for j in 0..8 {
+                let bytes = block.as_ptr().add(64 * (j % 4)).cast::<__m256i>();
+                let mut w = [_mm256_loadu_si256(bytes), _mm256_loadu_si256(bytes.add(1))];
+                for half in 0..2 {
+                    w[half] = if j < 4 { w[half] } else { _mm256_srli_epi16::<4>(w[half]) };
+                    w[half] = _mm256_and_si256(w[half], low);
+                }
+                for t in 0..T {
+                    let a = _mm256_set1_epi32(a[t].as_ptr().cast::<i32>().add(j).read_unaligned());
+                    for half in 0..2 {
+                        let products = _mm256_maddubs_epi16(w[half], a);
+                        pairs[t][half] = in_order(_mm256_add_epi16(pairs[t][half], products));
+                    }
+                }
+            }
+            let ones = _mm256_set1_epi16(1);
+            let mut sums = [[_mm256_setzero_si256(); 2]; T];
+            for t in 0..T {
+                for half in 0..2 {
+                    let sum = _mm256_madd_epi16(pairs[t][half], ones);
+                    sums[t][half] = _mm256_add_epi32(_mm256_set1_epi32(offsets[t]), sum);
+                }
+            }
+            sums
+        }
+    }
+
     #[inline(always)]
     fn dots_i8<const T: usize>(self, w: &[Int2; 8], a: [&[i8; 32]; T], _offsets: [i32; T]) -> [Int2; T] {
         intrinsics! {
@@ -249,7 +295,8 @@ impl Simd for Avx2 {
                     for t in 0..T {
                         let a = _mm256_set1_epi32(a[t].as_ptr().cast::<i32>().add(j).read_unaligned());
                         let pairs = _mm256_maddubs_epi16(magnitude, _mm256_sign_epi8(a, w));
-                        sums[t][half] = _mm256_add_epi32(sums[t][half], _mm256_madd_epi16(pairs, ones));
+                        let products = _mm256_madd_epi16(pairs, ones);
+                        sums[t][half] = in_order(_mm256_add_epi32(sums[t][half], products));
                     }
                 }
             }
