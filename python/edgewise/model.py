@@ -473,6 +473,19 @@ class Model:
 
         Returns:
             How many texts are there after it; 0 without a `spill_dir`.
+
+        >>> import tempfile
+        >>> from edgewise import Model
+        >>> folder = tempfile.TemporaryDirectory()
+        >>> model = Model.from_pretrained("demo", spill_dir=folder.name)
+        >>> question = "Repeat: " + "coins apples " * 20
+        >>> result = model.generate(question)
+        >>> model.spill_cache() > 0
+        True
+        >>> later = Model.from_pretrained("demo", spill_dir=folder.name)
+        >>> later.generate(question).usage.cached_tokens > 0
+        True
+        >>> folder.cleanup()
         """
         return self._reader.spill_all()
 

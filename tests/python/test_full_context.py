@@ -66,7 +66,7 @@ class TestWhatIsDropped:
 
     def test_the_oldest_part_of_an_answer(self) -> None:
         ids = [*self.TURNS, *[8] * 37]
-        assert cut(ids, 99, answer=63) == [(10, 50), (63, 62)][:1]
+        assert cut(ids, 99, answer=63) == [(10, 50)], "turns are enough"
         ids += [8] * 100
         assert cut(ids, 199, answer=63) == [(10, 50), (63, 200 - 88)]
 
@@ -75,6 +75,22 @@ class TestWhatIsDropped:
         assert cut([9] * 100, 99, keep_first=20) == [(20, 59)]
         with pytest.raises(ContextError, match="the 99 tokens"):
             cut([9] * 100, 99, keep_first=99)
+
+    def test_a_picture_goes_whole_or_stays(self) -> None:
+        picture = Image.new("RGB", (96, 96), "red")
+        text = "Look: <|vision_start|><|image_pad|><|vision_end|> and so on. " * 8
+        prompt = cold().prepare(text, images=[picture] * 8, raw=True)
+        pad = prompt.token_ids[prompt.media[0].starts[0]]
+        left = set()
+        for most in range(40, len(prompt)):
+            kept = without(prompt, dropped(prompt, CHAT, most % 30, most))
+            assert len(kept) <= most
+            assert kept.token_ids.count(pad) == 9 * len(kept.media)
+            for medium in kept.media:
+                (start,) = medium.starts
+                assert kept.token_ids[start : start + 9] == [pad] * 9
+            left.add(len(kept.media))
+        assert len(left) > 3
 
     def test_a_conversation_is_shortened_at_the_same_place_for_many_turns(self) -> None:
         ids, places = message(3, 20), []
