@@ -19,9 +19,14 @@ $(VENV)/ready: pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check 'maturin>=1.9,<2'
 	touch $@
 
+# With WHEEL=FILE, that wheel's extension is installed in place of one built here.
 .PHONY: install
 install: $(VENV)/ready ## build the package into .venv, optimised, with all tools
+ifdef WHEEL
+	$(BIN)/python tools/install_wheel.py $(WHEEL)
+else
 	$(MATURIN) develop --quiet --release --extras dev,video
+endif
 
 .PHONY: test
 test: install test-rust test-python ## install, then run all tests
@@ -41,7 +46,7 @@ test-python: install
 # Not part of `check`, since it takes programs from Debian; .ci/run calls it.
 .PHONY: test-arm
 test-arm: install ## build for 64-bit ARM and test under emulation (Debian)
-	$(BIN)/python tools/emulate_arm.py
+	$(BIN)/python tools/emulate_arm.py $(if $(ARM_WHEEL),--wheel $(ARM_WHEEL))
 
 .PHONY: lint
 lint: install ## check format, lints, types and documentation
@@ -63,6 +68,17 @@ format: install ## format Rust and Python
 wheel: install ## build the wheel into dist/ and try it in an environment of its own
 	rm -rf dist
 	$(MATURIN) build --quiet --release --out dist
+	$(BIN)/python tools/check_wheel.py dist
+
+# Zig links for old systems and for ARM. It is large, so only this target loads it.
+$(VENV)/zig: $(VENV)/ready
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check 'ziglang==0.17.*'
+	touch $@
+
+.PHONY: wheels
+wheels: $(VENV)/zig ## build wheels for x86-64 and 64-bit ARM into dist/, which run on any Linux, and check them
+	rm -rf dist
+	$(BIN)/python tools/make_wheels.py $(TARGETS)
 	$(BIN)/python tools/check_wheel.py dist
 
 # The cheap steps first, the tests last.

@@ -3,6 +3,7 @@
     python benches/depth.py                     # 1,024 to 262,144 tokens, two minutes
     python benches/depth.py --depths 1024 8192  # others
     python benches/depth.py --kv-dtype int8     # with another KV cache
+    python benches/depth.py --cpu-time          # on a machine that others use
     python benches/depth.py --csv               # rows for benches/record
 
 Two small models of random weights are measured: `delta` has four layers of the gated delta rule, `hybrid`
@@ -23,7 +24,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
@@ -36,6 +37,8 @@ LAYERS = {
     "hybrid": [*["linear_attention"] * 3, "full_attention"],
 }
 VOCABULARY = 1024
+Clock = Callable[[], float]
+"""Tells seconds."""
 
 
 @dataclass
@@ -60,16 +63,16 @@ class Text:
     def microseconds(self) -> float:
         return 1e6 * statistics.median(self.seconds)
 
-    def write(self, tokens: int) -> None:
+    def write(self, tokens: int, clock: Clock) -> None:
         """Write `tokens` tokens behind a fork and note their median time."""
         fork = self.sequence.fork()
         fork.reserve(self.depth + tokens + 1)
         sampler = _native.Sampler(VOCABULARY, temperature=0.0)
         times = []
         for _ in range(tokens + 1):
-            start = time.perf_counter()
+            start = clock()
             fork.append([sampler.sample(fork)[0]])
-            times.append(time.perf_counter() - start)
+            times.append(clock() - start)
         # The first token finds caches full of other things, and copies the last page of the KV cache.
         self.seconds.append(statistics.median(times[1:]))
 
@@ -115,7 +118,12 @@ def read(model: str, engine: _native.Engine, depths: Sequence[int]) -> list[Text
 
 
 def measure(
-    depths: Sequence[int], rounds: int, tokens: int, threads: int | None, kv_dtype: str
+    depths: Sequence[int],
+    rounds: int,
+    tokens: int,
+    threads: int | None,
+    kv_dtype: str,
+    clock: Clock = time.perf_counter,
 ) -> list[Text]:
     """Measure both models after each of `depths` tokens, in ascending order."""
     texts = []
@@ -128,7 +136,7 @@ def measure(
         for _ in range(rounds):
             # What writes next to a long KV cache finds its own data gone from the processor's caches.
             for text in order.sample(texts, len(texts)):
-                text.write(tokens)
+                text.write(tokens, clock)
     return texts
 
 
@@ -163,11 +171,17 @@ def main() -> None:
         "--kv-dtype", choices=["f32", "f16", "int8"], default="f16", help="type of the KV cache (f16)"
     )
     parser.add_argument("--threads", type=positive, metavar="N", help="how many to compute with")
+    parser.add_argument(
+        "--cpu-time",
+        action="store_true",
+        help="one thread, and only the time in which it had a CPU: for a machine that others use too",
+    )
     parser.add_argument("--csv", action="store_true", help="print comma-separated values")
     options = parser.parse_args()
 
     depths = sorted(set(options.depths))
-    texts = measure(depths, options.rounds, options.tokens, options.threads, options.kv_dtype)
+    threads, clock = (1, time.thread_time) if options.cpu_time else (options.threads, time.perf_counter)
+    texts = measure(depths, options.rounds, options.tokens, threads, options.kv_dtype, clock)
     table = rows(texts)
     if options.csv:
         print("\n".join(",".join(row) for row in table))

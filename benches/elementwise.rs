@@ -12,7 +12,7 @@ use edgewise::kernels::activation::{add_bias, gelu_erf_in_place, gelu_tanh_in_pl
 use edgewise::kernels::activations::QuantizedRows;
 use edgewise::kernels::attention::{QueryKeyNorm, bidirectional, prepare_query_key};
 use edgewise::kernels::conv::{TAIL, TAPS};
-use edgewise::kernels::gated_delta::{GatedDelta, gated_delta};
+use edgewise::kernels::gated_delta::{GatedDelta, Sequence, gated_delta};
 use edgewise::kernels::kv_cache::{KvCache, KvType};
 use edgewise::kernels::norm::{layer_norm, rms_norm};
 use edgewise::kernels::rope::RopeTable;
@@ -114,7 +114,12 @@ impl Bench<'_> {
         let (mut tail, mut scratch) = (vec![0.0; TAIL * channels], Vec::new());
         let mut memory = vec![0.0; heads * DELTA.value_dim * DELTA.key_dim];
         self.run("gated delta core", heads * DELTA.value_dim, |cpu, out| {
-            gated_delta(cpu, layer, &mut tail, &mut memory, &mut scratch, out);
+            let sequence = Sequence {
+                tokens: out.len() / (heads * DELTA.value_dim),
+                tail: &mut tail,
+                memory: &mut memory,
+            };
+            gated_delta(cpu, layer, [Some(sequence)], &mut scratch, out);
         });
     }
 
@@ -126,7 +131,7 @@ impl Bench<'_> {
         let mut keys = numbers(self.tokens * kv_width);
         self.run("rotation", ATTENTION.query_width(), |cpu, queries| {
             let norm = QueryKeyNorm { query: &weight, key: &weight, eps: EPS };
-            prepare_query_key(cpu, &ATTENTION, &rope, norm, queries, &mut keys);
+            prepare_query_key(cpu, &ATTENTION, &rope, 0, norm, queries, &mut keys);
         });
         for kv_type in [KvType::F16, KvType::F32] {
             let mut cache = KvCache::new(kv_type, ATTENTION.kv_heads, ATTENTION.head_dim);

@@ -22,7 +22,7 @@ use edgewise::kernels::linear::{Input, Product, Store, linear};
 use edgewise::kernels::routing::{Routes, route_top_k};
 use edgewise::kernels::{Cpu, Tier};
 use edgewise::tensor::Bytes;
-use edgewise::weights::matrix::{BLOCK_ROWS, Format, Matrix};
+use edgewise::weights::matrix::{Format, Matrix};
 use edgewise::weights::model::SwiGluWeights;
 
 /// `[rows, cols]`: the delta layers' q, k and v; gate and up together; down.
@@ -80,7 +80,7 @@ fn matrix(format: Format, [rows, cols]: [usize; 2]) -> Matrix {
         Format::BF16 => {
             numbers(rows * cols).into_iter().flat_map(|x| half::bf16::from_f32(x).to_le_bytes()).collect()
         }
-        Format::Int4 | Format::Int8 => blocks(format, len),
+        Format::Int4 | Format::Int4Asym | Format::Int8 => blocks(format, len),
     };
     Matrix::new(format, rows, cols, Bytes::new(bytes)).expect("the size that was asked for")
 }
@@ -88,7 +88,7 @@ fn matrix(format: Format, [rows, cols]: [usize; 2]) -> Matrix {
 fn blocks(format: Format, len: usize) -> Vec<u8> {
     let mut bytes: Vec<u8> = (0..len as u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 25) as u8).collect();
     for block in bytes.chunks_exact_mut(format.block_bytes()) {
-        let scales = block.len() - 2 * BLOCK_ROWS;
+        let scales = if format == Format::Int8 { 512 } else { 256 };
         for scale in block[scales..].chunks_exact_mut(2) {
             scale.copy_from_slice(&0x2000_u16.to_le_bytes());
         }

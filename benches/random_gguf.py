@@ -4,8 +4,9 @@
 
 What edgewise's recipe `int4` holds in INT4 is Q4_0 here: both are 4 bits with an f16 scale for 32 columns.
 That goes for the embedding too, which is the head where it is tied. What is INT8 there is Q8_0, and the rest
-f32. The vision tower, which llama.cpp wants in a file of its own, is left out. Keys and names are those that
-llama.cpp's `src/models/qwen35.cpp` and `qwen35moe.cpp` load.
+f32. `--blocks Q4_K` writes the former in blocks of the files that are loaded most. The vision tower, which
+llama.cpp wants in a file of its own, is left out. Keys and names are those that llama.cpp's
+`src/models/qwen35.cpp` and `qwen35moe.cpp` load.
 
 Needs the package `gguf`, and of edgewise the shapes alone.
 """
@@ -15,7 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +25,7 @@ import numpy as np
 
 SHAPES = Path(__file__).parent.parent / "python" / "edgewise" / "shapes"
 FORMATS = gguf.GGMLQuantizationType
-GROUP = 32
-"""Columns that share a scale."""
-DEVIATION = {FORMATS.Q4_0: 4.6, FORMATS.Q8_0: 73.3}
+DEVIATION = {FORMATS.Q4_0: 4.6, FORMATS.Q4_K: 4.6, FORMATS.Q8_0: 73.3}
 """Of a uniform level, so that weights have variance 1 / cols."""
 
 
@@ -147,18 +146,29 @@ def add_config(writer: gguf.GGUFWriter, config: dict[str, Any]) -> None:
     writer.add_tokenizer_model("no_vocab")
 
 
+def head(format: gguf.GGMLQuantizationType, step: float) -> bytes:
+    """What stands before the levels of a block, for levels `step` apart whose mean is 0."""
+    if format is FORMATS.Q4_K:
+        # Steps and minima of all eight parts are 32 of these units; of the six bits two stand apart.
+        return np.array([step / 32, 7.5 * step / 32], "<f2").tobytes() + bytes([0xA0] * 8 + [0] * 4)
+    return np.array(step, "<f2").tobytes()
+
+
 def draw(random: np.random.Generator, tensor: Tensor) -> np.ndarray:
     """The numbers of a tensor: f32, or the bytes of its rows."""
     if tensor.format is FORMATS.F32:
         return random.uniform(tensor.low, tensor.high, tensor.shape).astype(np.float32)
     *rows, cols = tensor.shape
-    block = np.dtype([("scale", "<f2"), ("levels", "u1", gguf.GGML_QUANT_SIZES[tensor.format][1] - 2)])
-    blocks = np.empty((*rows, cols // GROUP), block)
-    blocks["scale"] = 1 / (DEVIATION[tensor.format] * cols**0.5)
-    levels = random.integers(0, 256, blocks["levels"].shape, np.uint8)
+    weights, size = gguf.GGML_QUANT_SIZES[tensor.format]
+    begin = head(tensor.format, 1 / (DEVIATION[tensor.format] * cols**0.5))
+    blocks = np.empty((*rows, cols // weights, size), np.uint8)
+    blocks[..., : len(begin)] = np.frombuffer(begin, np.uint8)
+    levels = random.integers(0, 256, (*blocks.shape[:-1], size - len(begin)), np.uint8)
     # -128 is no level of Q8_0.
-    blocks["levels"] = np.where(levels == 128, 129, levels) if tensor.format is FORMATS.Q8_0 else levels
-    return blocks.view(np.uint8).reshape(*rows, -1)
+    blocks[..., len(begin) :] = (
+        np.where(levels == 128, 129, levels) if tensor.format is FORMATS.Q8_0 else levels
+    )
+    return blocks.reshape(*rows, -1)
 
 
 def stored(tensor: Tensor) -> tuple[tuple[int, ...], np.dtype, int]:
@@ -169,19 +179,25 @@ def stored(tensor: Tensor) -> tuple[tuple[int, ...], np.dtype, int]:
     return shape, np.dtype(np.uint8), int(np.prod(shape))
 
 
-def write_random(config: dict[str, Any], destination: Path, seed: int = 0) -> None:
-    """Write the model of a `config.json`, tensor by tensor."""
+def write_random(
+    config: dict[str, Any],
+    destination: Path,
+    seed: int = 0,
+    blocks: gguf.GGMLQuantizationType = FORMATS.Q4_0,
+) -> None:
+    """Write the model of a `config.json`, tensor by tensor; `blocks` stand in place of Q4_0."""
     text = {"tie_word_embeddings": config.get("tie_word_embeddings", False), **config["text_config"]}
     writer = gguf.GGUFWriter(destination, "qwen35moe" if "num_experts" in text else "qwen35")
     add_config(writer, text)
-    for tensor in tensors(text):
+    planned = [replace(t, format=blocks) if t.format is FORMATS.Q4_0 else t for t in tensors(text)]
+    for tensor in planned:
         shape, dtype, nbytes = stored(tensor)
         writer.add_tensor_info(tensor.name, shape, dtype, nbytes, tensor.format)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
     random = np.random.default_rng(seed)
-    for tensor in tensors(text):
+    for tensor in planned:
         writer.write_tensor_data(draw(random, tensor))
     writer.close()
 
@@ -192,13 +208,14 @@ def main() -> None:
     )
     parser.add_argument("size", help="0.8B, 2B, ..., or the path of a config.json")
     parser.add_argument("destination", type=Path)
+    parser.add_argument("--blocks", default="Q4_0", choices=["Q4_0", "Q4_K"], help="of most matrices (Q4_0)")
     parser.add_argument("--layers", type=int, metavar="N", help="the first N layers only")
     arguments = parser.parse_args()
     path = SHAPES / f"{arguments.size}.json"
     config = json.loads((path if path.exists() else Path(arguments.size)).read_text())
     if arguments.layers is not None:
         config["text_config"]["num_hidden_layers"] = arguments.layers
-    write_random(config, arguments.destination)
+    write_random(config, arguments.destination, blocks=FORMATS[arguments.blocks])
 
 
 if __name__ == "__main__":

@@ -44,9 +44,16 @@ impl Floats {
         let (mapping, fresh) = mapping(lens);
         let mut arrays = Self::parts(mapping, lens);
         if !fresh {
-            arrays.iter_mut().for_each(|array| array.fill(0.0));
+            for array in &mut arrays {
+                array.fill(0.0);
+            }
         }
         arrays
+    }
+
+    /// The same for a number of arrays known beforehand.
+    pub fn zeroed_array<const N: usize>(lens: [usize; N]) -> [Self; N] {
+        Self::zeroed(&lens).try_into().expect("one for each length")
     }
 
     /// Copies of `arrays`.
@@ -62,6 +69,7 @@ impl Floats {
         let skipped = if mapping.len() > LARGE_PAGE { mapping.as_ptr().align_offset(LARGE_PAGE) } else { 0 };
         let room = &mut mapping[skipped..];
         assert!(bytes(lens) <= room.len());
+        #[allow(clippy::cast_ptr_alignment, reason = "a mapping begins at a page")]
         let start = NonNull::new(room.as_mut_ptr().cast::<f32>()).expect("no mapping begins at address 0");
         let mapping = Arc::new(mapping);
         let mut offset = 0;
@@ -162,7 +170,7 @@ mod tests {
                 array.fill(i as f32 + 1.0);
             }
             for (i, array) in arrays.iter().enumerate() {
-                assert!(array.iter().all(|&x| x == i as f32 + 1.0));
+                assert!(array.iter().all(|x| x.to_bits() == (i as f32 + 1.0).to_bits()));
             }
         }
     }
@@ -182,7 +190,9 @@ mod tests {
         for _ in 0..3 {
             let mut arrays = Floats::zeroed(&[1000, LARGE_PAGE / 4 + 1]);
             assert!(arrays.iter().all(|array| array.iter().all(|&x| x == 0.0)));
-            arrays.iter_mut().for_each(|array| array.fill(1.0));
+            for array in &mut arrays {
+                array.fill(1.0);
+            }
         }
     }
 
@@ -198,6 +208,6 @@ mod tests {
         let mut last = arrays.pop().unwrap();
         drop(arrays);
         last.fill(7.0);
-        assert_eq!(std::thread::spawn(move || last.iter().sum::<f32>()).join().unwrap(), 700.0);
+        assert_eq!(std::thread::spawn(move || last.to_vec()).join().unwrap(), [7.0; 100]);
     }
 }

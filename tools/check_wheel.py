@@ -1,11 +1,15 @@
-"""Try the wheel as a user would: its size and contents, then `edgewise demo` in an environment of its own.
+"""Try wheels as a user would: their contents, and one of this computer's kind in an environment of its own.
 
     python tools/check_wheel.py FOLDER
 
-FOLDER holds one wheel.
+Each wheel in FOLDER is checked for its size, its files, and instructions that not every processor has
+(`tools/check_baseline.py`). The first that fits this computer is installed from files alone, as on a computer
+without a network, with what the package needs and none of its extras, and has to answer.
 """
 
 import os
+import platform
+import re
 import subprocess
 import sys
 import tempfile
@@ -13,21 +17,32 @@ import venv
 import zipfile
 from pathlib import Path
 
+from check_baseline import check_wheel
+
 MODEL = "edgewise/demo/demo.safetensors"
 LIMIT = 5_000_000
 """Bytes of the wheel without the model."""
 NEEDED = [f"edgewise/{name}" for name in ("__init__.py", "_native.abi3.so", "_native.pyi", "py.typed")]
+ANSWERS = [
+    (["demo"], "Paris."),
+    (["generate", "demo", "Write v q o c b in capitals.", "--no-think"], "V Q O C B"),
+]
+"""Commands, and what they have to say."""
 
 
 def main() -> None:
     [folder] = sys.argv[1:]
-    [wheel] = Path(folder).glob("*.whl")
-    check_contents(wheel)
+    wheels = sorted(Path(folder).glob("*.whl"))
+    own = [
+        wheel for wheel in wheels if re.search(rf"(many|-)linux[^-]*_{platform.machine()}\.whl$", wheel.name)
+    ]
+    if not own:
+        sys.exit(f"{folder}: no wheel for {platform.machine()} and glibc")
+    for wheel in wheels:
+        check_contents(wheel)
+        print(f"{wheel.name}: {check_wheel(wheel)}", flush=True)
     with tempfile.TemporaryDirectory() as scratch:
-        answer = run_demo(wheel.resolve(), Path(scratch))
-    if "Paris." not in answer:
-        sys.exit(f"{wheel}: edgewise demo says\n{answer}")
-    print(f"{wheel.name}: installed, edgewise demo answers")
+        print(f"{own[0].name}: {check_installed(own[0].resolve(), Path(scratch))}")
 
 
 def check_contents(wheel: Path) -> None:
@@ -47,16 +62,27 @@ def check_contents(wheel: Path) -> None:
     print(f"{wheel.name}: {size / 1e6:.2f} MB and a model of {model / 1e6:.2f} MB, {len(names)} files")
 
 
-def run_demo(wheel: Path, scratch: Path) -> str:
-    """Install into a new environment and return what the command prints, run outside the source tree."""
+def check_installed(wheel: Path, scratch: Path) -> str:
+    """Install from files into a new environment, run commands there, and return what was done."""
+    files, programs = scratch / "files", scratch / "venv" / "bin"
+    run(scratch, sys.executable, "-m", "pip", "download", "--quiet", "--dest", files, wheel)
     venv.create(scratch / "venv", with_pip=True)
-    programs = scratch / "venv" / "bin"
-    pip = [programs / "python", "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-    subprocess.run([*pip, wheel], check=True, cwd=scratch)
+    offline = ("--no-index", "--find-links", files)
+    run(scratch, programs / "python", "-m", "pip", "install", "--quiet", *offline, wheel)
+    for arguments, expected in ANSWERS:
+        answer = run(scratch, programs / "edgewise", *arguments)
+        if expected not in answer:
+            sys.exit(f"{wheel}: edgewise {' '.join(arguments)} says\n{answer}")
+    count = len(list(files.glob("*.whl")))
+    return f"installed from {count} files without a network, and answers"
+
+
+def run(folder: Path, *command: str | Path) -> str:
+    """Run a command in `folder`, without the source tree on Python's path, and return what it prints."""
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    command = [programs / "edgewise", "demo"]
+    quiet = {**environment, "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
     return subprocess.run(
-        command, check=True, cwd=scratch, env=environment, capture_output=True, text=True
+        command, check=True, cwd=folder, env=quiet, stdout=subprocess.PIPE, text=True
     ).stdout
 
 

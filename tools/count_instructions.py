@@ -11,6 +11,7 @@ layout needs at least, each load counted for itself (so pairs of loads can be be
     token           sums 4 to start and 4 to convert; scales 4 products; 4 multiply-adds; 2 loads of
                     activations, 2 of their scale and offset; smlal 8 loads of four activations, 8 to
                     add up; smmla 4 to sort
+    asymmetric      offsets 2 loads and 4 conversions more; for a token a load of its sum, 4 multiply-adds
 """
 
 from __future__ import annotations
@@ -38,11 +39,11 @@ class Instruction:
 def main() -> None:
     library = Path(sys.argv[1]) if len(sys.argv) > 1 else LIBRARY
     rows = Counter(row for loop in loops(instructions(library)) if (row := described(loop)) is not None)
-    print("tier     weights  tokens  instructions  a token  of them products  at least  ratio  loops")
+    print("tier     weights    tokens  instructions  a token  of them products  at least  ratio  loops")
     for (tier, weights, tokens, count, products), copies in sorted(rows.items()):
         least = least_of(tier, weights, tokens)
         print(
-            f"{tier:8} {weights:7} {tokens:7} {count:13} {count / tokens:8.1f} {products / tokens:17.1f}"
+            f"{tier:8} {weights:9} {tokens:7} {count:13} {count / tokens:8.1f} {products / tokens:17.1f}"
             f"{least:10.1f} {count / tokens / least:6.2f} {copies:6}"
         )
 
@@ -78,8 +79,10 @@ def described(loop: list[Instruction]) -> tuple[str, str, int, int, int] | None:
     names = Counter(instruction.name for instruction in loop)
     if not names["scvtf"] or not names["fmla"]:
         return None
-    nibbles = "int4" if names["ushr"] >= 16 else "int8"
     tokens, rest = divmod(names["scvtf"], 4)
+    nibbles = "int4" if names["ushr"] >= 16 else "int8"
+    if names["fmla"] >= 8 * tokens:
+        nibbles += "_asym"
     products = {
         "i8mm": names["smmla"],
         "dotprod": names["sdot"],
@@ -94,14 +97,15 @@ def described(loop: list[Instruction]) -> tuple[str, str, int, int, int] | None:
 
 def least_of(tier: str, weights: str, tokens: int) -> float:
     """Return the least number of SIMD instructions for a block and token, as the text above has it."""
-    block = (16 + 32 if weights == "int4" else 32) + 6
-    token = 4 + 4 + 4 + 4 + 2 + 2
+    nibbles, offsets = weights.startswith("int4"), weights.endswith("asym")
+    block = (16 + 32 if nibbles else 32) + (12 if offsets else 6)
+    token = 4 + 4 + 4 + 4 + 2 + 2 + (5 if offsets else 0)
     if tier == "i8mm":
-        block += 16 if weights == "int4" else 32
+        block += 16 if nibbles else 32
         return block / tokens + token + 4 + 32 * ((tokens + 1) // 2) / tokens
     if tier == "dotprod":
         return block / tokens + token + 32
-    return block / tokens + token + 8 + (8 if weights == "int4" else 32 + 4) + 64
+    return block / tokens + token + 8 + (8 if nibbles else 32 + 4) + 64
 
 
 if __name__ == "__main__":

@@ -1,9 +1,10 @@
 """Build edgewise for 64-bit ARM and run it under emulation, on a computer with another processor.
 
-    python tools/emulate_arm.py
+    python tools/emulate_arm.py [--wheel WHEEL]
 
-Works on Debian and takes from there a cross linker, the emulator (installed if they are missing and that is
-possible) and an ARM Python. What is loaded goes to `target/arm` and is not loaded a second time.
+WHEEL is one for ARM; without it, one is built that is quicker to build. Works on Debian and takes from there
+a cross linker, the emulator (installed if they are missing and that is possible) and an ARM Python. What is
+loaded goes to `target/arm` and is not loaded a second time.
 
 What runs:
 
@@ -32,6 +33,8 @@ from pathlib import Path
 
 import numpy as np
 
+from system_tools import need_library, need_programs
+
 ROOT = Path(__file__).resolve().parents[1]
 WORK = ROOT / "target" / "arm"
 TARGET = "aarch64-unknown-linux-gnu"
@@ -49,8 +52,8 @@ TIERS = {
 
 CARGO_TEST = ["cargo", "test", "--target", TARGET, "--profile", PROFILE, "--test", "rust"]
 RUST_TESTS = {
-    "cortex-a53": ["kernels::lanes", "kernels::linear"],
-    "cortex-a76": ["kernels::lanes", "kernels::linear"],
+    "cortex-a53": ["kernels::lanes", "kernels::linear", "kernels::asymmetric"],
+    "cortex-a76": ["kernels::lanes", "kernels::linear", "kernels::asymmetric"],
     "max": ["kernels::"],
 }
 """Filters of the Rust tests: all kernels where all tiers are, elsewhere what each tier does itself."""
@@ -95,6 +98,7 @@ TEST_TOOLS = ["pytest", "pytest-timeout", "hypothesis"]
 def main() -> None:
     parser = argparse.ArgumentParser(description="Build for 64-bit ARM and test under emulation.")
     parser.add_argument("--build-only", action="store_true", help="stop before the tests")
+    parser.add_argument("--wheel", type=Path, help="test this wheel in place of one built for it")
     arguments = parser.parse_args()
     start = time.monotonic()
     WORK.mkdir(parents=True, exist_ok=True)
@@ -102,7 +106,7 @@ def main() -> None:
     step("ARM Python", load_python)
     step("ARM packages", load_requirements)
     step("lints", check_lints)
-    step("extension", build_extension)
+    step("package", lambda: install_package(arguments.wheel or build_wheel()))
     step("Rust tests, built", build_tests)
     if arguments.build_only:
         return
@@ -151,21 +155,8 @@ def fingerprint(*parts: object) -> str:
 
 def install_tools() -> None:
     """Find the cross linker, the emulator and Rust's ARM library, or install them."""
-    if not (shutil.which(LINKER) and shutil.which(EMULATOR)):
-        if os.geteuid() != 0 or not shutil.which("apt-get"):
-            raise SystemExit(f"ARM: needs {LINKER} and {EMULATOR}: install {', '.join(PACKAGES)}")
-        retry = ["-o", "Acquire::Retries=5"]
-        run(["apt-get", "update", "-qq", *retry])
-        quiet = environment(DEBIAN_FRONTEND="noninteractive")
-        run(["apt-get", "install", "-qq", "--no-install-recommends", *retry, *PACKAGES], env=quiet)
-    library = run(["rustc", "--print", "target-libdir", "--target", TARGET]).strip()
-    if not list(Path(library).glob("libstd-*.rlib")):
-        if not shutil.which("rustup"):
-            raise SystemExit(
-                f"ARM: needs Rust's library for {TARGET}: it comes with 'rustup target add {TARGET}', or for "
-                "Debian's rustc-web with 'dpkg --add-architecture arm64' and libstd-rust-web-dev:arm64"
-            )
-        run(["rustup", "target", "add", TARGET])
+    need_programs([LINKER, EMULATOR], PACKAGES)
+    need_library(TARGET)
 
 
 def load_python() -> None:
@@ -222,14 +213,9 @@ def load_requirements() -> None:
     if stamp.exists() and stamp.read_text() == wanted:
         return
     shutil.rmtree(site, ignore_errors=True)
-    platforms = [f"--platform=manylinux_{version}_aarch64" for version in ("2_17", "2_28", "2_34")]
-    run(
-        [
-            *(sys.executable, "-m", "pip", "install", "--quiet", "--no-cache-dir"),
-            *("--only-binary=:all:", "--implementation=cp", "--python-version=3.11", *platforms),
-            *("--platform=manylinux2014_aarch64", "--disable-pip-version-check", "--target", site, *needed),
-        ]
-    )
+    versions = ("2014", "_2_17", "_2_28", "_2_34")
+    platforms = [f"--platform=manylinux{version}_aarch64" for version in versions]
+    run([*pip_for_arm(*platforms), "--target", site, *needed])
     stamp.write_text(wanted)
 
 
@@ -244,17 +230,32 @@ def check_lints() -> None:
     run(["cargo", "clippy", "--quiet", "--all-targets", "--target", TARGET, "--", "-D", "warnings"])
 
 
-def build_extension() -> str:
-    """Build a wheel and unpack it into `target/arm/package`."""
-    wheels, package = WORK / "wheels", WORK / "package"
-    for folder in (wheels, package):
-        shutil.rmtree(folder, ignore_errors=True)
+def build_wheel() -> Path:
+    """Build a wheel that is quick to build, for this computer's glibc, and return its path."""
+    wheels = WORK / "wheels"
+    shutil.rmtree(wheels, ignore_errors=True)
     maturin = Path(sys.executable).parent / "maturin"
     build = [maturin, "build", "--quiet", "--profile", PROFILE, "--target", TARGET]
     run([*build, "--compatibility", "linux", "--out", wheels], env=cargo_environment())
     [wheel] = wheels.glob("*.whl")
-    shutil.unpack_archive(wheel, package, "zip")
+    return wheel
+
+
+def install_package(wheel: Path) -> str:
+    """Install a wheel into `target/arm/package`, from files alone."""
+    package = WORK / "package"
+    shutil.rmtree(package, ignore_errors=True)
+    platforms = [f"--platform={name}_aarch64" for name in ("manylinux2014", "linux")]
+    run([*pip_for_arm(*platforms), "--no-index", "--no-deps", "--target", package, wheel.resolve()])
     return f"{wheel.name}, {wheel.stat().st_size / 1e6:.1f} MB"
+
+
+def pip_for_arm(*platforms: str) -> list[str]:
+    """Return the start of a command that installs packages for the ARM Python and `platforms`."""
+    return [
+        *(sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-cache-dir"),
+        *("--only-binary=:all:", "--implementation=cp", "--python-version=3.11", *platforms),
+    ]
 
 
 def build_tests() -> None:

@@ -9,12 +9,14 @@ from edgewise.media import MediaError
 from edgewise.model import Model
 from edgewise.prompt import Prompt
 from edgewise.results import Piece, Result, Shift, Timings, TokenLogprob, Usage
+from edgewise.scheduler import BusyError
 from edgewise.sequence import Sequence
 from edgewise.tokenizer import Tokenizer
 
 __version__ = version("edgewise")
 
 __all__ = [
+    "BusyError",
     "ChatTemplate",
     "CheckpointError",
     "ContextError",

@@ -586,6 +586,7 @@ class Engine:
         """
 
     def sequence(self) -> Sequence: ...
+    def batch(self) -> Batch: ...
     def fingerprint(self) -> str:
         """Return a number for the model, its formats of weights and the type of its KV cache, as 32 digits.
 
@@ -649,6 +650,18 @@ class Sequence:
         the tokens, see `len`, and never a part of an image.
         """
 
+    def work(self, ids: _Ids, media: _Media | None = None, sampler: Sampler | None = None) -> Work:
+        """Say what to append in steps that other sequences take part in; nothing is done yet.
+
+        Args:
+            ids: token ids, perhaps none.
+            media: as in `append`.
+            sampler: picks a token behind them.
+
+        Raises:
+            TypeError, ValueError: as `append`, but ids are looked at in the first step.
+        """
+
     def reserve(self, tokens: int) -> None:
         """Take memory for `tokens` tokens in all, at most the context, before they come.
 
@@ -696,6 +709,54 @@ class Sequence:
             CheckpointError: if it is no saved sequence, is damaged or cut short, has another fingerprint, or
                 does not fit the engine.
             ContextError: if it has more tokens than the context.
+        """
+
+@final
+class Work:
+    """What `Sequence.work` returned; `Batch.step` does it."""
+
+    @property
+    def left(self) -> int:
+        """Tokens to be appended yet."""
+
+    @property
+    def finished(self) -> bool:
+        """Whether there is a result, or the work was given up. May be asked while a step is under way."""
+
+    def result(self) -> tuple[int, float | None, list[tuple[int, float]]] | None:
+        """Return what `Sampler.sample` would, or `None` without a sampler. Can be had once.
+
+        Raises:
+            ContextError, MemoryError, NonFiniteError, ValueError: what went wrong in a step.
+            RuntimeError: if the work is not finished, or the result was taken.
+        """
+
+    def abandon(self) -> None:
+        """Give it up. Tokens appended so far stay, but for those of an image that is not complete.
+
+        Raises:
+            RuntimeError: if a step is under way with it.
+        """
+
+@final
+class Batch:
+    """Steps of several sequences of one engine, which share passes over the weights."""
+
+    @property
+    def pass_tokens(self) -> int:
+        """Tokens that a step should have in all, so that it is over soon."""
+
+    def step(self, works: _Seq[tuple[Work, int]]) -> None:
+        """Append to each sequence so many of the tokens of its work, and sample where that was the last one.
+
+        Each sequence gets the bits that it would get alone. What goes wrong with one is the outcome of its
+        work, and the others do not notice. Works that are finished are left out.
+
+        Args:
+            works: what to do, and how many tokens of it at most in this step.
+
+        Raises:
+            RuntimeError: if another step is under way.
         """
 
 @final

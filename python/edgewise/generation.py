@@ -7,12 +7,13 @@ from collections.abc import Callable, Collection, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from edgewise import _native
+from edgewise._native import Sampler, Work
 from edgewise.detokenizer import Detokenizer
 from edgewise.options import GenerationOptions
 from edgewise.prompt import Prompt
-from edgewise.reading import Text
+from edgewise.reading import Sampled, Text
 from edgewise.results import FinishReason, Piece, Result, Timings, TokenLogprob, Usage
+from edgewise.scheduler import CancelledError
 from edgewise.stops import StopStrings
 from edgewise.tokenizer import Tokenizer
 from edgewise.window import Window, without
@@ -42,10 +43,13 @@ class Request:
     """Makes room in a full context; `None` if there is room for everything."""
 
 
-def stream(request: Request, text: Text, sampler: _native.Sampler, keep: bool = False) -> Generator[Piece]:
-    """Generate at the end of `text`, one piece a token; the last piece has the finish reason.
+def steps(
+    request: Request, text: Text, sampler: Sampler, keep: bool = False
+) -> Generator[Work | Piece, None, None]:
+    """Generate at the end of `text`: works to be done, and a piece for each token.
 
-    The text always holds whole tokens, also when the loop is left early or interrupted.
+    The last piece has the finish reason. The text always holds whole tokens, also when the loop is left early
+    or interrupted.
 
     Args:
         request: what to generate; its prompt is read first.
@@ -54,65 +58,108 @@ def stream(request: Request, text: Text, sampler: _native.Sampler, keep: bool = 
         keep: append every token before its piece is given out, also the last one.
     """
     clock = _Clock(request.seconds_before, request.media_seconds_before)
+    answer = _TextStream(request)
     sampler.observe(request.prompt_ids)
+    cached = 0
     try:
-        cached = _read_prompt(request, text, clock)
-        yield from _answer(request, text, sampler, clock, cached, keep)
+        cached, first = yield from _read_prompt(request, text, sampler, clock)
+        yield from _answer(request, text, sampler, answer, first, clock, cached, keep)
+    except CancelledError:
+        yield _last_piece(request, answer.flush(), [], None, "cancelled", answer, clock, cached)
     finally:
         text.finish()
 
 
-def _read_prompt(request: Request, text: Text, clock: _Clock) -> int:
-    """Append the prompt, and return how many tokens did not have to be computed."""
+def _read_prompt(
+    request: Request, text: Text, sampler: Sampler, clock: _Clock
+) -> Generator[Work, None, tuple[int, Sampled]]:
+    """Append the prompt; return how many tokens did not have to be computed, and the first of the answer."""
     room = min(request.max_new_tokens, RESERVED_AHEAD)
     if request.prompt is None:
         text.reserve(room)
-        clock.prompt_read()
-        return len(text)
-    has_media = bool(request.prompt.media)
-    cached = text.read(
-        request.prompt,
-        progress=request.options.progress,
-        room=room,
-        encoded=lambda: clock.media_encoded(has_media),
-    )
+        cached = len(text)
+        first = yield from text.sample(sampler)
+    else:
+        has_media = bool(request.prompt.media)
+        cached, first = yield from text.reading(
+            request.prompt,
+            sampler,
+            progress=request.options.progress,
+            room=room,
+            encoded=lambda: clock.media_encoded(has_media),
+        )
     clock.prompt_read()
-    return cached
+    return cached, first
 
 
 def _answer(
-    request: Request, text: Text, sampler: _native.Sampler, clock: _Clock, cached: int, keep: bool
-) -> Generator[Piece]:
-    answer = _TextStream(request)
+    request: Request,
+    text: Text,
+    sampler: Sampler,
+    answer: _TextStream,
+    sampled: Sampled,
+    clock: _Clock,
+    cached: int,
+    keep: bool,
+) -> Generator[Work | Piece, None, None]:
     for left in reversed(range(request.max_new_tokens)):
-        token_id, logprob, top = sampler.sample(text.native)
+        token_id, logprob, top = sampled
         clock.token_sampled()
-        if keep:
-            _make_room(request, text, clock.tokens)
-            text.push(token_id)
         piece_text, reason = answer.push(token_id), answer.finish_reason
         if reason is None and left == 0:
             piece_text, reason = piece_text + answer.flush(), answer.finish_reason or "length"
         logprobs = _logprobs(request, token_id, logprob, top)
         if reason is not None:
-            usage, timings = clock.report(len(request.prompt_ids), cached)
-            seed = request.options.sampling.seed
-            shifts = request.window.shifts if request.window else []
-            yield Piece(piece_text, [token_id], logprobs, reason, answer.stop, usage, timings, seed, shifts)
+            if keep:
+                yield from _make_room(request, text, clock.tokens)
+                yield from text.push(token_id)
+            yield _last_piece(request, piece_text, [token_id], logprobs, reason, answer, clock, cached)
             return
+        sampler.observe([token_id], generated=True)
+        if keep:
+            before = len(text)
+            try:
+                yield from _make_room(request, text, clock.tokens)
+                before = len(text)
+                sampled = yield from text.push_and_sample(token_id, sampler)
+            except CancelledError:
+                if len(text) > before:
+                    yield Piece(piece_text, [token_id], logprobs)
+                else:
+                    clock.token_dropped()
+                    answer.drop()
+                raise
         with clock.paused():
             yield Piece(piece_text, [token_id], logprobs)
-        sampler.observe([token_id], generated=True)
         if not keep:
-            _make_room(request, text, clock.tokens)
-            text.push(token_id)
+            yield from _make_room(request, text, clock.tokens)
+            sampled = yield from text.push_and_sample(token_id, sampler)
 
 
-def _make_room(request: Request, text: Text, generated: int) -> None:
+def _last_piece(
+    request: Request,
+    text: str,
+    token_ids: list[int],
+    logprobs: list[TokenLogprob] | None,
+    reason: FinishReason,
+    answer: _TextStream,
+    clock: _Clock,
+    cached: int,
+) -> Piece:
+    usage, timings = clock.report(len(request.prompt_ids), cached)
+    seed = request.options.sampling.seed
+    shifts = request.window.shifts if request.window else []
+    return Piece(text, token_ids, logprobs, reason, answer.stop, usage, timings, seed, shifts)
+
+
+def _make_room(request: Request, text: Text, generated: int) -> Generator[Work, None, None]:
     """Drop what has to go for one more token, where that is allowed."""
-    ranges = request.window.overflow(text, generated) if request.window else []
-    if ranges:
-        text.become(without(Prompt(text.ids, text.media), ranges))
+    if request.window is None or len(text) < request.window.context:
+        return
+    whole = Prompt(text.ids, text.media)
+    ranges = request.window.overflow(whole)
+    yield from text.becoming(without(whole, ranges))
+    request.window.note(whole, ranges, generated)
 
 
 def collect(request: Request, pieces: Iterator[Piece]) -> Result:
@@ -159,6 +206,11 @@ class _TextStream:
         self.stop = self._stops.matched
         return text
 
+    def drop(self) -> None:
+        """Forget what is held back: the last token is not to be part of the text."""
+        self._detokenizer = Detokenizer(lambda _: "")
+        self._stops = StopStrings(())
+
     def flush(self) -> str:
         """Return what was held back, for the end of the text."""
         text = self._stops.push(self._detokenizer.flush()) + self._stops.flush()
@@ -190,6 +242,9 @@ class _Clock:
         self._last = self._elapsed()
         self._first = self._first or self._last
         self.tokens += 1
+
+    def token_dropped(self) -> None:
+        self.tokens -= 1
 
     @contextmanager
     def paused(self) -> Iterator[None]:

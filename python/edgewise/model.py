@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgewise import cache as quantised_cache
-from edgewise import chat, checks, eos, generation, gguf, hub, inputs, saving
-from edgewise._native import CheckpointError, ContextError, Engine, Sampler, available_memory
+from edgewise import chat, checks, eos, generation, gguf, hub, inputs, many, saving
+from edgewise._native import CheckpointError, ContextError, Engine, Sampler, Work, available_memory
 from edgewise.chat import ChatTemplate, Message
 from edgewise.checkpoints import Markers
 from edgewise.checks import Range
@@ -36,6 +36,7 @@ from edgewise.progress import Progress, shown
 from edgewise.prompt import Prompt
 from edgewise.reading import Reader, Text
 from edgewise.results import Piece, Result
+from edgewise.scheduler import MAX_BATCH, MAX_REQUESTS, Scheduler
 from edgewise.sequence import Sequence as TextSequence
 from edgewise.spill import Spill
 from edgewise.tokenizer import FILE as TOKENIZER_FILE
@@ -69,8 +70,8 @@ class Model:
     >>> model.generate("What is the capital of France?", enable_thinking=False).text
     'Paris.'
 
-    One model may be used by several threads at once: each call has a sequence of its own, and the engine
-    computes for one of them at a time.
+    One model may be used by several threads at once: each call has a text of its own, and those that go on at
+    the same time share passes over the weights. No answer depends on what else is computed.
     """
 
     def __init__(
@@ -81,13 +82,16 @@ class Model:
         cache_bytes: int = 0,
         spill_dir: str | os.PathLike[str] | None = None,
         spill_bytes: int = SPILL_BYTES,
+        max_batch: int = MAX_BATCH,
+        max_requests: int = MAX_REQUESTS,
     ) -> None:
         """Wrap an open engine; `Model.from_pretrained` is the usual way.
 
         Raises:
             CheckpointError: if a side file such as `generation_config.json` or the chat template is unusable.
             TypeError, ValueError: if `media_cache_bytes`, `cache_bytes` or `spill_bytes` is not a whole
-                number from 0, or there is a `spill_dir` and no cache that could spill.
+                number from 0, or `max_batch` or `max_requests` not one from 1, or if there is a `spill_dir`
+                and no cache that could spill.
             OSError: if there is no `spill_dir` and it cannot be made.
         """
         self._engine = engine
@@ -102,7 +106,10 @@ class Model:
         """`None` for a checkpoint without one."""
         self._encoder = Encoder(engine, int(Range(int, 0).check("media_cache_bytes", media_cache_bytes)))
         cache_bytes = int(Range(int, 0).check("cache_bytes", cache_bytes))
-        self._reader = Reader(engine, self._encoder, cache_bytes, self._markers)
+        max_batch = int(Range(int, 1).check("max_batch", max_batch))
+        max_requests = int(Range(int, 1).check("max_requests", max_requests))
+        self._scheduler = Scheduler(engine, max_batch, max_requests)
+        self._reader = Reader(engine, self._encoder, cache_bytes, self._markers, self._scheduler)
         spill_bytes = int(Range(int, 0).check("spill_bytes", spill_bytes))
         if spill_dir is not None:
             if not cache_bytes:
@@ -125,6 +132,8 @@ class Model:
         cache_bytes: int | None = None,
         spill_dir: str | os.PathLike[str] | None = None,
         spill_bytes: int = SPILL_BYTES,
+        max_batch: int = MAX_BATCH,
+        max_requests: int = MAX_REQUESTS,
         yarn_factor: float | None = None,
         revision: str | None = None,
     ) -> Model:
@@ -137,12 +146,12 @@ class Model:
                 repository, only the files that are needed are fetched, once, into the hub's own cache; behind
                 the id of one with GGUF files a colon and a part of a name choose one, `org/name:Q4_K_M`.
             dtype: how the large matrices are held. `auto` takes a file of `edgewise quantize` as it is, turns
-                the blocks of a GGUF file into the nearest format (Q4_0 into INT4, others into INT8), and
-                converts any other checkpoint to INT4 by the recipe `int4`, which keeps some tensors in INT8
-                or f32. What GPTQ, AWQ, compressed-tensors, FP8 or MLX quantised keeps its own levels, in INT4
-                or INT8, and what they left unpacked is held in INT8; `int8` and `int4` convert by the recipe
-                of that name, `bf16` to bf16. `f32` keeps the exact values: what is stored in f32, f16 or bf16
-                as it is, everything smaller widened.
+                the blocks of a GGUF file into the nearest format (Q4_0, Q4_1 and Q4_K into INT4, symmetric or
+                not, others into INT8), and converts any other checkpoint to INT4 by the recipe `int4`, which
+                keeps some tensors in INT8 or f32. What GPTQ, AWQ, compressed-tensors, FP8 or MLX quantised
+                keeps its own levels, in INT4 or INT8, and what they left unpacked is held in INT8; `int8` and
+                `int4` convert by the recipe of that name, `bf16` to bf16. `f32` keeps the exact values: what
+                is stored in f32, f16 or bf16 as it is, everything smaller widened.
             threads: how many to compute with. `None` takes what suits this computer, see `edgewise info`.
             kv_dtype: how keys and values of past tokens are held: `f16`, `f32`, `int8` (about half the memory
                 of f16, and faster in long texts), or `auto`, which is f32 beside a `dtype` of `f32` and else
@@ -162,6 +171,10 @@ class Model:
                 processes with the same model, are taken up from there. Writing takes time of the call that
                 needs the room. `None` writes nothing. Only use a folder that nobody else can write to.
             spill_bytes: how much that folder may hold; what was used longest ago is removed first (8 GiB).
+            max_batch: how many texts share a pass over the weights at most. Of more that are generated at the
+                same time, the later ones wait for their turn.
+            max_requests: how many texts may be under way, those that wait and streams that are not finished
+                included. One more raises `BusyError`, a RuntimeError.
             yarn_factor: extend the context to so many times its length by stretching the rotary positions
                 (YaRN), as if `config.json` said so: 4 makes 1,048,576 tokens of 262,144. It holds for short
                 texts too, which may lose by it, so give no more than the longest text needs. Not for a model
@@ -193,7 +206,9 @@ class Model:
                 dtype, recipe = "auto", None
             engine = Engine.open(path, dtype, kv_dtype, recipe, threads, report, yarn_factor)
         cache_bytes = _share() if cache_bytes is None else cache_bytes
-        return cls(engine, name, media_cache_bytes, cache_bytes, spill_dir, spill_bytes)
+        return cls(
+            engine, name, media_cache_bytes, cache_bytes, spill_dir, spill_bytes, max_batch, max_requests
+        )
 
     def __repr__(self) -> str:
         return f"Model({self.name!r}, threads={self.threads})"
@@ -282,6 +297,8 @@ class Model:
                     dropped part had never been there (`error`).
                 keep_first: what a shift never drops: so many messages from the first one on, or tokens of a
                     text that is no conversation (the system's message; no token).
+                cancel: a `threading.Event`, or anything with `is_set()`: once set, the text ends there, with
+                    the finish reason `cancelled`.
 
         Raises:
             TypeError: for an argument that does not exist or has the wrong type.
@@ -289,6 +306,7 @@ class Model:
             MediaError: a ValueError: for an image or a video that cannot be used.
             ContextError: if the prompt and an explicit `max_new_tokens` do not fit into the context, or, with
                 `on_full="shift"`, not even what is always kept.
+            BusyError: if too many texts are under way, see `max_requests` of `from_pretrained`.
 
         >>> from edgewise import Model
         >>> model = Model.from_pretrained("demo")
@@ -314,6 +332,7 @@ class Model:
 
         Raises:
             TypeError, ValueError, ContextError: as `generate`, at once and not with the first piece.
+            BusyError: as `generate`, with the first piece.
 
         >>> from edgewise import Model
         >>> model = Model.from_pretrained("demo")
@@ -322,6 +341,59 @@ class Model:
         coins apples
         """
         return self._pieces(self._request(prompt, options))
+
+    def generate_many(
+        self,
+        prompts: Iterable[PromptInput],
+        *,
+        max_batch: int | None = None,
+        each: Iterable[Mapping[str, Any]] | None = None,
+        return_exceptions: bool = False,
+        **options: Unpack[GenerationArguments],
+    ) -> list[Any]:
+        """Write answers to many prompts, several at a time: they share passes over the weights.
+
+        Each answer is what `generate` would return alone, with the same seed. Texts are begun in order, and a
+        new one as soon as another has ended; those that begin like an earlier one profit from its cache.
+
+        Args:
+            prompts: any number of what `generate` takes.
+            max_batch: how many of them are under way at a time, at most the model's `max_batch`, which it is
+                if left out.
+            each: for each prompt further options, which go before those for all.
+            return_exceptions: put the error of a prompt in the place of its result and go on. Otherwise the
+                first error ends all of them and is raised.
+            **options: as for `generate`, for all prompts.
+
+        Returns:
+            A `Result` for each prompt, in order.
+
+        Raises:
+            TypeError: if `prompts` is no list of prompts.
+            ValueError: if `max_batch` is below 1, or there are not as many `each` as prompts.
+            TypeError, ValueError, ContextError, MediaError, BusyError: as `generate`, for any of the prompts.
+
+        >>> from edgewise import Model
+        >>> model = Model.from_pretrained("demo")
+        >>> questions = ["Repeat: coins apples", "What is the capital of France?"]
+        >>> [result.text for result in model.generate_many(questions, enable_thinking=False)]
+        ['coins apples', 'Paris.']
+        """
+        if isinstance(prompts, str | bytes | Mapping | Prompt) or not isinstance(prompts, Iterable):
+            raise TypeError(f"prompts: expected a list of prompts, got {type(prompts).__name__}")
+        most = self._scheduler.max_batch
+        if max_batch is not None:
+            most = min(most, int(Range(int, 1).check("max_batch", max_batch)))
+        prompts = list(prompts)
+        further = [{}] * len(prompts) if each is None else list(each)
+        if len(further) != len(prompts):
+            raise ValueError(f"each: there are {len(further)} for {len(prompts)} prompts")
+
+        def begin(index: int) -> tuple[generation.Request, Generator[Work | Piece, None, None]]:
+            request = self._request(prompts[index], {**options, **further[index]})
+            return request, self._steps(request)
+
+        return many.results(self._scheduler, begin, len(prompts), most, return_exceptions)
 
     def prepare(self, prompt: PromptInput, **options: Unpack[PromptArguments]) -> Prompt:
         """Return the tokens, positions and pixels that a prompt becomes, without computing anything on them.
@@ -584,9 +656,10 @@ class Model:
         )
 
     def _pieces(self, request: generation.Request) -> Generator[Piece]:
-        return generation.stream(
-            request, self._reader.text(), self._checked_sampler(request.options.sampling)
-        )
+        return self._scheduler.stream(self._steps(request), request.options.cancel)
+
+    def _steps(self, request: generation.Request) -> Generator[Work | Piece, None, None]:
+        return generation.steps(request, self._reader.text(), self._checked_sampler(request.options.sampling))
 
     def _checked_sampler(self, options: SamplingOptions) -> Sampler:
         checks.within_vocabulary("suppress_tokens", options.suppress, self.vocab_size)

@@ -15,6 +15,7 @@ from edgewise.inputs import ImageInput, VideoInput
 from edgewise.media_options import MediaOptions
 from edgewise.placeholders import VideoPrompt
 from edgewise.progress import Progress
+from edgewise.scheduler import Signal
 
 OnFull: TypeAlias = Literal["error", "shift"]
 """What happens when a text would be longer than the context."""
@@ -63,6 +64,7 @@ class GenerationArguments(PromptArguments, total=False):
     progress: Progress | bool | None
     on_full: OnFull | None
     keep_first: int | None
+    cancel: Signal | None
 
 
 @dataclass(frozen=True)
@@ -153,6 +155,7 @@ class GenerationOptions:
     progress: Progress | bool | None
     on_full: OnFull
     keep_first: int | None
+    cancel: Signal | None
 
     @classmethod
     def resolve(cls, arguments: Mapping[str, Any], defaults: Mapping[str, Any]) -> GenerationOptions:
@@ -182,6 +185,7 @@ class GenerationOptions:
             progress=values["progress"],
             on_full=values["on_full"],
             keep_first=values["keep_first"],
+            cancel=values["cancel"],
         )
 
 
@@ -245,6 +249,7 @@ _BUILT_IN: dict[str, Any] = {
     "progress": None,
     "on_full": "error",
     "keep_first": None,
+    "cancel": None,
     **dict.fromkeys(media_options.RANGES),
 }
 
@@ -352,6 +357,12 @@ def _progress(value: Any) -> Any:
     return value
 
 
+def _cancel(value: Any) -> Any:
+    if not callable(getattr(value, "is_set", None)):
+        raise TypeError(f"cancel: expected an event, such as threading.Event(), got {value!r}")
+    return value
+
+
 _OTHERS: dict[str, Callable[[Any], Any]] = {
     "stop": _stop_strings,
     "images": inputs.image_list,
@@ -359,6 +370,7 @@ _OTHERS: dict[str, Callable[[Any], Any]] = {
     "video_prompt": _video_prompt,
     "progress": _progress,
     "on_full": on_full,
+    "cancel": _cancel,
 }
 
 

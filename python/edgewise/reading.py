@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from functools import cached_property
+from typing import TypeAlias
 
 from edgewise import checkpoints
-from edgewise._native import Engine, PrefixCache, TextPath
+from edgewise._native import Engine, PrefixCache, Sampler, TextPath, Work
 from edgewise._native import Sequence as NativeSequence
 from edgewise.checkpoints import Markers, Spacing
 from edgewise.encoder import Encoded, Encoder
 from edgewise.progress import Progress, count, shown
 from edgewise.prompt import PlacedMedia, Prompt, moved
+from edgewise.scheduler import Scheduler
 from edgewise.spill import Spill
+
+Sampled: TypeAlias = tuple[int, float | None, list[tuple[int, float]]]
+"""A token, its log-probability if asked for, and the likeliest tokens with theirs."""
 
 QUICK_SECONDS = 0.5
 """Encoding that takes no longer than this shows no bar."""
@@ -25,11 +30,17 @@ class Reader:
     """Reads texts on one engine, and keeps states of them. May be used by several threads."""
 
     def __init__(
-        self, engine: Engine, encoder: Encoder, cache_bytes: int, markers: Callable[[], Markers]
+        self,
+        engine: Engine,
+        encoder: Encoder,
+        cache_bytes: int,
+        markers: Callable[[], Markers],
+        scheduler: Scheduler,
     ) -> None:
         """Keep at most `cache_bytes` bytes of states; with 0, nothing."""
         self.engine = engine
         self.encoder = encoder
+        self.scheduler = scheduler
         self.cache = PrefixCache(engine, cache_bytes) if cache_bytes else None
         self._markers = markers
         self.spill: Spill | None = None
@@ -114,35 +125,60 @@ class Text:
             if self._path is not None:
                 self._path.truncate(tokens)
 
-    def read(
-        self,
-        prompt: Prompt,
-        *,
-        progress: Progress | bool | None = None,
-        room: int = 0,
-        encoded: Callable[[], None] = lambda: None,
-    ) -> int:
+    def read(self, prompt: Prompt, *, progress: Progress | bool | None = None) -> None:
         """Append a prompt.
 
         Args:
             prompt: what follows.
             progress: shows how far images and videos are encoded.
+
+        Raises:
+            BusyError: if too many texts are under way.
+            ContextError, MediaError, MemoryError, KeyboardInterrupt: and what else reading may raise; the
+                text then ends behind the last token that was read.
+        """
+        self._reader.scheduler.run(self._append(prompt, None, progress, 0, lambda: None))
+
+    def reading(
+        self,
+        prompt: Prompt,
+        sampler: Sampler,
+        *,
+        progress: Progress | bool | None = None,
+        room: int = 0,
+        encoded: Callable[[], None] = lambda: None,
+    ) -> Generator[Work, None, tuple[int, Sampled]]:
+        """Append a prompt and sample what follows: works to be done, see `read`.
+
+        Args:
+            prompt: what follows.
+            sampler: picks the token.
+            progress: shows how far images and videos are encoded.
             room: take memory for so many more tokens that will follow.
             encoded: called when images and videos are encoded, and the rest begins.
 
         Returns:
-            How many of all tokens did not have to be computed by this call.
-
-        Raises:
-            ContextError, MediaError, MemoryError, KeyboardInterrupt: and what else reading may raise; the
-                text then ends behind the last token that was read.
+            How many of all tokens did not have to be computed by this call, and the token.
         """
+        cached, sampled = yield from self._append(prompt, sampler, progress, room, encoded)
+        if sampled is None:
+            sampled = yield from self.sample(sampler)
+        return cached, sampled
+
+    def _append(
+        self,
+        prompt: Prompt,
+        sampler: Sampler | None,
+        progress: Progress | bool | None,
+        room: int,
+        encoded: Callable[[], None],
+    ) -> Generator[Work, None, tuple[int, Sampled | None]]:
         before = len(self.ids)
         media = [moved(medium, before) for medium in prompt.media]
         try:
             self.ids += prompt.token_ids
             self.media += tuple(media)
-            return self._read(before, media, progress, room, encoded)
+            return (yield from self._read(before, media, sampler, progress, room, encoded))
         finally:
             self.settle()
 
@@ -150,24 +186,38 @@ class Text:
         self,
         before: int,
         media: Sequence[PlacedMedia],
+        sampler: Sampler | None,
         progress: Progress | bool | None,
         room: int,
         encoded: Callable[[], None],
-    ) -> int:
+    ) -> Generator[Work, None, tuple[int, Sampled | None]]:
+        """Do what `_append` says; nothing is sampled if all of the prompt was cached."""
         known = self._take_up(media, before)
         cached = len(self.native)
         self.native.reserve(len(self.ids) + room)
         features = self._encode(media, cached, progress) if media else []
         encoded()
         kept = self._places(cached, known)
-        done = cached
+        done, sampled = cached, None
         for end in sorted({*kept, len(self.ids)} - {done}):
             part = [(start - done, feature) for start, feature in features if done <= start < end]
-            self.native.append(self.ids[done:end], part)
+            work = self.native.work(self.ids[done:end], part, sampler if end == len(self.ids) else None)
+            yield work
+            sampled = work.result()
             done = end
             if end in kept:
                 self._keep()
-        return cached
+        return cached, sampled
+
+    def sample(self, sampler: Sampler) -> Generator[Work, None, Sampled]:
+        """Pick the token that follows."""
+        return (yield from self._sampled(self.native.work([], None, sampler)))
+
+    def _sampled(self, work: Work) -> Generator[Work, None, Sampled]:
+        yield work
+        sampled = work.result()
+        assert sampled is not None, "the work has a sampler"
+        return sampled
 
     def _take_up(self, media: Sequence[PlacedMedia], before: int) -> int:
         """Go on from the longest beginning that is cached; return how many tokens an earlier text has too."""
@@ -216,15 +266,26 @@ class Text:
         """Take memory for so many more tokens."""
         self.native.reserve(len(self) + tokens)
 
-    def push(self, token_id: int) -> None:
+    def push(self, token_id: int) -> Generator[Work, None, None]:
         """Append one token of an answer."""
         try:
             self.ids.append(token_id)
-            self.native.append([token_id])
+            work = self.native.work([token_id])
+            yield work
+            work.result()
+        finally:
+            self.settle()
+
+    def push_and_sample(self, token_id: int, sampler: Sampler) -> Generator[Work, None, Sampled]:
+        """Append one token of an answer, and pick the next."""
+        try:
+            self.ids.append(token_id)
+            sampled = yield from self._sampled(self.native.work([token_id], None, sampler))
         finally:
             self.settle()
         if len(self) - self._checkpoint >= checkpoints.EVERY:
             self._keep()
+        return sampled
 
     def finish(self) -> None:
         """Keep the state at the end of an answer, if it was not short."""
@@ -244,8 +305,14 @@ class Text:
 
         After an error or Ctrl-C the text is as before.
         """
+        self._reader.scheduler.run(self.becoming(prompt, progress))
+
+    def becoming(
+        self, prompt: Prompt, progress: Progress | bool | None = None
+    ) -> Generator[Work, None, None]:
+        """Do what `become` does: works to be done."""
         other = self._reader.text()
-        other.read(prompt, progress=progress)
+        yield from other._append(prompt, None, progress, 0, lambda: None)
         vars(self).update(vars(other))  # One step, which no signal can come into the middle of.
 
     def fork(self) -> Text:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-FinishReason = Literal["stop", "length"]
+FinishReason = Literal["stop", "length", "cancelled"]
 
 
 class _Record(Mapping[str, Any]):
@@ -110,7 +110,8 @@ class Result:
     token_ids: list[int]
     """Every generated token, the one that ended the text included."""
     finish_reason: FinishReason
-    """`"stop"`: the model or a stop string ended the text. `"length"`: `max_new_tokens` did."""
+    """`"stop"`: the model or a stop string ended the text. `"length"`: `max_new_tokens` did.
+    `"cancelled"`: the event given as `cancel` was set."""
     stop: str | int | None
     """The stop string, or the id of the token, that ended the text."""
     usage: Usage

@@ -184,7 +184,8 @@ class Sequence:
 
     def _pieces(self, request: generation.Request, text: Text) -> Generator[Piece]:
         sampler = self._model._checked_sampler(request.options.sampling)
-        return generation.stream(request, text, sampler, keep=True)
+        steps = generation.steps(request, text, sampler, keep=True)
+        return self._model._scheduler.stream(steps, request.options.cancel)
 
     def logits(self) -> NDArray[np.float32]:
         """Return the scores of every possible next token, float32 [vocab].

@@ -16,15 +16,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 from edgewise._native import ContextError
 from edgewise.checkpoints import Markers
 from edgewise.prompt import PlacedMedia, Prompt, moved
 from edgewise.results import Shift
-
-if TYPE_CHECKING:
-    from edgewise.reading import Text
 
 ANSWER_SHARE = 4
 """Room is made in advance for one part in so many of the context, if as many new tokens are asked for."""
@@ -64,25 +60,21 @@ class Window:
         if len(prompt) <= limit:
             return prompt
         ranges = dropped(prompt, self.markers, self.keep_first, most)
-        self._note(0, prompt.token_ids, ranges)
+        self.note(prompt, ranges, 0)
         return without(prompt, ranges)
 
-    def overflow(self, text: Text, generated: int) -> list[Range]:
-        """Return what is to be dropped before the next token of the answer, nothing if that has room.
+    def overflow(self, text: Prompt) -> list[Range]:
+        """Return what is to be dropped of a text that fills the context, for the next token of the answer.
 
         Raises:
             ContextError: if what is always kept leaves no room.
         """
-        if len(text) < self.context:
-            return []
-        prompt = Prompt(text.ids, text.media)
-        ranges = dropped(prompt, self.markers, self.keep_first, self.context - 1, self._answer)
-        self._note(generated, text.ids, ranges)
-        self._answer -= sum(min(end, self._answer) - start for start, end in ranges if start < self._answer)
-        return ranges
+        return dropped(text, self.markers, self.keep_first, self.context - 1, self._answer)
 
-    def _note(self, generated: int, ids: Sequence[int], ranges: list[Range]) -> None:
-        gone = [token_id for start, end in ranges for token_id in ids[start:end]]
+    def note(self, text: Prompt, ranges: list[Range], generated: int) -> None:
+        """Note what was dropped after so many tokens of the answer."""
+        self._answer -= sum(min(end, self._answer) - start for start, end in ranges if start < self._answer)
+        gone = [token_id for start, end in ranges for token_id in text.token_ids[start:end]]
         messages = 0 if self.markers.message is None else gone.count(self.markers.message)
         self.shifts.append(Shift(generated, len(gone), messages))
 

@@ -1,8 +1,9 @@
 //! Activations as INT8: what quantised weights are multiplied with.
 //!
 //! Symmetric, one scale for each token and group of 32 channels: scale = absmax / 127, value = x / scale rounded to
-//! nearest even. Multiples of the group's sum are kept for tiers that multiply unsigned weights, see `offset_u4`. A group that holds
-//! NaN or an infinity gets a NaN scale, so that the fault reaches the logits instead of vanishing in a cast.
+//! nearest even. Multiples of the group's sum are kept for tiers that multiply unsigned weights, see `offset_u4`, which asymmetric
+//! weights need too. A group that holds NaN or an infinity gets a NaN scale, so that the fault reaches the logits instead of
+//! vanishing in a cast.
 
 #![allow(unsafe_code, reason = "rows, written in parallel in two forms")]
 

@@ -1,7 +1,7 @@
 //! All of a Gated DeltaNet layer between its projections: short convolution, norms, gates, delta rule, gated norm.
 //!
 //! ```text
-//! for each key head, with its value heads:                            a work item
+//! for each sequence and key head, with its value heads:               a work item
 //!   for each block of 64 tokens:
 //!     q, k, v = silu(short convolution of the head's channels)         into memory of the thread's own
 //!     q, k    = q / |q| / sqrt(k_dim), k / |k|
@@ -61,16 +61,38 @@ pub struct GatedDelta<'a> {
     pub eps: f32,
 }
 
-/// Moves `tail` `[3, channels]` and `memory` `[value_heads, v_dim / 16, k_dim, 16]` on over all tokens; `out` is
-/// `[tokens, value_heads, v_dim]`. `scratch` may hold anything; it grows to what the threads need.
+impl GatedDelta<'_> {
+    /// The layer with the first `tokens` tokens only, and with the others.
+    fn split(self, tokens: usize) -> (Self, Self) {
+        let heads = tokens * self.shape.value_heads;
+        let (projected, later_projected) = self.projected.split_at(tokens * self.shape.conv_dim());
+        let (z, later_z) = self.z.split_at(heads * self.shape.value_dim);
+        let ((a, later_a), (b, later_b)) = (self.a.split_at(heads), self.b.split_at(heads));
+        let later = Self { projected: later_projected, z: later_z, a: later_a, b: later_b, ..self };
+        (Self { projected, z, a, b, ..self }, later)
+    }
+}
+
+/// One sequence: how many of the tokens it has, and what the layer keeps of it.
+#[derive(Debug)]
+pub struct Sequence<'a> {
+    /// Its tokens stand behind those of the sequences before.
+    pub tokens: usize,
+    /// `[3, channels]`
+    pub tail: &'a mut [f32],
+    /// `[value_heads, v_dim / 16, k_dim, 16]`
+    pub memory: &'a mut [f32],
+}
+
+/// Moves `sequences`, those that are there before those that are not, on over all tokens; `out` is `[tokens, value_heads, v_dim]`. `scratch` may
+/// hold anything; it grows to what the threads need.
 ///
 /// # Panics
 /// If shapes do not fit.
-pub fn gated_delta(
+pub fn gated_delta<const N: usize>(
     cpu: &Cpu,
     layer: GatedDelta<'_>,
-    tail: &mut [f32],
-    memory: &mut [f32],
+    sequences: [Option<Sequence<'_>>; N],
     scratch: &mut Vec<f32>,
     out: &mut [f32],
 ) {
@@ -81,23 +103,30 @@ pub fn gated_delta(
     assert_eq!(layer.z.len(), out.len());
     assert_eq!((layer.a.len(), layer.b.len()), (tokens * shape.value_heads, tokens * shape.value_heads));
     assert_eq!((layer.rate.len(), layer.dt_bias.len()), (shape.value_heads, shape.value_heads));
-    assert_eq!((layer.conv.len(), tail.len()), (TAPS * shape.conv_dim(), TAIL * shape.conv_dim()));
-    assert_eq!(memory.len(), out_width * shape.key_dim);
+    assert_eq!(layer.conv.len(), TAPS * shape.conv_dim());
     assert!(shape.value_dim.is_multiple_of(LANES) && shape.key_dim.is_multiple_of(PARTIAL));
-    let room = Room::of(shape, tokens.min(BLOCK));
+    let count = sequences.iter().take_while(|sequence| sequence.is_some()).count();
+    let all = sequences.iter().flatten().map(|sequence| sequence.tokens);
+    assert_eq!((all.clone().count(), all.clone().sum::<usize>()), (count, tokens));
+    let room = Room::of(shape, all.max().unwrap_or(0).min(BLOCK));
     scratch.resize(scratch.len().max(cpu.pool.threads() * room.total()), 0.0);
     let scratch = Disjoint::new(scratch);
-    let pass = Pass {
-        layer,
-        tokens,
-        tail: Disjoint::new(tail),
-        memory: Disjoint::new(memory),
-        out: Disjoint::new(out),
-    };
-    cpu.pool.run_numbered(shape.key_heads, &|thread, key_head| {
+    let (mut layer, mut out) = (layer, out);
+    let passes = sequences.map(|sequence| {
+        let Sequence { tokens, tail, memory } = sequence?;
+        assert_eq!((tail.len(), memory.len()), (TAIL * shape.conv_dim(), out_width * shape.key_dim));
+        let (its_layer, later_layer) = layer.split(tokens);
+        let (its_out, later_out) = std::mem::take(&mut out).split_at_mut(tokens * out_width);
+        (layer, out) = (later_layer, later_out);
+        let (tail, memory) = (Disjoint::new(tail), Disjoint::new(memory));
+        Some(Pass { layer: its_layer, tokens, tail, memory, out: Disjoint::new(its_out) })
+    });
+    cpu.pool.run_numbered(count * shape.key_heads, &|thread, item| {
+        let (sequence, key_head) = (item / shape.key_heads, item % shape.key_heads);
+        let pass = passes[sequence].as_ref().expect("the first `count` are there");
         // SAFETY: a thread has its own number, and does one item at a time.
         let scratch = unsafe { scratch.part(thread * room.total()..(thread + 1) * room.total()) };
-        cpu.run(Head { pass: &pass, index: key_head, scratch, room });
+        cpu.run(Head { pass, index: key_head, scratch, room });
     });
 }
 

@@ -80,6 +80,8 @@ pub trait Simd: Copy + Send + Sync + 'static {
 
     /// Rounds to the nearest integer, ties to even. Every lane must fit an i32.
     fn round(self, a: Self::F) -> Self::I;
+    /// `x` in every lane.
+    fn splat_i32(self, x: i32) -> Self::I;
     /// Converts to f32, rounded to nearest even.
     fn to_f32(self, a: Self::I) -> Self::F;
     /// a * 2^n by adding n to the exponent field: a and the result must be normal numbers (NaN stays NaN for n = 0).

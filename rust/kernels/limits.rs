@@ -216,6 +216,7 @@ impl Op for Dots {
         match S::TILE {
             8 => dots::<S, 8>(s, self.nibbles),
             4 => dots::<S, 4>(s, self.nibbles),
+            3 => dots::<S, 3>(s, self.nibbles),
             2 => dots::<S, 2>(s, self.nibbles),
             1 => dots::<S, 1>(s, self.nibbles),
             tile => unreachable!("products have no tile of {tile} tokens"),

@@ -148,6 +148,10 @@ impl Simd for Portable {
         a.map(|x| x.round_ties_even() as i32)
     }
     #[inline(always)]
+    fn splat_i32(self, x: i32) -> I {
+        [x; LANES]
+    }
+    #[inline(always)]
     fn to_f32(self, a: I) -> F {
         a.map(|x| x as f32)
     }

@@ -7,8 +7,13 @@
 //! for each block of 32 columns:
 //!   w = eight vectors of 16 rows x 4 columns                      nibbles expanded once for the tile
 //!   for each token: dot = sum of w x a, exact in i32              8 dot steps
+//!                   if the block is asymmetric, of its nibbles: dot = fma(offset_w - 8, sum of a, dot)
 //!                   acc[token] = fma(dot, scale_w x scale_a, acc[token])
 //! ```
+//!
+//! Weights of asymmetric blocks are (level + offset) x scale. Dot and sum are whole numbers that f32 holds, so where offsets are
+//! whole too, as the zero points of many files are, nothing is rounded but by the last line. The sum is taken from a multiple that
+//! `Group` has anyway, so that symmetric products read no more than they would if there were no others.
 //!
 //! **Dense weights** (f32, f16, bf16) are row-major as in the checkpoint: lanes run along the columns, sixteen partial sums
 //! folded by the fixed tree. Four rows and up to four tokens share their loads.
@@ -22,7 +27,7 @@ use super::lanes::{LANES, Simd};
 use super::math::padded;
 use super::prefetch;
 use crate::weights::matrix::{BLOCK_COLS, BLOCK_ROWS, Format, Matrix};
-use crate::weights::{int4, int8};
+use crate::weights::{int4, int4_asym, int8};
 
 /// The most tokens of a tile, on any tier.
 pub(super) const MAX_TILE: usize = 8;
@@ -147,6 +152,7 @@ pub(super) fn panel_tile<S: Simd>(
 ) {
     match weights.format {
         Format::Int4 => quantized_panel::<S, Int4>(s, weights, panel, input, places, fetch, out),
+        Format::Int4Asym => quantized_panel::<S, Int4Asym>(s, weights, panel, input, places, fetch, out),
         Format::Int8 => quantized_panel::<S, Int8>(s, weights, panel, input, places, fetch, out),
         Format::F32 => dense_panel::<S, F32>(s, weights, panel, input, places, out),
         Format::F16 => dense_panel::<S, F16>(s, weights, panel, input, places, out),
@@ -159,6 +165,8 @@ trait Block {
     const BYTES: usize;
     /// Bytes of weights before the scales.
     const WEIGHTS: usize;
+    /// Whether offsets follow the scales.
+    const OFFSETS: bool;
     /// # Safety
     /// `block` points to `BYTES` readable bytes.
     unsafe fn dots<S: Simd, const T: usize>(s: S, block: *const u8, a: [&Group; T]) -> [S::I; T];
@@ -168,6 +176,7 @@ struct Int4;
 impl Block for Int4 {
     const BYTES: usize = int4::BLOCK_BYTES;
     const WEIGHTS: usize = 256;
+    const OFFSETS: bool = false;
     #[inline(always)]
     unsafe fn dots<S: Simd, const T: usize>(s: S, block: *const u8, a: [&Group; T]) -> [S::I; T] {
         // SAFETY: 256 of the block's bytes, by the contract.
@@ -176,10 +185,24 @@ impl Block for Int4 {
     }
 }
 
+struct Int4Asym;
+impl Block for Int4Asym {
+    const BYTES: usize = int4_asym::BLOCK_BYTES;
+    const WEIGHTS: usize = Int4::WEIGHTS;
+    const OFFSETS: bool = true;
+    #[inline(always)]
+    unsafe fn dots<S: Simd, const T: usize>(s: S, block: *const u8, a: [&Group; T]) -> [S::I; T] {
+        // SAFETY: 256 of the block's bytes, by the contract.
+        let block = unsafe { &*block.cast::<[u8; 256]>() };
+        s.block_u4(block, a.map(|a| &a.values), [0; T])
+    }
+}
+
 struct Int8;
 impl Block for Int8 {
     const BYTES: usize = int8::BLOCK_BYTES;
     const WEIGHTS: usize = 512;
+    const OFFSETS: bool = false;
     #[inline(always)]
     unsafe fn dots<S: Simd, const T: usize>(s: S, block: *const u8, a: [&Group; T]) -> [S::I; T] {
         // SAFETY: 512 of the block's bytes, by the contract.
@@ -249,12 +272,22 @@ fn quantized_tile<S: Simd, B: Block, const T: usize>(
             a[t] = unsafe { rows[t].get_unchecked(b) };
         }
         // SAFETY: `weights` holds `blocks` blocks, asserted above.
-        let (dots, scale) = unsafe {
+        let (dots, scale, offset) = unsafe {
             let block = weights.as_ptr().add(b * B::BYTES);
-            (B::dots(s, block, a), s.load_f16(&*block.add(B::WEIGHTS).cast::<[u8; 32]>()))
+            let halves = block.add(B::WEIGHTS).cast::<[u8; 32]>();
+            let mut offset = s.splat(0.0);
+            if B::OFFSETS {
+                // Nibbles are levels + 8, and what is kept of the activations' sum is -8 times of it.
+                offset = s.mul(s.sub(s.load_f16(&*halves.add(1)), s.splat(8.0)), s.splat(-0.125));
+            }
+            (B::dots(s, block, a), s.load_f16(&*halves), offset)
         };
         for t in 0..T {
-            acc[t] = s.fma(s.to_f32(dots[t]), s.mul(scale, s.splat(a[t].scale)), acc[t]);
+            let mut dot = s.to_f32(dots[t]);
+            if B::OFFSETS {
+                dot = s.fma(offset, s.to_f32(s.splat_i32(a[t].offset_u4)), dot);
+            }
+            acc[t] = s.fma(dot, s.mul(scale, s.splat(a[t].scale)), acc[t]);
         }
     }
     for t in 0..T {

@@ -1,24 +1,26 @@
 //! The gated attention mixer: projections, QK norm, rotary positions, KV cache, attention, projection back.
 
 use super::input::{add_projection, prepare, set};
+use super::member::{self, Member};
 use super::scratch::AttentionScratch;
 use crate::config::TextConfig;
 use crate::kernels::Cpu;
 use crate::kernels::activations::QuantizedRows;
 use crate::kernels::attention::{QueryKeyNorm, attention, prepare_query_key};
-use crate::kernels::kv_cache::KvCache;
 use crate::kernels::linear::{Input, linear};
 use crate::kernels::profile::Operation;
 use crate::kernels::rope::RopeTable;
 use crate::weights::model::AttentionWeights;
 
-/// hidden += mixer(input) for the last tokens, `input` `[tokens, hidden]`, `hidden` `[outputs, hidden]`; appends all to `cache`.
+/// hidden += mixer(input), `input` `[tokens, hidden]`, `hidden` `[outputs, hidden]`: for all tokens, or the last of each member.
+/// Appends all of them to the caches of layer `index`.
 pub fn forward(
     cpu: &Cpu,
     config: &TextConfig,
     weights: &AttentionWeights,
     rope: &RopeTable,
-    cache: &mut KvCache,
+    index: usize,
+    members: &mut [Member<'_>],
     scratch: &mut AttentionScratch,
     quantized: &mut QuantizedRows,
     input: Input<'_>,
@@ -28,30 +30,40 @@ pub fn forward(
     let tokens = input.tokens;
     let outputs = hidden.len() / config.hidden_size;
     let kv_width = shape.kv_heads * shape.head_dim;
+    let whole = outputs == tokens;
+    let out_width = shape.heads * shape.head_dim;
     let queries = &mut scratch.queries[..outputs * shape.query_width()];
     let keys = &mut scratch.keys[..tokens * kv_width];
     let values = &mut scratch.values[..tokens * kv_width];
-    let out = &mut scratch.out[..outputs * shape.heads * shape.head_dim];
+    let out = &mut scratch.out[..outputs * out_width];
 
     let (keys_set, values_set) = (set(&weights.key, keys), set(&weights.value, values));
-    if outputs == tokens {
+    if whole {
         linear(cpu, input, [set(&weights.query, queries), keys_set, values_set]);
         cpu.profile.products(Operation::AttentionProjections, tokens, &weights.inputs());
     } else {
         linear(cpu, input, [keys_set, values_set]);
         cpu.profile.products(Operation::AttentionProjections, tokens, &[&weights.key, &weights.value]);
-        let last = &input.dense[input.dense.len() - hidden.len()..];
-        let input = prepare(cpu, last, config.hidden_size, &[&weights.query], quantized);
+        member::copy_ends(members, input.dense, &mut scratch.ends);
+        let input = prepare(cpu, &scratch.ends, config.hidden_size, &[&weights.query], quantized);
         linear(cpu, input, [set(&weights.query, queries)]);
         cpu.profile.products(Operation::AttentionProjections, outputs, &[&weights.query]);
     }
 
     let norm = QueryKeyNorm { query: &weights.query_norm, key: &weights.key_norm, eps: config.rms_norm_eps };
-    prepare_query_key(cpu, shape, rope, norm, queries, keys);
-    cpu.profile.lap(Operation::Norms, size_of_val(norm.query) + size_of_val(norm.key));
-    cache.append(cpu, keys, values);
-    attention(cpu, shape, queries, cache, &mut scratch.partials, out);
-    cpu.profile.lap(Operation::Attention, cache.len() * cache.bytes_per_token());
+    for (i, (member, rows)) in member::rows_mut(members).enumerate() {
+        let ends = if whole { rows.clone() } else { i..i + 1 };
+        let queries = &mut queries[ends.start * shape.query_width()..ends.end * shape.query_width()];
+        let of_keys = rows.start * kv_width..rows.end * kv_width;
+        let (keys, values) = (&mut keys[of_keys.clone()], &values[of_keys]);
+        prepare_query_key(cpu, shape, rope, rows.start, norm, queries, keys);
+        cpu.profile.lap(Operation::Norms, size_of_val(norm.query) + size_of_val(norm.key));
+        let cache = member.state.cache(index);
+        cache.append(cpu, keys, values);
+        let out = &mut out[ends.start * out_width..ends.end * out_width];
+        attention(cpu, shape, queries, cache, &mut scratch.partials, out);
+        cpu.profile.lap(Operation::Attention, cache.len() * cache.bytes_per_token());
+    }
     add_projection(cpu, out, &weights.out, quantized, hidden);
     cpu.profile.products(Operation::AttentionProjections, outputs, &[&weights.out]);
 }

@@ -1,10 +1,11 @@
 //! The engine: a model, where it runs, and the memory it works in, safe to share between threads.
 
-use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::Instant;
 
 use super::media::{Prompt, Span};
+use super::member::{self, Member};
+use super::step::Progress;
 use super::vision::{Features, Grid, VisionTower, VisionWatch};
 use super::workspace::{Taken, Workspace};
 use super::{Model, Stage, State};
@@ -64,49 +65,45 @@ impl Engine {
         proceed: &mut dyn FnMut() -> Result<()>,
     ) -> Result<()> {
         self.check(state, prompt)?;
-        let mut before_image = None;
-        let done = self.append_passes(state, prompt, proceed, &mut before_image);
-        if let (Err(_), Some(before)) = (&done, before_image) {
-            *state = before;
+        let mut progress = Progress::default();
+        let done = self.append_passes(state, prompt, proceed, &mut progress);
+        if done.is_err() {
+            progress.leave_image(state);
         }
         done
     }
 
-    /// The same, but an error may leave the state inside an image: `before_image` is then the last one that is not.
+    /// The same, but an error may leave the state inside an image.
     fn append_passes(
         &self,
         state: &mut State,
         prompt: Prompt<'_>,
         proceed: &mut dyn FnMut() -> Result<()>,
-        before_image: &mut Option<State>,
+        progress: &mut Progress,
     ) -> Result<()> {
-        let mut done = 0;
-        while done < prompt.ids().len() {
+        while progress.done() < prompt.ids().len() {
             proceed()?;
-            let range = self.next_pass(done, prompt);
-            done = range.end;
-            let inside = prompt.cuts_span(done);
-            if inside && before_image.is_none() {
-                *before_image = Some(state.clone());
-            }
-            state.reserve(state.len() + range.len())?;
-            let start = Instant::now();
-            self.model.forward(&self.cpu, &mut self.scratch(), state, &prompt.pass(range.clone()), None);
-            self.adapt_chunk(range.len(), start.elapsed().as_secs_f64());
-            if !inside {
-                *before_image = None;
-            }
+            let pass = progress.begin(state, prompt, self.pass_tokens())?;
+            self.pass(&mut [Member { state, pass }]);
+            progress.end(prompt, pass);
         }
         Ok(())
     }
 
-    /// The tokens of the next pass after `done` tokens.
-    fn next_pass(&self, done: usize, prompt: Prompt<'_>) -> Range<usize> {
-        let tokens = self.chunk.load(Relaxed).min(self.largest_chunk());
-        done..(done + tokens).min(prompt.ids().len())
+    /// One pass of at most [`Self::most_tokens`] tokens.
+    pub(super) fn pass(&self, members: &mut [Member<'_>]) {
+        let start = Instant::now();
+        self.model.forward(&self.cpu, &mut self.scratch(), members, None);
+        self.adapt_chunk(member::tokens(members), start.elapsed().as_secs_f64());
     }
 
-    fn largest_chunk(&self) -> usize {
+    /// Tokens that the next pass should have at most, to be over soon.
+    pub fn pass_tokens(&self) -> usize {
+        self.chunk.load(Relaxed).min(self.most_tokens())
+    }
+
+    /// Tokens that a pass has room for.
+    pub fn most_tokens(&self) -> usize {
         chunk(&self.model.config)
     }
 
@@ -115,7 +112,7 @@ impl Engine {
         let quick = (tokens as f64 * CHUNK_SECONDS / 2.0 / seconds.max(1e-9)) as usize;
         let chunk = self.chunk.load(Relaxed);
         if tokens == chunk && seconds < CHUNK_SECONDS / 2.0 {
-            self.chunk.store((quick / CHUNK_STEP * CHUNK_STEP).clamp(chunk, self.largest_chunk()), Relaxed);
+            self.chunk.store((quick / CHUNK_STEP * CHUNK_STEP).clamp(chunk, self.most_tokens()), Relaxed);
         } else if tokens > 1 && seconds > CHUNK_SECONDS {
             self.chunk.store(tokens / 2, Relaxed);
         }
@@ -131,17 +128,31 @@ impl Engine {
 
     /// Logits after the last token of `state`, into `out` `[vocab]`.
     pub fn logits(&self, state: &State, out: &mut [f32]) -> Result<()> {
-        check_whole(state)?;
-        if state.is_empty() {
-            return Err(Error::argument("sequence", "it is empty, so there are no logits"));
-        }
+        check_scored(state)?;
+        self.scores(&[state], out);
+        self.check_finite(out)
+    }
+
+    /// The same for several states, `out` `[states, vocab]`, without looking at the numbers.
+    ///
+    /// # Panics
+    /// If a state is empty, or there are more than a pass has room for.
+    pub(super) fn scores(&self, states: &[&State], out: &mut [f32]) {
         let mut scratch = self.scratch();
-        let mut normed = std::mem::take(&mut scratch.normed);
+        let (mut hidden, mut normed) =
+            (std::mem::take(&mut scratch.hidden), std::mem::take(&mut scratch.normed));
         let width = self.model.config.hidden_size;
-        self.model.head(&self.cpu, &mut scratch, &state.last_hidden, &mut normed[..width], out);
-        scratch.normed = normed;
-        drop(scratch);
-        self.model.check_finite(out)
+        for (state, row) in states.iter().zip(hidden.chunks_exact_mut(width)) {
+            row.copy_from_slice(&state.last_hidden);
+        }
+        let rows = ..states.len() * width;
+        self.model.head(&self.cpu, &mut scratch, &hidden[rows], &mut normed[rows], out);
+        (scratch.hidden, scratch.normed) = (hidden, normed);
+    }
+
+    /// Refuses logits that are not finite, and names the tensor at fault.
+    pub fn check_finite(&self, logits: &[f32]) -> Result<()> {
+        self.model.check_finite(logits)
     }
 
     /// Logits after every token of `prompt` from an empty state: `[tokens, vocab]`.
@@ -169,14 +180,15 @@ impl Engine {
         let (mut done, mut norms, mut scores) = (0, &mut final_norm[..], &mut logits[..]);
         while done < tokens {
             proceed()?;
-            let range = self.next_pass(done, prompt);
+            let range = done..(done + self.pass_tokens()).min(tokens);
             state.reserve(range.end)?;
             let (normed, later_norms) = norms.split_at_mut(range.len() * config.hidden_size);
             let (logits, later_scores) = scores.split_at_mut(range.len() * config.vocab_size);
             let start = Instant::now();
             let mut scratch = self.scratch();
             let pass = prompt.pass(range.clone());
-            self.model.forward(&self.cpu, &mut scratch, &mut state, &pass, Some(watch));
+            let mut members = [Member { state: &mut state, pass }];
+            self.model.forward(&self.cpu, &mut scratch, &mut members, Some(watch));
             let hidden = std::mem::take(&mut scratch.hidden);
             self.model.head(&self.cpu, &mut scratch, &hidden[..normed.len()], normed, logits);
             scratch.hidden = hidden;
@@ -227,7 +239,7 @@ impl Engine {
     }
 
     /// Refuses unknown ids and texts beyond the context, before any work.
-    fn check(&self, state: &State, prompt: Prompt<'_>) -> Result<()> {
+    pub(super) fn check(&self, state: &State, prompt: Prompt<'_>) -> Result<()> {
         check_whole(state)?;
         let (config, ids) = (&self.model.config, prompt.ids());
         for (i, span) in prompt.spans().iter().enumerate() {
@@ -247,14 +259,23 @@ impl Engine {
     }
 
     fn scratch(&self) -> Taken<'_> {
-        self.workspace.take(&self.model.config, self.largest_chunk())
+        self.workspace.take(&self.model.config, self.most_tokens())
     }
 }
 
 /// Refuses a state whose last pass panicked.
-fn check_whole(state: &State) -> Result<()> {
+pub(super) fn check_whole(state: &State) -> Result<()> {
     if state.broken {
         return Err(Error::argument("sequence", "an internal error left it unusable; start a new one"));
+    }
+    Ok(())
+}
+
+/// Refuses a state that has no logits.
+pub(super) fn check_scored(state: &State) -> Result<()> {
+    check_whole(state)?;
+    if state.is_empty() {
+        return Err(Error::argument("sequence", "it is empty, so there are no logits"));
     }
     Ok(())
 }

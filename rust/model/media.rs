@@ -124,6 +124,11 @@ impl Pass<'_> {
         }
     }
 
+    /// Whether there are features for decoder layer `layer`.
+    pub fn has_deepstack(&self, layer: usize) -> bool {
+        self.spans.iter().any(|span| span.features.deepstack.len() > layer)
+    }
+
     /// Appends the position of each token to `out`, see [`place`].
     pub fn positions(&self, next: &mut u32, out: &mut Vec<Position>) {
         let areas = self.spans.iter().map(Span::area);

@@ -12,12 +12,14 @@ mod gated_delta;
 mod input;
 mod layer;
 pub mod media;
+mod member;
 pub mod open;
 pub mod positions;
 mod prefix_cache;
 pub mod saved;
 mod scratch;
 mod state;
+mod step;
 pub mod vision;
 mod workspace;
 
@@ -27,8 +29,10 @@ pub use media::{Prompt, Span};
 pub use prefix_cache::{PrefixCache, TextPath};
 pub use scratch::Scratch;
 pub use state::{DeltaState, LayerState, State};
+pub use step::{Progress, Turn};
 
 use self::media::Pass;
+use self::member::Member;
 use self::vision::{Features, VisionTower};
 use crate::config::TextConfig;
 use crate::error::{Error, Result};
@@ -68,23 +72,29 @@ pub enum Stage {
 pub type Watch<'a> = &'a mut dyn FnMut(Stage, &[f32]);
 
 impl Model {
-    /// Appends the tokens of `pass` (at most [`Scratch::tokens`]) to `state`, and leaves the last one's hidden state before the
-    /// final norm there. If watched, all of them are left in `scratch` too.
+    /// Appends to the state of each member the tokens of its pass, and leaves the last one's hidden state before the final
+    /// norm there. If watched, all of them are left in `scratch` too.
+    ///
+    /// Members bring a token at least, and [`Scratch::tokens`] together at most. Each weight is read once for all of them.
     fn forward(
         &self,
         cpu: &Cpu,
         scratch: &mut Scratch,
-        state: &mut State,
-        pass: &Pass<'_>,
+        members: &mut [Member<'_>],
         mut watch: Option<Watch<'_>>,
     ) {
         let _standard = StandardFloat::enter();
         cpu.profile.begin();
-        state.broken = true;
-        let tokens = pass.ids().len();
-        let hidden = tokens * self.config.hidden_size;
-        self.embed(pass, &mut scratch.hidden[..hidden]);
-        Self::place(scratch, state, pass);
+        for member in &mut *members {
+            member.state.broken = true;
+        }
+        let width = self.config.hidden_size;
+        let tokens = member::tokens(members);
+        let hidden = tokens * width;
+        for (member, rows) in member::rows(members) {
+            self.embed(&member.pass, &mut scratch.hidden[rows.start * width..rows.end * width]);
+        }
+        Self::place(scratch, members);
         cpu.profile.lap(Operation::Embedding, tokens * self.weights.embedding.row_bytes());
         let watched = watch.is_some();
         let mut show = |stage, x: &[f32]| {
@@ -94,19 +104,29 @@ impl Model {
         };
         show(Stage::Embedding, &scratch.hidden[..hidden]);
         let last = self.weights.layers.len() - 1;
-        for (i, (weights, state)) in self.weights.layers.iter().zip(&mut state.layers).enumerate() {
-            let outputs = if i == last && !watched { 1 } else { tokens };
-            layer::forward(cpu, &self.config, weights, state, scratch, tokens, outputs);
+        // What is added behind the last layer stands in the rows of all tokens.
+        let ends_only = !watched && !members.iter().any(|member| member.pass.has_deepstack(last));
+        for (i, weights) in self.weights.layers.iter().enumerate() {
+            let outputs = if i == last && ends_only { members.len() } else { tokens };
+            layer::forward(cpu, &self.config, weights, i, members, scratch, outputs);
             show(Stage::Layer(i), &scratch.hidden[..hidden]);
             if watched && matches!(weights.feed_forward, FeedForwardWeights::Moe(_)) {
                 scratch.feed_forward.show_routes(i, tokens, &mut show);
             }
-            pass.add_deepstack(i, &mut scratch.hidden[..hidden]);
+            for (member, rows) in member::rows(members) {
+                member.pass.add_deepstack(i, &mut scratch.hidden[rows.start * width..rows.end * width]);
+            }
         }
-        state.broken = false;
-        state.len += tokens;
-        state.last_hidden.clear();
-        state.last_hidden.extend_from_slice(&scratch.hidden[hidden - self.config.hidden_size..hidden]);
+        let mut first = 0;
+        for (i, member) in members.iter_mut().enumerate() {
+            first += member.tokens();
+            let end = if ends_only { i } else { first - 1 };
+            let state = &mut *member.state;
+            state.broken = false;
+            state.len += member.pass.ids().len();
+            state.last_hidden.clear();
+            state.last_hidden.extend_from_slice(&scratch.hidden[end * width..(end + 1) * width]);
+        }
     }
 
     /// Rows of the embedding, or of images where they stand: `[tokens, hidden]`.
@@ -117,10 +137,12 @@ impl Model {
         pass.put_embeddings(out);
     }
 
-    /// Rotary positions of the pass.
-    fn place(scratch: &mut Scratch, state: &mut State, pass: &Pass<'_>) {
+    /// Rotary positions of all rows.
+    fn place(scratch: &mut Scratch, members: &mut [Member<'_>]) {
         scratch.positions.clear();
-        pass.positions(&mut state.next_position, &mut scratch.positions);
+        for member in members {
+            member.pass.positions(&mut member.state.next_position, &mut scratch.positions);
+        }
         scratch.rope.fill(scratch.positions.iter().copied());
     }
 

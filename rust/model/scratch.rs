@@ -56,6 +56,8 @@ pub struct AttentionScratch {
     pub(super) values: Floats,
     /// `[tokens, heads, head_dim]`
     pub(super) out: Floats,
+    /// Inputs of tokens whose output is wanted where not all are, `[sequences, hidden]`
+    pub(super) ends: Vec<f32>,
     pub(super) partials: Partials,
 }
 
@@ -145,10 +147,8 @@ impl Scratch {
             dense,
             dense,
         ];
-        let arrays: [Floats; 13] =
-            Floats::zeroed(&widths.map(|width| tokens * width)).try_into().expect("one for each width");
         let [hidden, normed, projected, z, a, b, delta_out, queries, keys, values, attention_out, gate, up] =
-            arrays;
+            Floats::zeroed_array(widths.map(|width| tokens * width));
         Self {
             tokens,
             positions: Vec::with_capacity(tokens),
@@ -163,6 +163,7 @@ impl Scratch {
                 keys,
                 values,
                 out: attention_out,
+                ends: Vec::with_capacity(config.hidden_size),
                 partials: Partials::default(),
             },
             feed_forward: FeedForwardScratch {

@@ -42,15 +42,7 @@ pub struct DeltaState {
 impl State {
     /// The state before the first token.
     pub fn new(config: &TextConfig, kv_type: KvType) -> Self {
-        let mut deltas = DeltaState::zeroed(config).into_iter();
-        let mut layer = |kind: &LayerKind| match kind {
-            LayerKind::GatedDelta => LayerState::GatedDelta(deltas.next().expect("there is one for each")),
-            LayerKind::Attention => {
-                let attention = &config.attention;
-                LayerState::Attention(KvCache::new(kv_type, attention.kv_heads, attention.head_dim))
-            }
-        };
-        let layers = config.layers.iter().map(&mut layer).collect();
+        let layers = zeroed_layers(config, kv_type);
         Self {
             len: 0,
             next_position: 0,
@@ -102,6 +94,22 @@ impl State {
         })
     }
 
+    /// The state of layer `index`, a delta layer.
+    pub(super) fn delta(&mut self, index: usize) -> &mut DeltaState {
+        match &mut self.layers[index] {
+            LayerState::GatedDelta(state) => state,
+            LayerState::Attention(_) => unreachable!("weights and state are built from one list of layers"),
+        }
+    }
+
+    /// The cache of layer `index`, an attention layer.
+    pub(super) fn cache(&mut self, index: usize) -> &mut KvCache {
+        match &mut self.layers[index] {
+            LayerState::Attention(cache) => cache,
+            LayerState::GatedDelta(_) => unreachable!("weights and state are built from one list of layers"),
+        }
+    }
+
     /// Allocates KV pages for `tokens` tokens in all; see [`Engine::reserve`](super::Engine::reserve).
     pub(super) fn reserve(&mut self, tokens: usize) -> Result<()> {
         for layer in &mut self.layers {
@@ -111,6 +119,19 @@ impl State {
         }
         Ok(())
     }
+}
+
+/// The layers' states before the first token.
+fn zeroed_layers(config: &TextConfig, kv_type: KvType) -> Vec<LayerState> {
+    let mut deltas = DeltaState::zeroed(config).into_iter();
+    let mut layer = |kind: &LayerKind| match kind {
+        LayerKind::GatedDelta => LayerState::GatedDelta(deltas.next().expect("there is one for each")),
+        LayerKind::Attention => {
+            let attention = &config.attention;
+            LayerState::Attention(KvCache::new(kv_type, attention.kv_heads, attention.head_dim))
+        }
+    };
+    config.layers.iter().map(&mut layer).collect()
 }
 
 impl Clone for State {

@@ -7,6 +7,7 @@ use pyo3::prelude::*;
 use pyo3::types::{IntoPyDict, PyBytes, PyDict};
 
 use super::arrays::{FloatArray, float_array, pair, token_ids};
+use super::batch::PyBatch;
 use super::errors::released;
 use super::limits::last_level_cache;
 use super::report::{self, WeightReport};
@@ -184,6 +185,10 @@ impl PyEngine {
 
     fn sequence(&self) -> PySequence {
         PySequence::new(Arc::clone(&self.engine))
+    }
+
+    fn batch(&self) -> PyBatch {
+        PyBatch::new(Arc::clone(&self.engine))
     }
 
     /// Shapes and placeholder tokens of the vision tower, `None` for a model of text alone.

@@ -4,6 +4,7 @@
 //! it becomes a `RuntimeError` and never ends the process.
 
 mod arrays;
+mod batch;
 mod convert;
 mod engine;
 mod errors;
@@ -26,6 +27,8 @@ use crate::threads::{available_threads, thread_report};
 
 #[pymodule(gil_used = false)]
 mod _native {
+    #[pymodule_export]
+    use super::batch::{PyBatch, PyWork};
     #[pymodule_export]
     use super::convert::{convert, default_recipe, quantize, write_random};
     #[pymodule_export]

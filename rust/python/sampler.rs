@@ -5,16 +5,28 @@ use pyo3::prelude::*;
 use super::arrays::token_ids;
 use super::errors::released;
 use super::sequence::PySequence;
-use crate::generate::{Sampler, SamplingParams};
+use crate::generate::{Choice, Sampler, SamplingParams};
 use crate::kernels::profile::Operation;
 
 /// A token, its log-probability if asked for, and the likeliest tokens with theirs.
-type Sampled = (u32, Option<f32>, Vec<(u32, f32)>);
+pub type Sampled = (u32, Option<f32>, Vec<(u32, f32)>);
 
 /// Picks tokens; see the stub for what its arguments mean.
 #[pyclass(name = "Sampler", module = "edgewise._native")]
 pub struct PySampler {
     sampler: Sampler,
+}
+
+impl PySampler {
+    /// What picks.
+    pub fn sampler(&mut self) -> &mut Sampler {
+        &mut self.sampler
+    }
+}
+
+/// A choice as Python gets it.
+pub fn sampled(choice: Choice) -> Sampled {
+    (choice.token, choice.logprob, choice.top)
 }
 
 #[pymethods]
@@ -66,6 +78,6 @@ impl PySampler {
             engine.cpu.profile.lap(Operation::Sampling, 0);
             Ok(choice)
         })?;
-        Ok((choice.token, choice.logprob, choice.top))
+        Ok(sampled(choice))
     }
 }

@@ -7,8 +7,10 @@ use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 
 use super::arrays::{float_array, token_ids};
+use super::batch::PyWork;
 use super::engine::PyEngine;
 use super::errors::released;
+use super::sampler::PySampler;
 use super::vision::{PyVisualFeatures, spans};
 use crate::error::{Error, Result};
 use crate::model::saved::{Saved, SavedMedium};
@@ -47,6 +49,11 @@ impl PySequence {
         &self.state
     }
 
+    /// The same to move on.
+    pub fn state_mut(&mut self) -> &mut State {
+        &mut self.state
+    }
+
     /// Where it is computed.
     pub fn engine(&self) -> Arc<Engine> {
         Arc::clone(&self.engine)
@@ -77,6 +84,17 @@ impl PySequence {
             let prompt = self.engine.prompt(&ids, &spans)?;
             self.engine.append(&mut self.state, prompt, &mut || callbacks.check_signals())
         })
+    }
+
+    /// Something to be done in a step; the docstring is in the stub.
+    #[pyo3(signature = (ids, media = None, sampler = None))]
+    fn work(
+        slf: &Bound<'_, Self>,
+        ids: &Bound<'_, PyAny>,
+        media: Option<&Bound<'_, PyAny>>,
+        sampler: Option<Py<PySampler>>,
+    ) -> PyResult<PyWork> {
+        PyWork::new(slf, ids, media, sampler)
     }
 
     fn reserve(&mut self, py: Python<'_>, tokens: usize) -> PyResult<()> {

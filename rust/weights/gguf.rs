@@ -5,22 +5,23 @@
 //! | `Q4_0`                     | INT4   | nothing: 32 levels of 4 bits and an f16 scale are what both hold          |
 //! | `Q8_0`, `Q5_0`, `IQ4_NL`   | INT8   | nothing: every level is one of INT8, the scale is the same f16            |
 //! | `IQ4_XS`                   | INT8   | rounding of the scale to f16, 2^-12 of a weight at most                   |
+//! | `Q4_1`                     | INT4 asymmetric | rounding of `minimum / scale + 8` to f16                         |
+//! | `Q4_K`                     | INT4 asymmetric | the same, and rounding of the scale to f16                       |
 //! | others                     | INT8   | rounding to 8 bits with the scale of least squared error (see `quantize`) |
 //!
-//! On normally distributed weights that llama.cpp quantised, the last row adds a relative squared error of 1.6e-5 to `Q4_1`
-//! (which has 6.1e-3 itself) and `Q4_K` (5.1e-3), 1.9e-5 to `Q5_1` (1.4e-3) and `Q5_K` (1.3e-3), 1.8e-5 to `Q6_K` (3.2e-4);
-//! rounding `IQ4_XS` adds 3e-8. A recipe of INT4 would add 5e-3 to 7e-3 to all but `Q4_0`.
+//! On normally distributed weights that llama.cpp quantised, the last row adds a relative squared error of 1.9e-5 to `Q5_1`
+//! (which has 1.4e-3 itself) and `Q5_K` (1.3e-3), 1.8e-5 to `Q6_K` (3.2e-4); rounding adds 3e-8 to `IQ4_XS`, 5e-8 to `Q4_K`
+//! (which has 5.1e-3 itself) and 6e-9 to `Q4_1` (6.1e-3). A recipe of INT4 would add 5e-3 to 7e-3 to all but `Q4_0`.
 //!
-//! `Q4_1`, `Q4_K` and others have a minimum beside the scale, which our 4-bit blocks have no room for; INT8 keeps what they say,
-//! a recipe of INT4 makes them smaller at the price of a second rounding. Level -128 of `Q8_0`, which llama.cpp never writes and
-//! INT8 has no room for, is rounded as others are.
+//! `Q4_1` and `Q4_K` tell a minimum beside the scale; it becomes an offset in steps of the scale, as
+//! [`int4_asym`](super::int4_asym) says. `Q5_1` and `Q5_K` do too, but have 5 bits: INT8 keeps what they say. Level -128 of
+//! `Q8_0`, which llama.cpp never writes and INT8 has no room for, is rounded as others are.
 
 use half::f16;
 
 use super::matrix::{BLOCK_COLS, BLOCK_ROWS, Format};
-use super::quantize::{Lanes, Rows, SquaredError, Tile};
-use super::{int4, int8};
-use crate::checkpoint::gguf::blocks::{BlockType, GROUP};
+use super::quantize::{Affine, Levels, Rows, SquaredError, Tile};
+use crate::checkpoint::gguf::blocks::{BlockType, GROUP, Line};
 use crate::tensor::DType;
 
 /// The format that holds numbers of this type as they are, or for blocks the smallest one that hardly adds to their error;
@@ -28,6 +29,7 @@ use crate::tensor::DType;
 pub fn natural_format(dtype: DType) -> Option<Format> {
     match dtype {
         DType::Block(BlockType::Q4_0) => Some(Format::Int4),
+        DType::Block(BlockType::Q4_1 | BlockType::Q4_K) => Some(Format::Int4Asym),
         DType::Block(_) => Some(Format::Int8),
         _ => Format::ALL.into_iter().find(|format| format.dtype() == Some(dtype)),
     }
@@ -40,38 +42,36 @@ pub fn natural_format(dtype: DType) -> Option<Format> {
 /// If `source` reaches outside its tensor or `out` is not of [`Format::bytes`].
 pub(super) fn repack(format: Format, source: Rows<'_>, out: &mut [u8]) -> Option<SquaredError> {
     let DType::Block(block) = source.view.dtype else { return None };
+    let levels = Levels::of(format)?;
     if !block.has_levels() || natural_format(source.view.dtype) != Some(format) {
         return None;
     }
     let block_bytes = format.block_bytes();
     let panel_bytes = source.cols.div_ceil(BLOCK_COLS) * block_bytes;
-    let (mut tile, mut scales) = ([[0.0; BLOCK_ROWS]; BLOCK_COLS], [0.0; BLOCK_ROWS]);
+    let (mut tile, mut affine) = ([[0.0; BLOCK_ROWS]; BLOCK_COLS], Affine::ZERO);
     let mut error = SquaredError::default();
     for (panel, out) in out.chunks_exact_mut(panel_bytes).enumerate() {
         for (column, out) in out.chunks_exact_mut(block_bytes).enumerate() {
-            error += gather(block, source, panel * BLOCK_ROWS, column, &mut tile, &mut scales)?;
-            match format {
-                Format::Int4 => int4::write_block(&tile, &scales, out),
-                _ => int8::write_block(&tile, &scales, out),
-            }
+            error += gather(block, levels, source, [panel * BLOCK_ROWS, column], &mut tile, &mut affine)?;
+            (levels.write)(&tile, &affine, out);
         }
     }
     Some(error)
 }
 
-/// Levels and scales of group `column` of 16 rows from `first` on, zeros beyond the last row, and what is lost; `None` if they do
-/// not fit.
+/// Levels of group `column` of 16 rows from `first` on and what they mean, zeros beyond the last row, and what is lost; `None` if
+/// they do not fit.
 fn gather(
     block: BlockType,
+    format: &Levels,
     source: Rows<'_>,
-    first: usize,
-    column: usize,
+    [first, column]: [usize; 2],
     tile: &mut Tile,
-    scales: &mut Lanes,
+    affine: &mut Affine,
 ) -> Option<SquaredError> {
     if source.rows - first < BLOCK_ROWS {
         *tile = [[0.0; BLOCK_ROWS]; BLOCK_COLS];
-        *scales = [0.0; BLOCK_ROWS];
+        *affine = Affine::ZERO;
     }
     let mut levels = [0; GROUP];
     let mut error = SquaredError::default();
@@ -79,12 +79,13 @@ fn gather(
         let at = source.start + (first + r) * source.cols + column * GROUP;
         let index = at / block.weights();
         let bytes = &source.view.bytes[index * block.bytes()..(index + 1) * block.bytes()];
-        let scale = block.levels(bytes, at % block.weights() / GROUP, &mut levels)?;
-        scales[r] = f16::from_f32(scale).to_f32();
-        if !scales[r].is_finite() || levels.contains(&i8::MIN) {
+        let line = block.levels(bytes, at % block.weights() / GROUP, &mut levels)?;
+        let (scale, offset) = if format.asymmetric { recentre(line, &mut levels) } else { (line.scale, 0.0) };
+        (affine.scales[r], affine.offsets[r]) = (round_to_f16(scale), round_to_f16(offset));
+        if !affine.scales[r].is_finite() || !affine.offsets[r].is_finite() || levels.contains(&i8::MIN) {
             return None;
         }
-        error += lost(&levels, scale, scales[r]);
+        error += lost(&levels, [scale, offset], [affine.scales[r], affine.offsets[r]]);
         for (lanes, level) in tile.iter_mut().zip(levels) {
             lanes[r] = f32::from(level);
         }
@@ -92,12 +93,33 @@ fn gather(
     Some(error)
 }
 
-/// What a group loses if `stored` stands for its scale.
-fn lost(levels: &[i8; GROUP], scale: f32, stored: f32) -> SquaredError {
+/// Makes levels 0 to 15 those of [`int4_asym`](super::int4_asym), and returns the group's scale and offset.
+fn recentre(line: Line, levels: &mut [i8; GROUP]) -> (f32, f32) {
+    if line.scale == 0.0 {
+        // All weights are the minimum.
+        *levels = [1; GROUP];
+        return (line.minimum, 0.0);
+    }
+    *levels = levels.map(|level| level - 8);
+    (line.scale, line.minimum / line.scale + 8.0)
+}
+
+fn round_to_f16(x: f32) -> f32 {
+    f16::from_f32(x).to_f32()
+}
+
+/// What a group loses if the `stored` scale and offset stand for `exact` ones.
+fn lost(levels: &[i8; GROUP], exact: [f32; 2], stored: [f32; 2]) -> SquaredError {
+    let sum: i32 = levels.iter().map(|&level| i32::from(level)).sum();
     let squares: i32 = levels.iter().map(|&level| i32::from(level) * i32::from(level)).sum();
-    let (scale, stored) = (f64::from(scale), f64::from(stored));
-    let squares = f64::from(squares);
-    SquaredError { lost: squares * (scale - stored).powi(2), of: squares * scale.powi(2) }
+    let [exact, stored] =
+        [exact, stored].map(|[scale, offset]| (f64::from(scale), f64::from(scale) * f64::from(offset)));
+    // The sum of (scale x level + constant)^2.
+    let line = |scale: f64, constant: f64| {
+        let (sum, squares) = (f64::from(sum), f64::from(squares));
+        squares * scale * scale + 2.0 * sum * scale * constant + GROUP as f64 * constant * constant
+    };
+    SquaredError { lost: line(exact.0 - stored.0, exact.1 - stored.1), of: line(exact.0, exact.1) }
 }
 
 #[cfg(test)]
@@ -160,14 +182,32 @@ mod tests {
     fn what_is_rounded_loses_little() {
         for (block, limit) in [
             (BlockType::IQ4_XS, 1e-7),
-            (BlockType::Q4_1, 3e-5),
+            (BlockType::Q4_1, 1e-7),
             (BlockType::Q5_1, 3e-5),
-            (BlockType::Q4_K, 3e-5),
+            (BlockType::Q4_K, 1e-7),
             (BlockType::Q5_K, 3e-5),
             (BlockType::Q6_K, 6e-5),
         ] {
             let (_, error) = stored(&tensor(block, 16));
             assert!(error > 0.0 && error < limit, "{block:?} {error:e}");
+        }
+    }
+
+    /// Parts of `Q4_K` whose scale is 0, and their neighbours of larger ones.
+    #[test]
+    fn groups_without_a_scale_are_their_minimum() {
+        let mut view = tensor(BlockType::Q4_K, 16);
+        let mut bytes = view.bytes.to_vec();
+        for block in bytes.chunks_exact_mut(144) {
+            for part in [0, 1, 3] {
+                block[4 + part] &= !63;
+            }
+        }
+        view.bytes = Bytes::new(bytes);
+        let (matrix, error) = stored(&view);
+        assert!(error > 0.0 && error < 1e-7, "{error:e}");
+        for (found, wanted) in matrix.to_f32().iter().zip(view.to_f32().unwrap()) {
+            assert!((found - wanted).abs() <= 1e-3 * wanted.abs() + 1e-2, "{found} {wanted}");
         }
     }
 

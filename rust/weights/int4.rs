@@ -27,19 +27,14 @@
 //! one mask and one shift give two ready vectors. Unsigned nibbles are what the unsigned x signed instructions
 //! of x86 take; the 8 is taken back with the sum of the group's activations. Groups of 32 are what survives in
 //! the delta-rule projections; a scale costs half a bit for each weight.
-//!
-//! # Room left
-//!
-//! An asymmetric form would add 16 f16 minima after the scales (320 bytes) under a format name of its own. Its
-//! nibbles would keep the order above.
 
 use half::f16;
 
 use super::matrix::{BLOCK_COLS, BLOCK_ROWS, read_block_row};
-use super::quantize::Tile;
+use super::quantize::{Affine, Lanes, Tile};
 
 /// Bytes of the nibbles, which stand before the scales.
-const NIBBLE_BYTES: usize = BLOCK_ROWS * BLOCK_COLS / 2;
+pub(super) const NIBBLE_BYTES: usize = BLOCK_ROWS * BLOCK_COLS / 2;
 /// Columns between the two weights that share a byte.
 const HALF: usize = BLOCK_COLS / 2;
 /// What is added to a level to store it.
@@ -48,9 +43,15 @@ const OFFSET: i32 = 8;
 /// Bytes of one block of 16 rows x 32 columns: 256 of nibbles, then 16 f16 scales.
 pub const BLOCK_BYTES: usize = NIBBLE_BYTES + 2 * BLOCK_ROWS;
 
-/// Writes one block: whole `levels` in -8..=7, `[column][row]`, and `scales`, each exactly an f16.
-pub(super) fn write_block(levels: &Tile, scales: &[f32; BLOCK_ROWS], block: &mut [u8]) {
+/// Writes one block: whole `levels` in -8..=7, `[column][row]`, and the scales of `affine`, each exactly an f16.
+pub(super) fn write_block(levels: &Tile, affine: &Affine, block: &mut [u8]) {
     let (nibbles, tail) = block.split_at_mut(NIBBLE_BYTES);
+    write_nibbles(levels, nibbles);
+    write_halves(&affine.scales, tail);
+}
+
+/// Writes whole `levels` in -8..=7, `[column][row]`, as the 256 bytes that begin a block.
+pub(super) fn write_nibbles(levels: &Tile, nibbles: &mut [u8]) {
     for (j, vector) in nibbles.chunks_exact_mut(4 * BLOCK_ROWS).enumerate() {
         for c in 0..4 {
             let (low, high) = (&levels[4 * j + c], &levels[4 * j + c + HALF]);
@@ -59,13 +60,12 @@ pub(super) fn write_block(levels: &Tile, scales: &[f32; BLOCK_ROWS], block: &mut
             }
         }
     }
-    write_scales(scales, tail);
 }
 
-/// Writes the 16 scales that end a block of either format.
-pub(super) fn write_scales(scales: &[f32; BLOCK_ROWS], out: &mut [u8]) {
-    for (out, &scale) in out.chunks_exact_mut(2).zip(scales) {
-        out.copy_from_slice(&f16::from_f32(scale).to_le_bytes());
+/// Writes 16 f16 numbers, one for each row.
+pub(super) fn write_halves(numbers: &Lanes, out: &mut [u8]) {
+    for (out, &number) in out.chunks_exact_mut(2).zip(numbers) {
+        out.copy_from_slice(&f16::from_f32(number).to_le_bytes());
     }
 }
 
@@ -80,20 +80,26 @@ pub fn read_row(blocks: &[u8], cols: usize, row: usize, out: &mut [f32]) {
 /// The 32 weights of row `r` of one block.
 #[inline]
 fn read_group(block: &[u8], r: usize) -> [f32; BLOCK_COLS] {
-    let scale = read_scale(&block[NIBBLE_BYTES..], r);
-    let mut group = [0.0; BLOCK_COLS];
-    for j in 0..4 {
-        for c in 0..4 {
-            let byte = i32::from(block[4 * (BLOCK_ROWS * j + r) + c]);
-            group[4 * j + c] = ((byte & 15) - OFFSET) as f32 * scale;
-            group[4 * j + c + HALF] = ((byte >> 4) - OFFSET) as f32 * scale;
-        }
-    }
-    group
+    let scale = read_half(&block[NIBBLE_BYTES..], r);
+    read_levels(block, r).map(|level| level * scale)
 }
 
-/// Scale `r` of the 16 that end a block of either format.
+/// The 32 levels of row `r` of the block that begins with these nibbles.
 #[inline]
-pub(super) fn read_scale(scales: &[u8], r: usize) -> f32 {
-    f16::from_le_bytes([scales[2 * r], scales[2 * r + 1]]).to_f32()
+pub(super) fn read_levels(nibbles: &[u8], r: usize) -> [f32; BLOCK_COLS] {
+    let mut levels = [0.0; BLOCK_COLS];
+    for j in 0..4 {
+        for c in 0..4 {
+            let byte = i32::from(nibbles[4 * (BLOCK_ROWS * j + r) + c]);
+            levels[4 * j + c] = ((byte & 15) - OFFSET) as f32;
+            levels[4 * j + c + HALF] = ((byte >> 4) - OFFSET) as f32;
+        }
+    }
+    levels
+}
+
+/// Number `r` of f16 numbers.
+#[inline]
+pub(super) fn read_half(halves: &[u8], r: usize) -> f32 {
+    f16::from_le_bytes([halves[2 * r], halves[2 * r + 1]]).to_f32()
 }

@@ -21,9 +21,9 @@
 //! sign over to the activation and multiplies by the absolute value, whose pairwise sums must stay inside 16 bits:
 //! 2 x 127 x 127 does (32,258), 2 x 128 x 128 would not. It also makes the range symmetric.
 
-use super::int4::{read_scale, write_scales};
+use super::int4::{read_half, write_halves};
 use super::matrix::{BLOCK_COLS, BLOCK_ROWS, read_block_row};
-use super::quantize::Tile;
+use super::quantize::{Affine, Tile};
 
 /// Bytes of the levels, which stand before the scales.
 const LEVEL_BYTES: usize = BLOCK_ROWS * BLOCK_COLS;
@@ -31,8 +31,8 @@ const LEVEL_BYTES: usize = BLOCK_ROWS * BLOCK_COLS;
 /// Bytes of one block of 16 rows x 32 columns: 512 of int8, then 16 f16 scales.
 pub const BLOCK_BYTES: usize = LEVEL_BYTES + 2 * BLOCK_ROWS;
 
-/// Writes one block: whole `levels` in -127..=127, `[column][row]`, and `scales`, each exactly an f16.
-pub(super) fn write_block(levels: &Tile, scales: &[f32; BLOCK_ROWS], block: &mut [u8]) {
+/// Writes one block: whole `levels` in -127..=127, `[column][row]`, and the scales of `affine`, each exactly an f16.
+pub(super) fn write_block(levels: &Tile, affine: &Affine, block: &mut [u8]) {
     let (bytes, tail) = block.split_at_mut(LEVEL_BYTES);
     for (j, vector) in bytes.chunks_exact_mut(4 * BLOCK_ROWS).enumerate() {
         for c in 0..4 {
@@ -42,7 +42,7 @@ pub(super) fn write_block(levels: &Tile, scales: &[f32; BLOCK_ROWS], block: &mut
             }
         }
     }
-    write_scales(scales, tail);
+    write_halves(&affine.scales, tail);
 }
 
 /// Row `row` of a matrix of `cols` columns as f32, `[cols]`.
@@ -56,7 +56,7 @@ pub fn read_row(blocks: &[u8], cols: usize, row: usize, out: &mut [f32]) {
 /// The 32 weights of row `r` of one block.
 #[inline]
 fn read_group(block: &[u8], r: usize) -> [f32; BLOCK_COLS] {
-    let scale = read_scale(&block[LEVEL_BYTES..], r);
+    let scale = read_half(&block[LEVEL_BYTES..], r);
     let mut group = [0.0; BLOCK_COLS];
     for j in 0..8 {
         for c in 0..4 {

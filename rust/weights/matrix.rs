@@ -1,9 +1,9 @@
-//! A weight matrix in one of five number formats, all read straight from mapped bytes.
+//! A weight matrix in one of six number formats, all read straight from mapped bytes.
 
 use crate::checkpoint::mmap;
 use crate::error::{Error, Result};
 use crate::tensor::{Bytes, DType, widen};
-use crate::weights::{int4, int8};
+use crate::weights::{int4, int4_asym, int8};
 
 /// How the numbers of a weight matrix are stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -18,11 +18,13 @@ pub enum Format {
     Int8,
     /// Blocks of [`int4`].
     Int4,
+    /// Blocks of [`int4_asym`].
+    Int4Asym,
 }
 
 impl Format {
     /// Every format.
-    pub const ALL: [Self; 5] = [Self::F32, Self::F16, Self::BF16, Self::Int8, Self::Int4];
+    pub const ALL: [Self; 6] = [Self::F32, Self::F16, Self::BF16, Self::Int8, Self::Int4, Self::Int4Asym];
 
     /// The name used in recipes, file metadata and reports.
     pub const fn name(self) -> &'static str {
@@ -32,6 +34,7 @@ impl Format {
             Self::BF16 => "bf16",
             Self::Int8 => "int8",
             Self::Int4 => "int4",
+            Self::Int4Asym => "int4_asym",
         }
     }
 
@@ -42,7 +45,7 @@ impl Format {
 
     /// Whether activations are quantised to INT8 before they meet this format.
     pub const fn is_quantized(self) -> bool {
-        matches!(self, Self::Int8 | Self::Int4)
+        matches!(self, Self::Int8 | Self::Int4 | Self::Int4Asym)
     }
 
     /// The element type of an unquantised format.
@@ -51,7 +54,7 @@ impl Format {
             Self::F32 => Some(DType::F32),
             Self::F16 => Some(DType::F16),
             Self::BF16 => Some(DType::BF16),
-            Self::Int8 | Self::Int4 => None,
+            Self::Int8 | Self::Int4 | Self::Int4Asym => None,
         }
     }
 
@@ -59,16 +62,26 @@ impl Format {
     pub const fn block_bytes(self) -> usize {
         match self {
             Self::Int4 => int4::BLOCK_BYTES,
+            Self::Int4Asym => int4_asym::BLOCK_BYTES,
             Self::Int8 => int8::BLOCK_BYTES,
             Self::F32 => 4 * BLOCK_ROWS * BLOCK_COLS,
             Self::F16 | Self::BF16 => 2 * BLOCK_ROWS * BLOCK_COLS,
         }
     }
 
+    /// Bytes of a block's levels, before the f16 numbers that say what they mean.
+    pub(crate) const fn level_bytes(self) -> usize {
+        match self {
+            Self::Int4 | Self::Int8 => self.block_bytes() - 2 * BLOCK_ROWS,
+            Self::Int4Asym => self.block_bytes() - 4 * BLOCK_ROWS,
+            Self::F32 | Self::F16 | Self::BF16 => self.block_bytes(),
+        }
+    }
+
     /// Bytes of a `[rows, cols]` matrix; `None` if that overflows.
     pub fn bytes(self, rows: usize, cols: usize) -> Option<usize> {
         match self {
-            Self::Int4 | Self::Int8 => blocks(rows, cols)?.checked_mul(self.block_bytes()),
+            Self::Int4 | Self::Int4Asym | Self::Int8 => blocks(rows, cols)?.checked_mul(self.block_bytes()),
             Self::F32 => rows.checked_mul(cols)?.checked_mul(4),
             Self::F16 | Self::BF16 => rows.checked_mul(cols)?.checked_mul(2),
         }
@@ -89,6 +102,7 @@ pub const BLOCK_COLS: usize = 32;
 pub(super) fn read_row(format: Format, data: &[u8], cols: usize, row: usize, out: &mut [f32]) {
     match format {
         Format::Int4 => int4::read_row(data, cols, row, out),
+        Format::Int4Asym => int4_asym::read_row(data, cols, row, out),
         Format::Int8 => int8::read_row(data, cols, row, out),
         Format::F32 | Format::F16 | Format::BF16 => {
             let dtype = format.dtype().unwrap_or(DType::F32);
@@ -200,18 +214,17 @@ impl Matrix {
         read_row(self.format, &self.data, self.cols, row, out);
     }
 
-    /// Whether every number, or every scale of a block format, is finite.
+    /// Whether every number, or every scale and offset of a block format, is finite.
     pub fn is_finite(&self) -> bool {
         let finite = |exponent: u16| move |b: &[u8; 2]| u16::from_le_bytes(*b) & exponent != exponent;
         match self.format {
             Format::F32 => self.data.as_chunks::<4>().0.iter().all(|b| f32::from_le_bytes(*b).is_finite()),
             Format::F16 => self.data.as_chunks::<2>().0.iter().all(finite(0x7c00)),
             Format::BF16 => self.data.as_chunks::<2>().0.iter().all(finite(0x7f80)),
-            Format::Int4 | Format::Int8 => {
-                let scales = |block: &[u8]| {
-                    block[block.len() - 2 * BLOCK_ROWS..].as_chunks::<2>().0.iter().all(finite(0x7c00))
-                };
-                self.data.chunks_exact(self.format.block_bytes()).all(scales)
+            Format::Int4 | Format::Int4Asym | Format::Int8 => {
+                let levels = self.format.level_bytes();
+                let halves = |block: &[u8]| block[levels..].as_chunks::<2>().0.iter().all(finite(0x7c00));
+                self.data.chunks_exact(self.format.block_bytes()).all(halves)
             }
         }
     }

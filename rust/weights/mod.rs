@@ -4,6 +4,7 @@ pub mod fused;
 pub mod gguf;
 pub mod imports;
 pub mod int4;
+pub mod int4_asym;
 pub mod int8;
 pub mod matrix;
 pub mod model;

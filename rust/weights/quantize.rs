@@ -1,7 +1,8 @@
 //! f32 weights -> any stored format: row by row, panel by panel, or a whole tensor on all threads.
 //!
-//! The choice of levels and scales for the block formats is in `search`.
+//! The choice of levels and scales for the block formats is in `search` and `asymmetric`.
 
+mod asymmetric;
 mod search;
 
 use std::ops::Range;
@@ -9,9 +10,9 @@ use std::sync::{Mutex, PoisonError};
 
 use half::{bf16, f16};
 
-pub(super) use self::search::{INT4, INT8, Lanes, Levels, Tile, choose_levels};
+pub(super) use self::search::{Affine, Lanes, Levels, Tile, choose_levels};
 use super::matrix::{BLOCK_COLS, BLOCK_ROWS, Format};
-use super::{gguf, int4, int8, matrix};
+use super::{gguf, matrix};
 use crate::error::Error;
 use crate::tensor::TensorView;
 use crate::threads::Pool;
@@ -59,12 +60,14 @@ pub fn quantize_rows(
         return Ok(());
     }
     check(format, weights, cols)?;
+    if let Some(levels) = Levels::of(format) {
+        quantize_blocks(levels, weights, cols, out, format.block_bytes());
+        return Ok(());
+    }
     match format {
-        Format::F32 => narrow(weights, out, f32::to_le_bytes),
         Format::F16 => narrow(weights, out, |w| f16::from_f32(w).to_le_bytes()),
         Format::BF16 => narrow(weights, out, |w| bf16::from_f32(w).to_le_bytes()),
-        Format::Int4 => quantize_blocks(&INT4, weights, cols, out, int4::BLOCK_BYTES, int4::write_block),
-        Format::Int8 => quantize_blocks(&INT8, weights, cols, out, int8::BLOCK_BYTES, int8::write_block),
+        _ => narrow(weights, out, f32::to_le_bytes),
     }
     Ok(())
 }
@@ -230,8 +233,7 @@ pub(super) fn limit(format: Format) -> f32 {
         Format::F32 => f32::MAX,
         Format::F16 => f32::from_bits(f16::MAX.to_f32().to_bits() + 0xfff),
         Format::BF16 => f32::from_bits(bf16::MAX.to_f32().to_bits() + 0x7fff),
-        Format::Int4 => INT4.limit(),
-        Format::Int8 => INT8.limit(),
+        Format::Int4 | Format::Int4Asym | Format::Int8 => Levels::of(format).map_or(0.0, Levels::limit),
     }
 }
 
@@ -257,21 +259,14 @@ fn narrow<const N: usize>(weights: &[f32], out: &mut [u8], convert: impl Fn(f32)
 }
 
 /// Panel by panel, block by block.
-fn quantize_blocks(
-    levels: &Levels,
-    weights: &[f32],
-    cols: usize,
-    out: &mut [u8],
-    block_bytes: usize,
-    write_block: impl Fn(&Tile, &Lanes, &mut [u8]),
-) {
+fn quantize_blocks(levels: &Levels, weights: &[f32], cols: usize, out: &mut [u8], block_bytes: usize) {
     let panel_bytes = cols.div_ceil(BLOCK_COLS) * block_bytes;
     let mut tile = [[0.0; BLOCK_ROWS]; BLOCK_COLS];
     for (panel, out) in weights.chunks(BLOCK_ROWS * cols).zip(out.chunks_exact_mut(panel_bytes)) {
         for (block, out) in out.chunks_exact_mut(block_bytes).enumerate() {
             gather(panel, cols, block * BLOCK_COLS, &mut tile);
-            let scales = choose_levels(levels, &mut tile);
-            write_block(&tile, &scales, out);
+            let affine = choose_levels(levels, &mut tile);
+            (levels.write)(&tile, &affine, out);
         }
     }
 }

@@ -177,15 +177,17 @@ impl Draw {
     }
 
     fn fill_blocks(&mut self, format: Format, data: &mut [u8], cols: usize) {
-        let deviation = if format == Format::Int4 { INT4_DEVIATION } else { INT8_DEVIATION };
+        let deviation = if format == Format::Int8 { INT8_DEVIATION } else { INT4_DEVIATION };
         let scale = f16::from_f32(1.0 / (deviation * (cols as f32).sqrt())).to_le_bytes();
         for block in data.chunks_exact_mut(format.block_bytes()) {
-            let (weights, scales) = block.split_at_mut(block.len() - 2 * BLOCK_ROWS);
+            let (weights, halves) = block.split_at_mut(format.level_bytes());
             self.0.fill_bytes(weights);
             if format == Format::Int8 {
                 clamp_int8(weights);
             }
+            let (scales, offsets) = halves.split_at_mut(2 * BLOCK_ROWS);
             scales.as_chunks_mut::<2>().0.fill(scale);
+            offsets.as_chunks_mut::<2>().0.fill(INT4_CENTRE.to_le_bytes());
         }
     }
 
@@ -208,6 +210,8 @@ impl Draw {
 
 /// Standard deviation of a uniform nibble.
 const INT4_DEVIATION: f32 = 4.6;
+/// What makes the mean of nibbles 0, where there is an offset.
+const INT4_CENTRE: f16 = f16::from_f32_const(0.5);
 /// Standard deviation of a uniform byte.
 const INT8_DEVIATION: f32 = 73.3;
 

@@ -8,8 +8,8 @@
 //! ```
 //!
 //! `*` stands for any characters, also none. `keep` leaves a tensor's type as it is. The last pattern must be `*`, so
-//! that every tensor is decided by something the reader sees. Blocks hold matrices: where a rule asks for `int4` or
-//! `int8`, tensors of one dimension (biases, norms) are stored as `f32`.
+//! that every tensor is decided by something the reader sees. Blocks hold matrices: where a rule asks for `int4`,
+//! `int4_asym` or `int8`, tensors of one dimension (biases, norms) are stored as `f32`.
 
 use std::fmt;
 use std::fs;

@@ -244,7 +244,9 @@ fn read_table(checkpoint: &Checkpoint) -> Result<BTreeMap<String, (Format, Vec<u
         let found = Format::from_name(&format).filter(|format| format.is_quantized());
         let found = found.ok_or_else(|| {
             let (name, format) = (json::quote(&name), json::quote(&format));
-            fault(format!("'{name}': '{format}' is not a block format of this version, int4 or int8"))
+            fault(format!(
+                "'{name}': '{format}' is not a block format of this version, int4, int4_asym or int8"
+            ))
         })?;
         Ok((name, (found, shape)))
     });

@@ -26,10 +26,11 @@ TEXT = [
     ("dense_text_kv_groups/v2x_untied", "int4", "auto", 80),
     ("dense_text", "bf16", "auto", 80),
     ("moe_text", "int4", "auto", 100),
+    ("dense_text_d128", "int4_asym", "auto", 50),
     ("qwen3_next_text", "int8", "int8", 70),
     ("qwen3_moe", "int4", "f16", 70),
 ]
-"""Model, dtype, kv_dtype and number of tokens."""
+"""Model, dtype or name of a recipe beside `tests/golden`, kv_dtype and number of tokens."""
 STEP = 7
 """Tokens read at a time, in the second reading."""
 PICTURES = [("image", "img0"), ("image_pos64", "img1"), ("deepstack_qwen3_vl", "img0"), ("moe_image", "img0")]
@@ -55,7 +56,9 @@ def add(found: dict[str, Array], prefix: str, arrays: Iterator[tuple[str, Array]
 def text(name: str, dtype: str, kv_dtype: str, tokens: int) -> Iterator[tuple[str, Array]]:
     """Yield all layers of a text read at once, the logits when it is read in pieces, and a sampled answer."""
     path = name if name == "demo" else str(golden.FOLDER / name)
-    model = Model.from_pretrained(path, dtype=dtype, kv_dtype=kv_dtype, threads=2)  # type: ignore[arg-type]
+    recipe = golden.FOLDER.with_name(f"{dtype}.json")
+    options = {"recipe": str(recipe)} if recipe.exists() else {"dtype": dtype}
+    model = Model.from_pretrained(path, kv_dtype=kv_dtype, threads=2, **options)  # type: ignore[arg-type]
     ids = [(i * 7919 + i * i) % model.vocab_size for i in range(tokens)]
     yield from model.trace(ids).items()
     sequence = model.sequence()

@@ -114,6 +114,14 @@ class FakeSequence:
         self.media += [(len(self) + start, features) for start, features in media]
         self.appended.append(list(ids))
 
+    def work(
+        self,
+        ids: Sequence[int],
+        media: Sequence[tuple[int, FakeFeatures]] | None = None,
+        sampler: FakeSampler | None = None,
+    ) -> FakeWork:
+        return FakeWork(self, ids, media or (), sampler)
+
     def reserve(self, tokens: int) -> None:
         self.reserved = tokens
 
@@ -141,6 +149,49 @@ class FakeSampler:
         token_id = sequence.next_token()
         count = self.options["logprobs"] or 0
         return token_id, -0.5, [(token_id + i, -0.5 - i) for i in range(count)]
+
+
+class FakeWork:
+    """What a `FakeSequence` is to append, and the sampler behind it."""
+
+    def __init__(
+        self,
+        sequence: FakeSequence,
+        ids: Sequence[int],
+        media: Sequence[tuple[int, FakeFeatures]],
+        sampler: FakeSampler | None,
+    ) -> None:
+        self.sequence, self.ids, self.media, self.sampler = sequence, ids, media, sampler
+        self.left = len(ids)
+        self.finished = False
+        self.outcome: Any = None
+
+    def do(self) -> None:
+        try:
+            if self.ids:
+                self.sequence.append(self.ids, self.media)
+            self.outcome = None if self.sampler is None else self.sampler.sample(self.sequence)
+        except ValueError as error:
+            self.outcome = error
+        self.left, self.finished = 0, True
+
+    def result(self) -> Any:
+        if isinstance(self.outcome, ValueError):
+            raise self.outcome
+        return self.outcome
+
+    def abandon(self) -> None:
+        self.finished = True
+
+
+class FakeBatch:
+    """Does all of each work in one step."""
+
+    pass_tokens = 1000
+
+    def step(self, works: Sequence[tuple[FakeWork, int]]) -> None:
+        for work, _ in works:
+            work.do()
 
 
 class FakeEngine:
@@ -185,6 +236,9 @@ class FakeEngine:
     def sequence(self) -> FakeSequence:
         self.sequences.append(FakeSequence(self))
         return self.sequences[-1]
+
+    def batch(self) -> FakeBatch:
+        return FakeBatch()
 
     def before_append(self, sequence: FakeSequence) -> None:
         """Stands for Ctrl-C while a token is computed."""

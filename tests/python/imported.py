@@ -142,13 +142,16 @@ def stored(file: Path, name: str) -> tuple[str, Array]:
     with safe_open(file, "numpy") as opened:
         entry = json.loads(opened.metadata()["tensors"])[name]
         blocks = opened.get_tensor(name)
-    size = {"int4": 256, "int8": 512}[entry["format"]]
+    size = {"int4": 256, "int4_asym": 256, "int8": 512}[entry["format"]]
     weights = blocks[..., :size].reshape(*blocks.shape[:2], -1, 16, 4)
     if entry["format"] == "int8":
         levels = weights.view(np.int8).astype(np.float32)
     else:
         levels = np.concatenate([weights & 15, weights >> 4], axis=2).astype(np.float32) - 8
-    scales = np.ascontiguousarray(blocks[..., size:]).view("<f2").astype(np.float32)
+    halves = np.ascontiguousarray(blocks[..., size:]).view("<f2").astype(np.float32)
+    scales, offsets = halves[..., :16], halves[..., 16:]
+    if entry["format"] == "int4_asym":
+        levels = levels + offsets[:, :, None, :, None]
     values = (levels * scales[:, :, None, :, None]).transpose(0, 3, 1, 2, 4)
     rows, cols = entry["shape"]
     return entry["format"], values.reshape(blocks.shape[0] * 16, -1)[:rows, :cols]

@@ -88,6 +88,18 @@ class TestLogits:
         error = logits(path, "auto") - want
         assert 0 < np.sqrt((error**2).mean()) < 0.08 * want.std()
 
+    def test_a_mixture_of_types(self, tmp_path: Path) -> None:
+        """As in Q4_K_M: matrices that one product takes together are of two types."""
+        path, widened = tmp_path / "model.gguf", tmp_path / "widened.gguf"
+        _write_random(path, Types.Q4_K, Types.Q6_K)
+        _rewrite(path, widened)
+        want = logits(widened)
+        np.testing.assert_array_equal(logits(path), want)
+        model = edgewise.Model.from_pretrained(path)
+        assert set(model.info()["formats"]) == {"int4_asym", "int8", "f32"}
+        error = model.logits(IDS) - want
+        assert 0 < np.sqrt((error**2).mean()) < 0.08 * want.std()
+
 
 class TestLlamaCpp:
     """Optional: only where the package `llama-cpp-python` is installed, of a version that knows `qwen35`."""
@@ -114,7 +126,14 @@ class TestFormats:
         exact = edgewise.Model.from_pretrained(path, dtype="f32")
         np.testing.assert_array_equal(model.trace(IDS)["embed"], exact.trace(IDS)["embed"])
 
-    @pytest.mark.parametrize("kind", [Types.Q8_0, Types.Q5_0, Types.Q4_1])
+    def test_q4_1_keeps_4_bits_and_a_minimum(self, tmp_path: Path) -> None:
+        path = write(tmp_path, "dense_text", Types.Q4_1)
+        model = edgewise.Model.from_pretrained(path)
+        assert set(model.info()["formats"]) == {"int4_asym", "f32"}
+        exact = edgewise.Model.from_pretrained(path, dtype="f32").trace(IDS)["embed"]
+        np.testing.assert_allclose(model.trace(IDS)["embed"], exact, rtol=0, atol=1e-3 * np.abs(exact).max())
+
+    @pytest.mark.parametrize("kind", [Types.Q8_0, Types.Q5_0, Types.Q5_1])
     def test_others_are_int8(self, kind: Types, tmp_path: Path) -> None:
         model = edgewise.Model.from_pretrained(write(tmp_path, "dense_text", kind))
         assert set(model.info()["formats"]) == {"int8", "f32"}
@@ -149,7 +168,7 @@ class TestConvert:
         out = capsys.readouterr().out
         assert "demo.safetensors: " in out
         lost = dict(line.split() for line in out.splitlines() if len(line.split()) == 2)
-        name = {Types.Q4_0: "int4", Types.F16: "f16"}.get(kind, "int8")
+        name = {Types.Q4_0: "int4", Types.Q4_1: "int4_asym", Types.F16: "f16"}.get(kind, "int8")
         assert (lost[name] == "nothing") == (kind != Types.Q4_1), out
         direct, written = (edgewise.Model.from_pretrained(file) for file in (path, destination))
         np.testing.assert_array_equal(written.logits(IDS), direct.logits(IDS))
@@ -162,7 +181,7 @@ class TestConvert:
             (Types.Q4_0, "int4", 0),
             (Types.Q8_0, "int8", 0),
             (Types.Q5_0, "int8", 0),
-            (Types.Q4_1, "int8", 5e-5),
+            (Types.Q4_1, "int4_asym", 1e-7),
             (Types.Q5_1, "int8", 5e-5),
         ]:
             path = write(tmp_path, "dense_text_d128", kind)
@@ -473,20 +492,25 @@ RANDOM = {
 }
 
 
-def _write_random(path: Path, kind: Types) -> None:
-    """A model of `qwen35` with random matrices of type `kind`; `ssm_out` has heads of 64 in rows of 256."""
+def _write_random(path: Path, kind: Types, finer: Types | None = None) -> None:
+    """A model of `qwen35` with random matrices of type `kind`; `ssm_out` has heads of 64 in rows of 256.
+
+    Those that llama.cpp's mixtures such as Q4_K_M hold finer are of type `finer`, if it is given.
+    """
     checkpoint = Checkpoint.of_text("qwen35", RANDOM)
     writer = gguf.GGUFWriter(path, "qwen35")
     gguf_files.add_config(writer, checkpoint)
     random = np.random.default_rng(1)
-    block, size = gguf.GGML_QUANT_SIZES[kind]
 
     def matrix(name: str, rows: int, cols: int) -> None:
-        if kind in (Types.Q3_K,):
+        is_finer = any(part in name for part in ("token_embd", "attn_v", "ffn_down"))
+        chosen = finer if finer is not None and is_finer else kind
+        block, size = gguf.GGML_QUANT_SIZES[chosen]
+        if chosen in (Types.Q3_K,):
             blocks = np.zeros((rows, cols // block * size), np.uint8)
         else:
-            blocks = _blocks(random, kind, rows * cols // block).reshape(rows, -1)
-        writer.add_tensor(name, blocks, raw_dtype=kind)
+            blocks = _blocks(random, chosen, rows * cols // block).reshape(rows, -1)
+        writer.add_tensor(name, blocks, raw_dtype=chosen)
 
     def vector(name: str, *shape: int, low: float = 0.5, high: float = 1.5) -> None:
         writer.add_tensor(name, random.uniform(low, high, shape).astype(np.float32))

@@ -27,9 +27,9 @@ EXACT: dict[str, tuple[str, Packer, Config]] = {
     "gptq one group a row": ("int4", packers.gptq(256), imported.gptq(-1)),
     "gptq without g_idx": ("int4", packers.gptq(listed=False), imported.gptq()),
     "gptq v2": ("int4", packers.gptq(version=2), imported.gptq(checkpoint_format="gptq_v2")),
-    "gptq asymmetric": ("int8", packers.gptq(64, symmetric=False), imported.gptq(64, sym=False)),
+    "gptq asymmetric": ("int4_asym", packers.gptq(64, symmetric=False), imported.gptq(64, sym=False)),
     "gptq asymmetric v2": (
-        "int8",
+        "int4_asym",
         packers.gptq(64, symmetric=False, version=2),
         imported.gptq(64, sym=False, checkpoint_format="gptq_v2"),
     ),
@@ -38,8 +38,8 @@ EXACT: dict[str, tuple[str, Packer, Config]] = {
         packers.gptq(64),
         imported.gptq(128, dynamic={"+:.*": {"group_size": 64}, "-:.*lm_head": {}}),
     ),
-    "awq": ("int8", packers.awq(), imported.awq()),
-    "awq groups of 128": ("int8", packers.awq(128), imported.awq(128)),
+    "awq": ("int4_asym", packers.awq(), imported.awq()),
+    "awq groups of 128": ("int4_asym", packers.awq(128), imported.awq(128)),
     "awq with zero points of 8": ("int4", packers.awq(64, symmetric=True), imported.awq(64)),
     "compressed-tensors": ("int4", packers.compressed(), imported.compressed()),
     "compressed-tensors groups of 128": (
@@ -49,7 +49,7 @@ EXACT: dict[str, tuple[str, Packer, Config]] = {
     ),
     "compressed-tensors by row": ("int4", packers.compressed(None), imported.compressed(group=None)),
     "compressed-tensors asymmetric": (
-        "int8",
+        "int4_asym",
         packers.compressed(64, symmetric=False),
         imported.compressed(group=64, symmetric=False),
     ),
@@ -58,9 +58,6 @@ EXACT: dict[str, tuple[str, Packer, Config]] = {
 
 HALF_STEP = 1 / 127 / 2
 """The most that rounding to INT8 can lose, of the largest weight of 32."""
-MLX_STEP = 1 / 32 / 4
-"""The same for MLX at 4 bits: its zero may be off by 1/32 of a step, the largest is 4 steps or more."""
-
 CLOSE: dict[str, tuple[float, Packer, Config]] = {
     "gptq act-order": (HALF_STEP, packers.gptq(32, act_order=True), imported.gptq(desc_act=True)),
     "gptq 8 bits": (HALF_STEP, packers.gptq(64, bits=8), imported.gptq(64, bits=8)),
@@ -97,13 +94,17 @@ CLOSE: dict[str, tuple[float, Packer, Config]] = {
     ),
     "fp8": (HALF_STEP, packers.fp8((128, 128)), imported.fp8([128, 128])),
     "fp8 by matrix": (HALF_STEP, packers.fp8(None, single=True), imported.fp8(None)),
-    "mlx": (MLX_STEP, packers.mlx(64), imported.mlx(64)),
-    "mlx groups of 32": (MLX_STEP, packers.mlx(32), imported.mlx(32)),
-    "mlx groups of 128": (MLX_STEP, packers.mlx(128), imported.mlx(128)),
     "mlx 8 bits": (HALF_STEP, packers.mlx(64, 8), imported.mlx(64, 8)),
     "mlx override": (HALF_STEP, packers.mlx(32, 8), imported.mlx(64, 4, m={"group_size": 32, "bits": 8})),
 }
 """The most it may lose, of the largest weight of 32; how it is packed, and what the configuration says."""
+
+MLX: dict[str, tuple[Packer, Config]] = {
+    "mlx": (packers.mlx(64), imported.mlx(64)),
+    "mlx groups of 32": (packers.mlx(32), imported.mlx(32)),
+    "mlx groups of 128": (packers.mlx(128), imported.mlx(128)),
+}
+"""MLX at 4 bits: the bias in steps of the scale is rounded to f16."""
 
 
 def weights(rows: int = 40, cols: int = 256) -> Array:
@@ -145,7 +146,18 @@ def test_a_matrix_off_our_grid_is_rounded_to_int8(case: str, tmp_path: Path) -> 
     assert np.sqrt(lost) < 0.008
 
 
-@pytest.mark.parametrize("case", ["gptq", "gptq act-order", "awq", "compressed-tensors", "fp8", "mlx"])
+@pytest.mark.parametrize("case", MLX)
+def test_mlx_at_4_bits_keeps_its_levels(case: str, tmp_path: Path) -> None:
+    packer, config = MLX[case]
+    folder, wanted = imported.matrix(tmp_path, packer, weights(), config)
+    report, found, values = converted(folder)
+    assert found == "int4_asym"
+    lost = ((values - wanted) ** 2).sum() / (wanted**2).sum()
+    assert lost == pytest.approx(report["formats"][found]["relative_squared_error"], rel=1e-3, abs=1e-14)
+    assert lost < 1e-8
+
+
+@pytest.mark.parametrize("case", ["gptq", "gptq act-order", "awq", "compressed-tensors", "fp8", "mlx 8 bits"])
 def test_the_reading_of_a_matrix_is_exact(case: str, tmp_path: Path) -> None:
     """Every number of f32, not only those that our blocks can hold."""
     _, packer, config = (EXACT | CLOSE)[case]
@@ -273,9 +285,10 @@ def test_what_mlx_itself_packed(group: int, bits: int, tmp_path: Path) -> None:
     with safe_open(folder / "f32.edgewise", "numpy") as file:
         np.testing.assert_allclose(file.get_tensor("m.weight"), wanted.bits, rtol=0, atol=1e-7)
     report, format, values = converted(folder)
-    assert format == "int8"
-    assert np.linalg.norm(values - wanted.bits) < 0.006 * np.linalg.norm(wanted.bits)
-    assert report["formats"]["int8"]["relative_squared_error"] < 0.006**2
+    assert format == {4: "int4_asym", 8: "int8"}[bits]
+    bound = {4: 1e-4, 8: 0.006}[bits]
+    assert np.linalg.norm(values - wanted.bits) < bound * np.linalg.norm(wanted.bits)
+    assert report["formats"][format]["relative_squared_error"] < bound**2
 
 
 @pytest.mark.parametrize("block", [(32, 16), (128, 128)])

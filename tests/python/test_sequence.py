@@ -314,10 +314,10 @@ class TestLife:
             def __init__(self, native: Any) -> None:
                 self.native = native
 
-            def append(self, *arguments: Any) -> None:
+            def work(self, *arguments: Any) -> Any:
                 if next(pieces) == 1:
                     raise KeyboardInterrupt
-                self.native.append(*arguments)
+                return self.native.work(*arguments)
 
             def __getattr__(self, name: str) -> Any:
                 return getattr(self.native, name)

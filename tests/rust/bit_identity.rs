@@ -66,6 +66,14 @@ fn int4_weights() {
 }
 
 #[test]
+fn asymmetric_int4_weights() {
+    for path in [TINY, "tests/golden/moe_text"] {
+        let recipe = Some("tests/int4_asym.json");
+        check_everything(Model { recipe, ..Model::new(path, "auto") }, SHORT);
+    }
+}
+
+#[test]
 fn int4_weights_with_a_cache_of_f32() {
     check_everything(Model { kv_dtype: "f32", ..Model::new(TINY, "int4") }, SHORT);
 }

@@ -1,5 +1,6 @@
 //! Tests across modules, through the crate's public interface.
 
+mod asymmetric;
 mod bit_identity;
 mod checkpoint;
 mod convert;
@@ -12,5 +13,6 @@ mod prefix_cache;
 mod profile;
 mod quantize;
 mod sampler;
+mod step;
 mod threads;
 mod vision;

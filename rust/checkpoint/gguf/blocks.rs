@@ -27,6 +27,15 @@ pub const MAX_BLOCK: usize = 256;
 /// Weights that share a scale in the types of [`BlockType::levels`].
 pub const GROUP: usize = 32;
 
+/// What the levels of a group mean: weight = scale * level + minimum.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Line {
+    /// Value of one level.
+    pub scale: f32,
+    /// The weight of level 0; 0 in types that have none.
+    pub minimum: f32,
+}
+
 /// The levels of `IQ4_NL` and `IQ4_XS`.
 const CODEBOOK: [i8; 16] = [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113];
 
@@ -118,7 +127,7 @@ impl BlockType {
             Q4_0 | Q5_0 | Q8_0 | IQ4_NL | IQ4_XS => {
                 let mut levels = [0; GROUP];
                 for (group, out) in out.chunks_exact_mut(GROUP).enumerate() {
-                    let scale = self.levels(block, group, &mut levels).unwrap_or(f32::NAN);
+                    let scale = self.levels(block, group, &mut levels).map_or(f32::NAN, |line| line.scale);
                     for (out, level) in out.iter_mut().zip(levels) {
                         *out = scale * f32::from(level);
                     }
@@ -127,18 +136,19 @@ impl BlockType {
         }
     }
 
-    /// Whether [`Self::levels`] gives anything: whether a weight is a level times a scale that 32 of them share.
+    /// Whether [`Self::levels`] gives anything.
     pub const fn has_levels(self) -> bool {
-        matches!(self, Q4_0 | Q5_0 | Q8_0 | IQ4_NL | IQ4_XS)
+        matches!(self, Q4_0 | Q4_1 | Q5_0 | Q8_0 | Q4_K | IQ4_NL | IQ4_XS)
     }
 
-    /// The levels and the scale of group `group` of a block; `None` for types that are not of that form.
+    /// The levels of group `group` of a block and what they mean; `None` for types whose groups are smaller than 32, or have
+    /// levels of 5 bits and a minimum, which none of our formats holds.
     ///
     /// # Panics
     /// If `block` is not one block, or has no such group.
-    pub fn levels(self, block: &[u8], group: usize, levels: &mut [i8; GROUP]) -> Option<f32> {
+    pub fn levels(self, block: &[u8], group: usize, levels: &mut [i8; GROUP]) -> Option<Line> {
         assert!(block.len() == self.bytes() && group < self.weights() / GROUP);
-        let d = half_at(block, 0);
+        let (mut scale, mut minimum) = (half_at(block, 0), 0.0);
         match self {
             Q4_0 => nibbles(&block[2..], levels, |q, _| q as i8 - 8),
             Q5_0 => {
@@ -154,11 +164,20 @@ impl BlockType {
             IQ4_XS => {
                 let quants = &block[8 + 16 * group..];
                 nibbles(quants, levels, |q, _| CODEBOOK[usize::from(q)]);
-                return Some(d * f32::from(iq4_xs_scale(block, group)));
+                scale *= f32::from(iq4_xs_scale(block, group));
             }
-            Q4_1 | Q5_1 | Q4_K | Q5_K | Q6_K => return None,
+            Q4_1 => {
+                nibbles(&block[4..], levels, |q, _| q as i8);
+                minimum = half_at(block, 2);
+            }
+            Q4_K => {
+                k_nibbles(&block[16..], group, levels);
+                let (s, t) = k_scale(&block[4..16], group);
+                (scale, minimum) = (scale * f32::from(s), -(half_at(block, 2) * f32::from(t)));
+            }
+            Q5_1 | Q5_K | Q6_K => return None,
         }
-        Some(d)
+        Some(Line { scale, minimum })
     }
 }
 
@@ -182,6 +201,13 @@ fn high_bits(bytes: &[u8]) -> u32 {
 /// Bit `i` of `high`, as the fifth bit of a level.
 fn fifth_bit(high: u32, i: usize) -> u8 {
     ((high >> i & 1) << 4) as u8
+}
+
+/// The nibbles of part `part` of `Q4_K`: low ones of 32 bytes, or high ones.
+fn k_nibbles(quants: &[u8], part: usize, levels: &mut [i8; GROUP]) {
+    for (level, byte) in levels.iter_mut().zip(&quants[GROUP * (part / 2)..]) {
+        *level = (byte >> (4 * (part % 2)) & 15) as i8;
+    }
 }
 
 fn read_with_minimum(kind: BlockType, block: &[u8], out: &mut [f32]) {
@@ -285,7 +311,7 @@ mod tests {
     }
 
     #[test]
-    fn levels_times_scale_are_the_weights() {
+    fn levels_on_their_line_are_the_weights() {
         let golden = golden();
         for kind in BlockType::ALL {
             let bytes = golden.get(&format!("{}.blocks", kind.name())).unwrap().unwrap().bytes;
@@ -294,12 +320,12 @@ mod tests {
             kind.read(block, 0, &mut weights);
             let mut levels = [0; GROUP];
             for (group, weights) in weights.chunks_exact(GROUP).enumerate() {
-                let Some(scale) = kind.levels(block, group, &mut levels) else {
+                let Some(Line { scale, minimum }) = kind.levels(block, group, &mut levels) else {
                     assert!(!kind.has_levels());
                     continue;
                 };
                 assert!(kind.has_levels());
-                assert_eq!(levels.map(|level| scale * f32::from(level)).as_slice(), weights);
+                assert_eq!(levels.map(|level| scale * f32::from(level) + minimum).as_slice(), weights);
             }
         }
     }

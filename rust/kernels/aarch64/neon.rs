@@ -264,6 +264,10 @@ impl<P: Products> Simd for Neon<P> {
         intrinsics! { each!(vcvtnq_s32_f32, a) }
     }
     #[inline(always)]
+    fn splat_i32(self, x: i32) -> Int4 {
+        intrinsics! { [vdupq_n_s32(x); 4] }
+    }
+    #[inline(always)]
     fn to_f32(self, a: Int4) -> Float4 {
         intrinsics! { each!(vcvtq_f32_s32, a) }
     }

@@ -8,10 +8,12 @@ use crate::config::AttentionConfig;
 
 /// Prepares the projections of one call in place: RMSNorm of each query and key head, rotary positions, and queries divided
 /// by `sqrt(head_dim)`. `queries`, perhaps of the last tokens only, as in [`attention`](super::attention), `keys` is `[tokens, kv_heads, head_dim]`.
+/// The positions are those in `rope` from row `first` on.
 pub fn prepare_query_key(
     cpu: &Cpu,
     config: &AttentionConfig,
     rope: &RopeTable,
+    first: usize,
     norm: QueryKeyNorm<'_>,
     queries: &mut [f32],
     keys: &mut [f32],
@@ -26,7 +28,7 @@ pub fn prepare_query_key(
         cpu.rows(x, width, row_grain(width), |tokens, x| {
             cpu.run(PrepareHeads {
                 heads,
-                first: skipped + tokens.start,
+                first: first + skipped + tokens.start,
                 heads_per_token,
                 stride,
                 weight,

@@ -167,6 +167,10 @@ impl Simd for Avx2 {
         intrinsics! { [_mm256_cvtps_epi32(a[0]), _mm256_cvtps_epi32(a[1])] }
     }
     #[inline(always)]
+    fn splat_i32(self, x: i32) -> Int2 {
+        intrinsics! { [_mm256_set1_epi32(x); 2] }
+    }
+    #[inline(always)]
     fn to_f32(self, a: Int2) -> Half2 {
         intrinsics! { [_mm256_cvtepi32_ps(a[0]), _mm256_cvtepi32_ps(a[1])] }
     }

@@ -158,6 +158,10 @@ impl Simd for Avx512Vnni {
         intrinsics! { _mm512_cvtps_epi32(a) }
     }
     #[inline(always)]
+    fn splat_i32(self, x: i32) -> __m512i {
+        intrinsics! { _mm512_set1_epi32(x) }
+    }
+    #[inline(always)]
     fn to_f32(self, a: __m512i) -> __m512 {
         intrinsics! { _mm512_cvtepi32_ps(a) }
     }

@@ -7,7 +7,7 @@
 //! | `biases` | `[N, G]`         | the weight of code 0                            |
 //!
 //! The program that writes this rounds so that 0 is on the grid: before both were rounded, the bias was a whole multiple of the
-//! scale. That multiple is taken for the zero point.
+//! scale. That multiple is taken for the zero point where a symmetric format is to hold the codes.
 
 use super::Module;
 use super::packed::{Codes, Groups, Packed, Zeros, expect_shape, expect_type, matrix_shape, read_scales};

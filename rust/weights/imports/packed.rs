@@ -223,6 +223,11 @@ impl Packed {
         (zero, scale)
     }
 
+    /// What is added to the weights of a group, if that is how its zero point is told.
+    pub(super) fn bias(&self, row: Row, group: usize) -> Option<f32> {
+        Some(self.biases.as_ref()?[row.scales + group])
+    }
+
     /// The weights of a row from its codes, `[cols]` both, with one rounding in f32 (two with biases).
     pub(super) fn values(&self, row: Row, codes: &[i16], out: &mut [f32]) {
         match &self.groups {
@@ -259,7 +264,7 @@ impl Packed {
         }
     }
 
-    /// Whether every zero point is one that 4-bit levels of ours have, for codes of 4 bits.
+    /// Whether every zero point is one that symmetric 4-bit levels have, for codes of 4 bits.
     pub(super) fn zeros_fit_int4(&self) -> bool {
         let fits = |zero: i16| zero == 7 || zero == 8;
         match &self.zeros {

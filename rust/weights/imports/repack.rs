@@ -1,17 +1,18 @@
 //! Packed weights -> our blocks, or f32.
 //!
 //! ```text
-//! for each block of 16 rows by 32 columns, each row of it alone:
-//!     on the grid if its 32 columns share one scale s and one zero point z, and all its codes less z are levels:
-//!         levels = codes - z, scale = f16(s)                        nothing is lost but what rounds s
-//!     else levels and scale are searched, as for weights that were never quantised
+//! for each block of 16 rows by 32 columns, each row of it alone, if its columns share one scale s and a zero point z or bias b:
+//!     INT4, INT8        if all codes less z are levels:
+//!                       levels = codes - z, scale = f16(s)                                     nothing is lost but what rounds s
+//!     INT4 asymmetric   levels = codes - 8, scale = f16(s), offset = 8 - z, or f16(8 + b / s)  and b / s
+//! else levels, scale and offset are searched, as for weights that were never quantised
 //! ```
 //!
-//! A matrix becomes INT4 if all of its 4-bit codes are on that grid: groups of whole blocks, and zero points of 8, or of 7 where
-//! the scale then takes the other sign. Everything else becomes INT8: 4-bit codes with other zero points, whose levels from -15
-//! to 15 are exact there; 8-bit codes; and what is off the grid, columns scattered over groups (act-order) and FP8 for
-//! instance, for which INT8 adds an error of about 1 % of a weight, a tenth of what 4 bits cost or a fifth of what FP8 does.
-//! MLX rounds bias and scale apart, so its grid is off by up to a hundredth of a level; the scale is fitted to it.
+//! 4-bit codes in groups of whole blocks become INT4 if all zero points are 8, or 7 where the scale then takes the other sign,
+//! and asymmetric INT4 if not. Everything else becomes INT8: 8-bit codes, and what is off the grid, columns scattered over
+//! groups (act-order) and FP8 for instance, for which INT8 adds an error of about 1 % of a weight, a tenth of what 4 bits cost
+//! or a fifth of what FP8 does. MLX rounds bias and scale apart, so its zero point is off by up to a hundredth of a level: in a
+//! symmetric format the scale is fitted to it, an offset holds it but for a few hundredths of that.
 //!
 //! Scales: f16 holds those stored in f16, and those stored in bf16 exactly down to 2^-14; smaller ones are rounded to multiples
 //! of 2^-24.
@@ -23,10 +24,9 @@ use crate::error::Result;
 use crate::threads::Pool;
 use crate::weights::matrix::{self, BLOCK_COLS, BLOCK_ROWS, Format};
 use crate::weights::quantize::{
-    INT4, INT8, Lanes, Levels, NotRepresentable, SquaredError, Tile, choose_levels, compare,
-    convert_parallel, gather, limit,
+    Affine, Levels, NotRepresentable, SquaredError, Tile, choose_levels, compare, convert_parallel, gather,
+    limit,
 };
-use crate::weights::{int4, int8};
 
 impl Packed {
     /// The block format that holds it best.
@@ -35,7 +35,11 @@ impl Packed {
         let cols = self.stored[2];
         let mut blocks = (0..cols).step_by(BLOCK_COLS);
         let whole = |first: usize| self.groups.of(first, (first + BLOCK_COLS).min(cols)).is_some();
-        if four_bits && self.zeros_fit_int4() && blocks.all(whole) { Format::Int4 } else { Format::Int8 }
+        match four_bits && blocks.all(whole) {
+            true if self.zeros_fit_int4() => Format::Int4,
+            true => Format::Int4Asym,
+            false => Format::Int8,
+        }
     }
 
     /// All matrices in the format, one after another, and what that lost of the packed weights.
@@ -85,14 +89,14 @@ impl Packed {
         }
         let panel = BLOCK_ROWS * cols;
         let panels = rows.chunks(BLOCK_ROWS).zip(codes.chunks(panel).zip(values.chunks(panel)));
-        match format {
-            Format::Int4 | Format::Int8 => {
+        match Levels::of(format) {
+            Some(levels) => {
                 let bytes = cols.div_ceil(BLOCK_COLS) * format.block_bytes();
                 for ((rows, (codes, values)), out) in panels.zip(out.chunks_exact_mut(bytes)) {
-                    Panel { packed: self, rows, codes, values }.write(format, out);
+                    Panel { packed: self, rows, codes, values }.write(levels, format.block_bytes(), out);
                 }
             }
-            _ => {
+            None => {
                 for (out, value) in out.chunks_exact_mut(4).zip(&values) {
                     out.copy_from_slice(&value.to_le_bytes());
                 }
@@ -129,21 +133,16 @@ struct Panel<'a> {
 }
 
 impl Panel<'_> {
-    fn write(&self, format: Format, out: &mut [u8]) {
-        let levels = if format == Format::Int4 { &INT4 } else { &INT8 };
+    fn write(&self, levels: &Levels, block_bytes: usize, out: &mut [u8]) {
         let mut tile = [[0.0; BLOCK_ROWS]; BLOCK_COLS];
-        for (block, out) in out.chunks_exact_mut(format.block_bytes()).enumerate() {
-            let scales = self.block(levels, block, &mut tile);
-            if format == Format::Int4 {
-                int4::write_block(&tile, &scales, out);
-            } else {
-                int8::write_block(&tile, &scales, out);
-            }
+        for (block, out) in out.chunks_exact_mut(block_bytes).enumerate() {
+            let affine = self.block(levels, block, &mut tile);
+            (levels.write)(&tile, &affine, out);
         }
     }
 
-    /// Levels and scales of one block.
-    fn block(&self, levels: &Levels, block: usize, tile: &mut Tile) -> Lanes {
+    /// Levels of one block and what they mean.
+    fn block(&self, levels: &Levels, block: usize, tile: &mut Tile) -> Affine {
         let cols = self.packed.stored[2];
         let first = block * BLOCK_COLS;
         let end = (first + BLOCK_COLS).min(cols);
@@ -152,35 +151,53 @@ impl Panel<'_> {
             && self.packed.codes != Codes::Float8
         {
             for (r, row) in self.rows.iter().enumerate() {
-                on_grid[r] = self.on_grid(levels, *row, group, r * cols + first..r * cols + end);
+                let range = r * cols + first..r * cols + end;
+                on_grid[r] = if levels.asymmetric {
+                    self.on_asymmetric_grid(*row, group)
+                } else {
+                    self.on_grid(levels, *row, group, range)
+                };
             }
         }
-        let mut scales = [0.0; BLOCK_ROWS];
+        let mut affine = Affine::ZERO;
         if on_grid[..self.rows.len()].iter().any(Option::is_none) {
             gather(self.values, cols, first, tile);
-            scales = choose_levels(levels, tile);
+            affine = choose_levels(levels, tile);
         } else {
             *tile = [[0.0; BLOCK_ROWS]; BLOCK_COLS];
         }
         for (r, found) in on_grid.into_iter().enumerate() {
-            if let Some((zero, sign, scale)) = found {
-                scales[r] = scale;
+            if let Some(OnGrid { zero, sign, scale, offset }) = found {
+                (affine.scales[r], affine.offsets[r]) = (scale, offset);
                 for (lanes, &code) in tile.iter_mut().zip(&self.codes[r * cols + first..r * cols + end]) {
                     lanes[r] = f32::from(sign * (code - zero));
                 }
             }
         }
-        scales
+        affine
     }
 
-    /// Zero point, sign and scale with which the codes at `range` become levels, if they can.
+    /// How the codes of a group become levels of [`int4_asym`](crate::weights::int4_asym): all of them do, if scale and offset
+    /// are numbers of f16.
+    fn on_asymmetric_grid(&self, row: Row, group: usize) -> Option<OnGrid> {
+        let (zero, scale) = self.packed.grid(row, group);
+        let offset = match self.packed.bias(row, group) {
+            None => 8.0 - f32::from(zero),
+            Some(bias) => 8.0 + bias / scale,
+        };
+        let [scale, offset] = [scale, offset].map(|x| f16::from_f32(x).to_f32());
+        let fits = scale.is_finite() && offset.is_finite();
+        fits.then_some(OnGrid { zero: 8, sign: 1, scale, offset })
+    }
+
+    /// How the codes at `range` become levels of a symmetric format, if they can.
     fn on_grid(
         &self,
         levels: &Levels,
         row: Row,
         group: usize,
         range: std::ops::Range<usize>,
-    ) -> Option<(i16, i16, f32)> {
+    ) -> Option<OnGrid> {
         let (zero, scale) = self.packed.grid(row, group);
         let codes = &self.codes[range.clone()];
         let (least, most) =
@@ -198,8 +215,17 @@ impl Panel<'_> {
             Some(_) => fitted(codes, zero, &self.values[range])?,
         };
         let scale = f16::from_f32(f32::from(sign) * scale).to_f32();
-        scale.is_finite().then_some((zero, sign, scale))
+        scale.is_finite().then_some(OnGrid { zero, sign, scale, offset: 0.0 })
     }
+}
+
+/// How codes become levels: level = sign * (code - zero), weight = (level + offset) * scale.
+#[derive(Clone, Copy)]
+struct OnGrid {
+    zero: i16,
+    sign: i16,
+    scale: f32,
+    offset: f32,
 }
 
 /// The scale of least squared error for levels `codes - zero`.

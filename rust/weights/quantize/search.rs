@@ -1,6 +1,6 @@
 //! The search for levels and scales.
 //!
-//! The block formats know a weight as `level * scale`, with one scale for a group: 32 columns of one row. For each
+//! Symmetric block formats know a weight as `level * scale`, with one scale for a group: 32 columns of one row. For each
 //! group the scale is searched that leaves the least sum of squared errors, with the scale already rounded to f16:
 //!
 //! ```text
@@ -18,10 +18,12 @@
 //! INT8 loses 18 % less than `absmax / 127`. Whole targets down to -1 find groups that are multiples of some f16
 //! and store them exactly.
 //!
-//! All of it is plain f32 arithmetic in one order on tiles with a lane for each row: the same bits on every
-//! machine, and loops that compilers vectorise without being told to.
+//! Asymmetric ones are searched in `asymmetric`. All of it is plain f32 arithmetic in one order on tiles with a lane for each
+//! row: the same bits on every machine, and loops that compilers vectorise without being told to.
 
-use super::super::matrix::{BLOCK_COLS, BLOCK_ROWS};
+use super::super::matrix::{BLOCK_COLS, BLOCK_ROWS, Format};
+use super::super::{int4, int4_asym, int8};
+use super::asymmetric;
 
 /// One number for each row of a block.
 pub(in crate::weights) type Lanes = [f32; BLOCK_ROWS];
@@ -31,41 +33,86 @@ pub(in crate::weights) type Tile = [Lanes; BLOCK_COLS];
 /// The largest finite f16.
 const MAX_SCALE: f32 = 65_504.0;
 /// One over the smallest f16 above 0. No group needs a finer scale than there is; it also keeps infinity out.
-const MAX_INVERSE: f32 = 16_777_216.0;
+pub(super) const MAX_INVERSE: f32 = 16_777_216.0;
 
-/// What the search knows of a block format.
+/// What the levels of a block's rows mean: weight = (level + offset) * scale.
+#[derive(Clone, Copy, Debug)]
+pub(in crate::weights) struct Affine {
+    pub(in crate::weights) scales: Lanes,
+    /// Zeros in symmetric formats.
+    pub(in crate::weights) offsets: Lanes,
+}
+
+impl Affine {
+    pub(in crate::weights) const ZERO: Self = Self { scales: [0.0; BLOCK_ROWS], offsets: [0.0; BLOCK_ROWS] };
+}
+
+/// What the search, and whoever has levels already, know of a block format.
 pub(in crate::weights) struct Levels {
     pub(in crate::weights) lowest: f32,
     pub(in crate::weights) highest: f32,
-    /// Where the group's extreme may land; the first of equally good ones wins.
-    targets: &'static [f32],
+    /// Whether a group has an offset.
+    pub(in crate::weights) asymmetric: bool,
+    /// Where the group's extreme may land, or in how many steps its extremes may be apart; the first of equally good ones wins.
+    pub(super) targets: &'static [f32],
+    /// Writes a block of whole levels.
+    pub(in crate::weights) write: fn(&Tile, &Affine, &mut [u8]),
 }
 
 /// Levels of [`int4`](super::int4).
 pub(in crate::weights) const INT4: Levels = Levels {
     lowest: -8.0,
     highest: 7.0,
+    asymmetric: false,
     targets: &[
         -8.0, -7.75, -8.25, -7.5, -8.5, -7.25, -8.75, -7.0, -9.0, -6.75, -6.5, -6.25, -6.0, -5.0, -4.0, -3.0,
         -2.0, -1.0,
     ],
+    write: int4::write_block,
+};
+/// Levels of [`int4_asym`](super::int4_asym).
+pub(in crate::weights) const INT4_ASYM: Levels = Levels {
+    lowest: -8.0,
+    highest: 7.0,
+    asymmetric: true,
+    targets: &[
+        15.0, 14.75, 15.25, 14.5, 15.5, 14.25, 15.75, 14.0, 16.0, 16.5, 17.0, 13.0, 12.0, 11.0, 10.0, 9.0,
+        8.0, 7.0, 6.0, 5.0, 4.0, 3.0, 2.0, 1.0,
+    ],
+    write: int4_asym::write_block,
 };
 /// Levels of [`int8`](super::int8).
 pub(in crate::weights) const INT8: Levels = Levels {
     lowest: -127.0,
     highest: 127.0,
+    asymmetric: false,
     targets: &[127.0, 126.0, 125.0, 124.0, 123.0, 122.0, 121.0, 120.0],
+    write: int8::write_block,
 };
 
 impl Levels {
-    /// The largest absolute value that the format holds: the extreme can always take the lowest level.
+    /// Those of a block format.
+    pub(in crate::weights) const fn of(format: Format) -> Option<&'static Self> {
+        match format {
+            Format::Int4 => Some(&INT4),
+            Format::Int4Asym => Some(&INT4_ASYM),
+            Format::Int8 => Some(&INT8),
+            Format::F32 | Format::F16 | Format::BF16 => None,
+        }
+    }
+
+    /// The largest absolute value that the format holds. The extreme of a symmetric one can always take the lowest level; in an
+    /// asymmetric one both extremes may be as large.
     pub(super) const fn limit(&self) -> f32 {
-        -self.lowest * MAX_SCALE
+        if self.asymmetric { self.highest * MAX_SCALE } else { -self.lowest * MAX_SCALE }
     }
 }
 
-/// Replaces the weights of a block by their levels, and returns the scales, each exactly an f16.
-pub(in crate::weights) fn choose_levels(levels: &Levels, tile: &mut Tile) -> Lanes {
+/// Replaces the weights of a block by their levels, and returns what these mean, each number exactly an f16.
+pub(in crate::weights) fn choose_levels(levels: &Levels, tile: &mut Tile) -> Affine {
+    if levels.asymmetric {
+        return asymmetric::choose_levels(tile);
+    }
     let scales = best_scales(levels, tile);
     let inverse = scales.map(|scale| if scale == 0.0 { 0.0 } else { 1.0 / scale });
     for lanes in tile {
@@ -73,7 +120,7 @@ pub(in crate::weights) fn choose_levels(levels: &Levels, tile: &mut Tile) -> Lan
             lanes[r] = round_to_level(levels, lanes[r] * inverse[r]);
         }
     }
-    scales
+    Affine { scales, ..Affine::ZERO }
 }
 
 /// For each row the f16 scale with the least squared error among the candidates; 0 where nothing beats zeros.
@@ -139,7 +186,7 @@ fn squared_error(tile: &Tile, rounded: &Tile, scale: &Lanes) -> Lanes {
 
 /// The nearest level, ties to even, for `|x|` below 2^22.
 #[inline(always)]
-fn round_to_level(levels: &Levels, x: f32) -> f32 {
+pub(super) fn round_to_level(levels: &Levels, x: f32) -> f32 {
     // Beside 1.5 * 2^23 an f32 has no room for a fraction: adding rounds. Unlike `round_ties_even`, this
     // vectorises on the oldest x86.
     const SHIFT: f32 = 12_582_912.0;
@@ -148,7 +195,7 @@ fn round_to_level(levels: &Levels, x: f32) -> f32 {
 
 /// The nearest finite f16, ties to even, as f32. As arithmetic it vectorises; `half`'s conversion does not.
 #[inline(always)]
-fn round_to_f16(x: f32) -> f32 {
+pub(super) fn round_to_f16(x: f32) -> f32 {
     const SMALLEST_NORMAL: f32 = 1.0 / 16_384.0;
     let bits = x.to_bits();
     let normal = f32::from_bits(bits.wrapping_add(0xfff + (bits >> 13 & 1)) & !0x1fff);

@@ -205,7 +205,7 @@ fn rotary_positions_turn_queries_and_keys() {
         let keys = random.numbers(tokens * kv_heads * head_dim);
         let found = same_on_all("prepare_query_key", &cpus, |cpu| {
             let (mut queries, mut keys) = (queries.clone(), keys.clone());
-            prepare_query_key(cpu, &config, &table, norm, &mut queries, &mut keys);
+            prepare_query_key(cpu, &config, &table, 0, norm, &mut queries, &mut keys);
             [queries, keys].concat()
         });
         let turn = |x: &[f32], heads| reference::rope(&rope, x, &positions, heads, head_dim);

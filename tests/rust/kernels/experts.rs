@@ -34,7 +34,7 @@ fn all_of(format: Format) -> impl Fn(usize) -> [Format; 3] {
 
 /// Each matrix in another format than its neighbours.
 fn mixed(i: usize) -> [Format; 3] {
-    [0, 1, 2].map(|j| Format::ALL[(i + 2 * j) % 5])
+    [0, 1, 3].map(|j| Format::ALL[(i + j) % 6])
 }
 
 fn expert(random: &mut Random, formats: [Format; 3], hidden: usize, width: usize) -> SwiGluWeights {
@@ -208,6 +208,11 @@ fn int8_sizes() {
 #[test]
 fn int4_sizes() {
     check_sizes(all_of(Format::Int4));
+}
+
+#[test]
+fn int4_asym_sizes() {
+    check_sizes(all_of(Format::Int4Asym));
 }
 
 #[test]

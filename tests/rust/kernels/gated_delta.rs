@@ -6,7 +6,7 @@ use edgewise::config::DeltaConfig;
 use edgewise::kernels::Cpu;
 use edgewise::kernels::conv::{TAIL, TAPS, short_conv};
 use edgewise::kernels::delta_rule::{DeltaInput, delta_rule, gates, normalize_query_key};
-use edgewise::kernels::gated_delta::{GatedDelta, gated_delta};
+use edgewise::kernels::gated_delta::{GatedDelta, Sequence, gated_delta};
 use edgewise::kernels::norm::gated_rms_norm;
 use proptest::prelude::*;
 
@@ -58,7 +58,8 @@ impl Case {
         for start in (0..self.tokens).step_by(piece) {
             let tokens = start..self.tokens.min(start + piece);
             let part = &mut out[start * width..tokens.end * width];
-            gated_delta(cpu, self.layer(tokens), &mut tail, &mut memory, &mut scratch, part);
+            let sequence = Sequence { tokens: tokens.len(), tail: &mut tail, memory: &mut memory };
+            gated_delta(cpu, self.layer(tokens), [Some(sequence)], &mut scratch, part);
         }
         [out, tail, memory].concat()
     }

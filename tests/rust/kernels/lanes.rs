@@ -148,7 +148,9 @@ impl Op for Rounding<'_> {
     type Output = Trace;
     #[inline(always)]
     fn run<S: Simd>(self, s: S) -> Trace {
-        self.0.iter().map(|a| ("round and to_f32", stored(s, s.to_f32(s.round(s.load(a)))))).collect()
+        let same = s.to_f32(s.splat_i32(-32_512));
+        let rounded = self.0.iter().map(|a| ("round and to_f32", stored(s, s.to_f32(s.round(s.load(a))))));
+        rounded.chain([("splat_i32", stored(s, same))]).collect()
     }
 }
 

@@ -91,6 +91,11 @@ fn int4_sizes() {
 }
 
 #[test]
+fn int4_asym_sizes() {
+    check_sizes(Format::Int4Asym);
+}
+
+#[test]
 fn a_token_alone_gets_the_same_bits_as_among_others() {
     let mut random = Random::new(11);
     for cpu in [portable(), fastest()] {
@@ -188,7 +193,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 60, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
-    fn any_shape(seed: u64, format in 0_usize..5, rows in 1_usize..90, cols in 1_usize..150, tokens in 1_usize..20) {
+    fn any_shape(seed: u64, format in 0_usize..6, rows in 1_usize..90, cols in 1_usize..150, tokens in 1_usize..20) {
         let cpus = [portable(), fastest()];
         check(&cpus, &mut Random::new(seed), Format::ALL[format], rows, cols, tokens);
     }

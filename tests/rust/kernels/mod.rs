@@ -1,6 +1,7 @@
 //! Every kernel on every tier of this CPU: the same bits as the portable tier on one thread, close to the reference.
 #![allow(clippy::float_cmp, reason = "exact results are what these tests are about")]
 
+mod asymmetric;
 mod attention;
 mod delta_rule;
 mod elementwise;
