@@ -323,11 +323,38 @@ class TestSequences:
         sequence.append(ids)
         before = sequence.logits()
         with monkeypatch.context() as patch:
-            patch.setattr("edgewise.reading.Text.read", interrupted)
+            patch.setattr("edgewise.reading.Text._read", interrupted)
             with pytest.raises(KeyboardInterrupt):
                 sequence.append(ids[:20], on_full="shift")
         assert sequence.token_ids == ids
         np.testing.assert_array_equal(sequence.logits(), before)
+
+    def test_cancelled_during_a_shift(self, model: Model) -> None:
+        ids = [(i * 31 + 7) % 500 for i in range(200)]
+        sequence = model.sequence()
+        sequence.append(ids)
+
+        class WhenFull:
+            def is_set(self) -> bool:
+                return len(sequence) == CONTEXT
+
+        result = sequence.generate(max_new_tokens=200, on_full="shift", cancel=WhenFull(), **GREEDY)
+        assert (result.finish_reason, result.shifts) == ("cancelled", [])
+        assert sequence.token_ids == [*ids, *result.token_ids]
+        assert len(sequence) == CONTEXT
+        fresh = cold().sequence()
+        fresh.append(sequence.token_ids)
+        np.testing.assert_array_equal(sequence.logits(), fresh.logits())
+
+
+def test_many_at_once(model: Model) -> None:
+    prompts = [[(i * 31 + seed) % 500 for i in range(90 + 20 * seed)] for seed in range(4)]
+    options: dict[str, Any] = {"on_full": "shift", "max_new_tokens": 250, **GREEDY}
+    together = model.generate_many(prompts, **options)
+    for prompt, result in zip(prompts, together, strict=True):
+        alone = cold().generate(prompt, **options)
+        assert bits(result) == bits(alone)
+        assert list(map(dict, result.shifts)) == list(map(dict, alone.shifts)) != []
 
 
 def interrupted(*_: Any, **__: Any) -> int:
