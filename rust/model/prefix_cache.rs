@@ -287,12 +287,16 @@ impl PrefixCache {
         // is there. Nobody waits for the copying itself.
         let Some((entries, gone)) = self.prepare(path, state) else { return Ok(()) };
         drop(entries);
-        gone.into_iter().for_each(|entry| dropped(entry.path, entry.state));
+        for entry in gone {
+            dropped(entry.path, entry.state);
+        }
         let copy = Arc::new(state.clone());
         let Some((mut entries, gone)) = self.prepare(path, &copy) else { return Ok(()) };
         entries.add(path.clone(), copy);
         drop(entries);
-        gone.into_iter().for_each(|entry| dropped(entry.path, entry.state));
+        for entry in gone {
+            dropped(entry.path, entry.state);
+        }
         Ok(())
     }
 
