@@ -48,6 +48,12 @@ test-python: install
 test-arm: install ## build for 64-bit ARM and test under emulation (Debian)
 	$(BIN)/python tools/emulate_arm.py $(if $(ARM_WHEEL),--wheel $(ARM_WHEEL))
 
+# Not part of `check`: it would build the crate once more. .ci/run calls it.
+FUZZ_SECONDS ?= 20
+.PHONY: fuzz
+fuzz: ## feed damaged files to the readers, each for FUZZ_SECONDS
+	fuzz/run.sh $(FUZZ_SECONDS)
+
 .PHONY: lint
 lint: install ## check format, lints, types and documentation
 	cargo fmt --check

@@ -62,6 +62,7 @@ def quantize(
     recipe: str = "int4",
     threads: int | None = None,
     progress: _Progress | None = None,
+    statistics: InputStatistics | None = None,
 ) -> dict[str, Any]: ...
 def convert(
     source: str,
@@ -445,6 +446,15 @@ def position_ids(
     """
 
 @final
+class InputStatistics:
+    """What the matrices of a model read over a text: second moments within groups of 32 channels."""
+
+    @property
+    def tokens(self) -> int: ...
+    @property
+    def inputs(self) -> int: ...
+
+@final
 class Engine:
     @staticmethod
     def open(
@@ -490,6 +500,12 @@ class Engine:
             of the layers. `prefill_operations`: multiplications and additions, counted apart, of one token of
             a prompt with weights, `int8` and `f32`. `skipped_operations`: the part of the last layer that all
             but the last token of a pass leave out; not in `prefill_operations`.
+        """
+
+    def input_statistics(self, ids: _Ids, window: int, progress: _Progress | None = None) -> InputStatistics:
+        """Read a text in windows, each on its own, and return what the matrices of the text model read.
+
+        No other sequence may be computed meanwhile: it would count too.
         """
 
     def memory_speed(self, seconds: float = 0.05) -> float | None:

@@ -15,7 +15,15 @@ from numpy.typing import NDArray
 
 from edgewise import cache as quantised_cache
 from edgewise import chat, checks, eos, generation, gguf, hub, inputs, many, saving
-from edgewise._native import CheckpointError, ContextError, Engine, Sampler, Work, available_memory
+from edgewise._native import (
+    CheckpointError,
+    ContextError,
+    Engine,
+    InputStatistics,
+    Sampler,
+    Work,
+    available_memory,
+)
 from edgewise.chat import ChatTemplate, Message
 from edgewise.checkpoints import Markers
 from edgewise.checks import Range
@@ -505,6 +513,22 @@ class Model:
         """Return the arrays between the layers while a text is read, by name; see `logits`."""
         ids, media = self._encoded(prompt)
         return self._engine.trace(ids, media)
+
+    def input_statistics(
+        self, token_ids: TokenIds, window: int, progress: Progress | None = None
+    ) -> InputStatistics:
+        """Return what the matrices of the text model read over a text, for `edgewise quantize --calibrate`.
+
+        Args:
+            token_ids: the text. Windows of it are read each on its own.
+            window: tokens of a window.
+            progress: called with (tokens done, tokens in all, "calibrating") before each window.
+
+        Raises:
+            ValueError: if a token is outside the vocabulary, or the window is empty.
+            ContextError: if the window is larger than the context.
+        """
+        return self._engine.input_statistics(inputs.token_ids(token_ids, self.vocab_size), window, progress)
 
     def sequence(self) -> TextSequence:
         """Return an empty text to append to; it can be continued, copied, cut back and saved."""

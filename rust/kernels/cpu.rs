@@ -3,6 +3,7 @@
 use super::disjoint::Disjoint;
 use super::lanes::Op;
 use super::profile::Profile;
+use super::recorder::Recorder;
 use super::tier::Tier;
 use crate::threads::Pool;
 
@@ -15,12 +16,14 @@ pub struct Cpu {
     pub pool: Pool,
     /// Where the time goes, if somebody asks.
     pub profile: Profile,
+    /// What matrices read, if somebody calibrates.
+    pub recorder: Recorder,
 }
 
 impl Cpu {
     /// A tier and `threads` threads, the caller's among them.
     pub fn new(tier: Tier, threads: usize) -> Self {
-        Self { tier, pool: Pool::new(threads), profile: Profile::default() }
+        Self { tier, pool: Pool::new(threads), profile: Profile::default(), recorder: Recorder::default() }
     }
 
     /// Runs `op` on this thread.

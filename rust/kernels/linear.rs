@@ -89,6 +89,9 @@ const MAX_ITEM_PANELS: usize = 16;
 /// # Panics
 /// If shapes do not fit, or a weight is quantised and the input is not.
 pub fn linear<const N: usize>(cpu: &Cpu, input: Input<'_>, products: [Product<'_>; N]) {
+    if cpu.recorder.is_on() {
+        cpu.recorder.add(cpu, input.dense, &std::array::from_fn::<_, N, _>(|i| products[i].weights));
+    }
     let jobs = products.map(|product| Job::new(cpu.pool.threads(), input, product));
     let total = jobs.iter().map(|job| job.items.count()).sum();
     cpu.pool.run(total, &|mut item| {

@@ -27,6 +27,7 @@ pub mod norm;
 pub mod portable;
 mod prefetch;
 pub mod profile;
+pub mod recorder;
 pub mod reference;
 pub mod rope;
 pub mod routing;

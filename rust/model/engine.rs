@@ -258,7 +258,7 @@ impl Engine {
         Ok(())
     }
 
-    fn scratch(&self) -> Taken<'_> {
+    pub(super) fn scratch(&self) -> Taken<'_> {
         self.workspace.take(&self.model.config, self.most_tokens())
     }
 }

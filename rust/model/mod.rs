@@ -4,6 +4,7 @@
 //! Prefill and decode are the same function with more or fewer tokens, and give the same bits however a text is cut.
 
 mod attention;
+mod calibration;
 mod costs;
 mod engine;
 mod feed_forward;

@@ -5,17 +5,18 @@ use std::path::Path;
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
+use super::calibration::PyInputStatistics;
 use super::errors::released;
 use crate::checkpoint::Checkpoint;
 use crate::error::Error;
 use crate::threads::{Pool, available_threads};
-use crate::weights::convert::{Report, quantize_checkpoint, repack_checkpoint};
+use crate::weights::convert::{Report, quantize_calibrated, quantize_checkpoint, repack_checkpoint};
 use crate::weights::random;
 use crate::weights::recipe::Recipe;
 
 /// Writes a converted copy of the checkpoint `source` to the file `destination`.
 #[pyfunction]
-#[pyo3(signature = (source, destination, recipe = "int4", threads = None, progress = None))]
+#[pyo3(signature = (source, destination, recipe = "int4", threads = None, progress = None, statistics = None))]
 pub fn quantize<'py>(
     py: Python<'py>,
     source: &str,
@@ -23,13 +24,21 @@ pub fn quantize<'py>(
     recipe: &str,
     threads: Option<usize>,
     progress: Option<Py<PyAny>>,
+    statistics: Option<&PyInputStatistics>,
 ) -> PyResult<Bound<'py, PyDict>> {
+    let statistics = statistics.map(|statistics| &statistics.statistics);
     let recipe = Recipe::by_name_or_file(recipe)?;
     let pool = pool(threads)?;
     let report = released(py, |callbacks| {
         let checkpoint = Checkpoint::open(Path::new(source))?;
         let mut report = |done, total, name: &str| callbacks.progress(progress.as_ref(), done, total, name);
-        quantize_checkpoint(&checkpoint, Path::new(destination), &recipe, &pool, &mut report)
+        let destination = Path::new(destination);
+        match statistics {
+            None => quantize_checkpoint(&checkpoint, destination, &recipe, &pool, &mut report),
+            Some(statistics) => {
+                quantize_calibrated(&checkpoint, destination, &recipe, statistics, &pool, &mut report)
+            }
+        }
     })?;
     report_dict(py, &report)
 }
@@ -88,6 +97,7 @@ fn report_dict<'py>(py: Python<'py>, report: &Report) -> PyResult<Bound<'py, PyD
         let entry = PyDict::new(py);
         entry.set_item("tensors", tally.tensors)?;
         entry.set_item("bytes", tally.bytes)?;
+        entry.set_item("calibrated", tally.calibrated)?;
         entry.set_item("relative_squared_error", tally.error.relative())?;
         formats.set_item(name, entry)?;
     }

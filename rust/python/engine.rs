@@ -8,6 +8,7 @@ use pyo3::types::{IntoPyDict, PyBytes, PyDict};
 
 use super::arrays::{FloatArray, float_array, pair, token_ids};
 use super::batch::PyBatch;
+use super::calibration::PyInputStatistics;
 use super::errors::released;
 use super::limits::last_level_cache;
 use super::report::{self, WeightReport};
@@ -142,6 +143,25 @@ impl PyEngine {
 
     fn stop_profile<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
         report::profile(py, &self.engine.cpu.profile.stop())
+    }
+
+    /// What the matrices of the text model read over a text.
+    #[pyo3(signature = (ids, window, progress = None))]
+    fn input_statistics(
+        &self,
+        py: Python<'_>,
+        ids: &Bound<'_, PyAny>,
+        window: usize,
+        progress: Option<Py<PyAny>>,
+    ) -> PyResult<PyInputStatistics> {
+        let ids = token_ids(ids)?;
+        let statistics = released(py, |callbacks| {
+            let mut proceed = |done: usize| {
+                callbacks.progress(progress.as_ref(), done as u64, ids.len() as u64, "calibrating")
+            };
+            self.engine.input_statistics(&ids, window, &mut proceed)
+        })?;
+        Ok(PyInputStatistics { statistics })
     }
 
     #[pyo3(signature = (ids, media = None))]

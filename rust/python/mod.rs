@@ -5,6 +5,7 @@
 
 mod arrays;
 mod batch;
+mod calibration;
 mod convert;
 mod engine;
 mod errors;
@@ -29,6 +30,8 @@ use crate::threads::{available_threads, thread_report};
 mod _native {
     #[pymodule_export]
     use super::batch::{PyBatch, PyWork};
+    #[pymodule_export]
+    use super::calibration::PyInputStatistics;
     #[pymodule_export]
     use super::convert::{convert, default_recipe, quantize, write_random};
     #[pymodule_export]

@@ -24,7 +24,8 @@ use std::time::Instant;
 use super::fused::{self, Part};
 use super::imports::{Imports, Name, Packed};
 use super::matrix::{BLOCK_ROWS, Format};
-use super::quantize::{Rows, SquaredError, matrices, quantize_parallel};
+use super::moments::{InputStatistics, Moments};
+use super::quantize::{Rows, SquaredError, matrices, quantize_parallel_for};
 use super::recipe::{Recipe, Treatment};
 use super::stored::{BlockEntry, TENSORS_KEY, block_shape};
 use crate::checkpoint::writer::{Planned, Writer};
@@ -66,6 +67,8 @@ pub struct Tally {
     pub bytes: u64,
     /// What storing them so lost.
     pub error: SquaredError,
+    /// Of how many it was known what they meet.
+    pub calibrated: usize,
 }
 
 /// How one tensor goes into the file.
@@ -112,7 +115,7 @@ pub fn repack_checkpoint(
 ) -> Result<Report> {
     let recipe = if source.gguf().is_some() { Recipe::KEEP } else { Recipe::BESIDE_PACKED };
     let recipe = Recipe::by_name_or_file(recipe)?;
-    convert(source, destination, &recipe, PackedAs::Themselves, pool, progress)
+    convert(source, destination, &recipe, PackedAs::Themselves, None, pool, progress)
 }
 
 /// Writes `source` in the formats that `recipe` asks for to `destination`, a file or an existing folder.
@@ -127,7 +130,22 @@ pub fn quantize_checkpoint(
     pool: &Pool,
     progress: Progress<'_>,
 ) -> Result<Report> {
-    convert(source, destination, recipe, PackedAs::Recipe, pool, progress)
+    convert(source, destination, recipe, PackedAs::Recipe, None, pool, progress)
+}
+
+/// As [`quantize_checkpoint`]; INT4 levels are those that lose least on the text that `statistics` were taken from.
+///
+/// # Errors
+/// Also statistics of a model with other shapes.
+pub fn quantize_calibrated(
+    source: &Checkpoint,
+    destination: &Path,
+    recipe: &Recipe,
+    statistics: &InputStatistics,
+    pool: &Pool,
+    progress: Progress<'_>,
+) -> Result<Report> {
+    convert(source, destination, recipe, PackedAs::Recipe, Some(statistics), pool, progress)
 }
 
 fn convert(
@@ -135,6 +153,7 @@ fn convert(
     destination: &Path,
     recipe: &Recipe,
     packed_as: PackedAs,
+    statistics: Option<&InputStatistics>,
     pool: &Pool,
     progress: Progress<'_>,
 ) -> Result<Report> {
@@ -153,7 +172,7 @@ fn convert(
     }
     let destination = check_destination(source, &items, destination)?;
     let mut writer = Writer::create(&destination, planned(&items)?, &metadata(&items, recipe))?;
-    let formats = write_items(&items, imports.as_ref(), &mut writer, pool, progress)?;
+    let formats = write_items(&items, imports.as_ref(), statistics, &mut writer, pool, progress)?;
     writer.finish()?;
     Ok(Report {
         source_bytes: items.values().map(Item::source_bytes).sum(),
@@ -292,6 +311,18 @@ impl Item {
         }
     }
 
+    /// What it meets, if its levels are to be searched and that is known.
+    fn moments<'a>(
+        &self,
+        name: &str,
+        statistics: Option<&'a InputStatistics>,
+    ) -> Result<Option<&'a Moments>> {
+        let weights = self.weights().filter(|(format, _)| *format == Format::Int4);
+        let Some((statistics, (_, shape))) = statistics.zip(weights) else { return Ok(None) };
+        let [_, _, cols] = matrices(&shape).unwrap_or_default();
+        statistics.find(name, cols)
+    }
+
     /// The entry of the table of block tensors, if it is one.
     fn block_entry(&self) -> Option<BlockEntry> {
         let (format, shape) = self.weights().filter(|(format, _)| format.is_quantized())?;
@@ -362,6 +393,7 @@ fn same_place(a: &Path, b: &Path) -> bool {
 fn write_items(
     items: &BTreeMap<String, Item>,
     imports: Option<&Imports<'_>>,
+    statistics: Option<&InputStatistics>,
     writer: &mut Writer,
     pool: &Pool,
     progress: Progress<'_>,
@@ -377,9 +409,10 @@ fn write_items(
             done = before + (u128::from(size) * part as u128 / of.max(1) as u128) as u64;
             progress(done, total, &planned.name)
         };
+        let moments = item.moments(&planned.name, statistics)?;
         let (kind, error) = match item {
             Item::Weights(part, format) => {
-                (format.name(), write_weights(&part.load()?, *format, writer, pool, &mut advance)?)
+                (format.name(), write_weights(&part.load()?, *format, moments, writer, pool, &mut advance)?)
             }
             Item::Raw(part) => {
                 let view = part.load()?;
@@ -389,7 +422,7 @@ fn write_items(
             }
             Item::Packed(item) => {
                 let Some((_, packed)) = find_packed(imports, &planned.name)? else { continue };
-                let error = write_packed(&packed, item.format, writer, pool)?;
+                let error = write_packed(&packed, item.format, moments, writer, pool)?;
                 advance(1, 1)?;
                 (item.format.name(), error)
             }
@@ -402,12 +435,19 @@ fn write_items(
         tally.tensors += 1;
         tally.bytes += planned.nbytes().unwrap_or(0) as u64;
         tally.error += error;
+        tally.calibrated += usize::from(moments.is_some());
     }
     Ok(formats)
 }
 
 /// Writes one packed tensor, with its own levels if its format is the one that holds them best.
-fn write_packed(packed: &Packed, format: Format, writer: &mut Writer, pool: &Pool) -> Result<SquaredError> {
+fn write_packed(
+    packed: &Packed,
+    format: Format,
+    moments: Option<&Moments>,
+    writer: &mut Writer,
+    pool: &Pool,
+) -> Result<SquaredError> {
     let own = format == packed.format() || format == Format::F32;
     let (bytes, error) = packed.converted(pool, if own { format } else { Format::F32 })?;
     if own {
@@ -415,7 +455,7 @@ fn write_packed(packed: &Packed, format: Format, writer: &mut Writer, pool: &Poo
         return Ok(error);
     }
     let view = TensorView { shape: packed.shape(), ..packed.model_view(DType::F32, Bytes::new(bytes)) };
-    write_weights(&view, format, writer, pool, &mut |_, _| Ok(()))
+    write_weights(&view, format, moments, writer, pool, &mut |_, _| Ok(()))
 }
 
 /// Writes one tensor, matrix after matrix, in slices of whole panels; calls `advance` with how many weights are done, and of
@@ -423,6 +463,7 @@ fn write_packed(packed: &Packed, format: Format, writer: &mut Writer, pool: &Poo
 fn write_weights(
     view: &TensorView,
     format: Format,
+    moments: Option<&Moments>,
     writer: &mut Writer,
     pool: &Pool,
     advance: &mut dyn FnMut(usize, usize) -> Result<()>,
@@ -440,7 +481,7 @@ fn write_weights(
             let start = (matrix * rows + first) * cols;
             let part = Rows { view, start, rows: slice.min(rows - first), cols };
             out.resize(format.bytes(part.rows, cols).ok_or_else(too_large)?, 0);
-            total += quantize_parallel(pool, format, part, &mut out)?;
+            total += quantize_parallel_for(pool, format, moments, part, &mut out)?;
             writer.write(&out)?;
             advance(start + part.rows * cols, count * rows * cols)?;
         }

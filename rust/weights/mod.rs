@@ -8,6 +8,7 @@ pub mod int4_asym;
 pub mod int8;
 pub mod matrix;
 pub mod model;
+pub mod moments;
 pub mod names;
 pub mod quantize;
 pub mod random;

@@ -1,8 +1,10 @@
 //! f32 weights -> any stored format: row by row, panel by panel, or a whole tensor on all threads.
 //!
-//! The choice of levels and scales for the block formats is in `search` and `asymmetric`.
+//! The choice of levels and scales for the block formats is in `search` and `asymmetric`, and in `calibrated` where it is known
+//! what the weights meet.
 
 mod asymmetric;
+mod calibrated;
 mod search;
 
 use std::ops::Range;
@@ -12,6 +14,7 @@ use half::{bf16, f16};
 
 pub(super) use self::search::{Affine, Lanes, Levels, Tile, choose_levels};
 use super::matrix::{BLOCK_COLS, BLOCK_ROWS, Format};
+use super::moments::Moments;
 use super::{gguf, matrix};
 use crate::error::Error;
 use crate::tensor::TensorView;
@@ -69,6 +72,18 @@ pub fn quantize_rows(
         Format::BF16 => narrow(weights, out, |w| bf16::from_f32(w).to_le_bytes()),
         _ => narrow(weights, out, f32::to_le_bytes),
     }
+    Ok(())
+}
+
+/// As [`quantize_rows`] for INT4: the levels that lose least where the weights meet inputs of these moments.
+fn quantize_rows_for(
+    moments: &Moments,
+    weights: &[f32],
+    cols: usize,
+    out: &mut [u8],
+) -> Result<(), NotRepresentable> {
+    check(Format::Int4, weights, cols)?;
+    calibrated::quantize_rows(moments, weights, cols, out);
     Ok(())
 }
 
@@ -157,11 +172,25 @@ pub fn quantize_parallel(
     source: Rows<'_>,
     out: &mut [u8],
 ) -> Result<SquaredError, Error> {
+    quantize_parallel_for(pool, format, None, source, out)
+}
+
+/// As [`quantize_parallel`]; INT4 levels are those that lose least where the weights meet inputs of these moments.
+///
+/// # Panics
+/// Also if the moments are not those of as many columns.
+pub fn quantize_parallel_for(
+    pool: &Pool,
+    format: Format,
+    moments: Option<&Moments>,
+    source: Rows<'_>,
+    out: &mut [u8],
+) -> Result<SquaredError, Error> {
     let Rows { rows, cols, .. } = source;
     assert_eq!(Some(out.len()), format.bytes(rows, cols), "out has the wrong size");
     convert_parallel(pool, format, [rows, cols], out, |range, out| {
         let part = Rows { start: source.start + range.start * cols, rows: range.len(), ..source };
-        quantize_item(format, part, out)
+        quantize_item(format, moments, part, out)
     })
 }
 
@@ -195,15 +224,23 @@ pub fn convert_parallel(
 }
 
 /// Reads, stores, reads back and compares some rows.
-fn quantize_item(format: Format, part: Rows<'_>, out: &mut [u8]) -> Result<SquaredError, Error> {
+fn quantize_item(
+    format: Format,
+    moments: Option<&Moments>,
+    part: Rows<'_>,
+    out: &mut [u8],
+) -> Result<SquaredError, Error> {
     let Rows { view, start, rows, cols } = part;
     if let Some(error) = gguf::repack(format, part, out) {
         return Ok(error);
     }
     let mut weights = vec![0.0; rows * cols];
     view.read_f32(start, &mut weights)?;
-    quantize_rows(format, &weights, rows, cols, out)
-        .map_err(|bad| view.error(NotRepresentable { row: start / cols + bad.row, ..bad }.to_string()))?;
+    let done = match moments.filter(|_| format == Format::Int4) {
+        None => quantize_rows(format, &weights, rows, cols, out),
+        Some(moments) => quantize_rows_for(moments, &weights, cols, out),
+    };
+    done.map_err(|bad| view.error(NotRepresentable { row: start / cols + bad.row, ..bad }.to_string()))?;
     let mut total = SquaredError::default();
     let mut stored = vec![0.0; cols];
     for (row, weights) in weights.chunks_exact(cols).enumerate() {

@@ -2,6 +2,7 @@
 
 mod asymmetric;
 mod bit_identity;
+mod calibration;
 mod checkpoint;
 mod convert;
 mod engine;

@@ -4,6 +4,10 @@
 
 use crate::checkpoint::json::quote;
 
+/// Longest string, in bytes: chat templates have some thousands. A sparse file can hold one of gigabytes, and looking whether it
+/// is text would take a minute.
+const MAX_STRING: usize = 1 << 26;
+
 /// A place in a file.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Cursor<'a> {
@@ -53,7 +57,11 @@ impl<'a> Cursor<'a> {
     /// The bytes of a string, whose length stands before it.
     pub(super) fn string(&mut self, what: &str) -> Read<&'a [u8]> {
         let len = self.u64(what)?;
-        self.take(len, what)
+        let bytes = self.take(len, what)?;
+        if bytes.len() > MAX_STRING {
+            return Err(format!("{what} has {len} bytes, the limit is {MAX_STRING}"));
+        }
+        Ok(bytes)
     }
 
     /// A string of at most `limit` bytes that may stand in a message: UTF-8 without control characters.

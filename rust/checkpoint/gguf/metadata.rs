@@ -15,6 +15,9 @@ use crate::tensor::Bytes;
 const MAX_KEYS: u64 = 1 << 16;
 /// Longest key, in bytes, as the format has it.
 const MAX_KEY: usize = (1 << 16) - 1;
+/// Most elements of an array; the largest vocabularies have 2^18. A sparse file can hold billions of empty strings, and walking
+/// over them would take minutes.
+const MAX_ELEMENTS: u64 = 1 << 24;
 
 /// What a value is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -314,12 +317,12 @@ impl Place {
         let kind = Kind::from_code(cursor.u32(what)?, what)?;
         let count = cursor.u64(what)?;
         let start = cursor.at();
+        if count > MAX_ELEMENTS {
+            return Err(format!("{what} claims {count} elements, the limit is {MAX_ELEMENTS}"));
+        }
         match kind.size() {
             Some(size) => {
-                let bytes = count.checked_mul(size);
-                let bytes =
-                    bytes.ok_or_else(|| format!("{what} claims {count} elements, which no file holds"))?;
-                cursor.take(bytes, what)?;
+                cursor.take(count * size, what)?;
             }
             None => {
                 for _ in 0..count {

@@ -143,7 +143,7 @@ fn best_scales(levels: &Levels, tile: &Tile) -> Lanes {
 }
 
 /// Each row's weight of largest absolute value, the first of equals.
-fn extremes(tile: &Tile) -> Lanes {
+pub(super) fn extremes(tile: &Tile) -> Lanes {
     let mut extremes = [0.0_f32; BLOCK_ROWS];
     for lanes in tile {
         for r in 0..BLOCK_ROWS {

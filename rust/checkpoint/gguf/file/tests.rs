@@ -171,9 +171,10 @@ fn absurd_counts_are_refused_before_anything_is_read() {
     }
     let long = |code: u32, count: u64| [&code.to_le_bytes()[..], &count.to_le_bytes()].concat();
     for (value, reason) in [
-        (long(4, u64::MAX), "metadata 'k' claims 18446744073709551615 elements, which no file holds"),
-        (long(0, 1 << 40), "metadata 'k' of 1099511627776 bytes at byte"),
-        (long(8, u64::MAX), "metadata 'k' of 8 bytes at byte"),
+        (long(4, u64::MAX), "metadata 'k' claims 18446744073709551615 elements, the limit is 16777216"),
+        (long(8, (1 << 24) + 1), "metadata 'k' claims 16777217 elements, the limit is 16777216"),
+        (long(0, 1 << 24), "metadata 'k' of 16777216 bytes at byte"),
+        (long(8, 1 << 24), "metadata 'k' of 8 bytes at byte"),
         (long(9, 1), "metadata 'k' is an array of arrays, which is not supported"),
         (long(13, 1), "metadata 'k' has the unknown type 13"),
     ] {

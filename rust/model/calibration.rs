@@ -1,0 +1,86 @@
+//! A text through a model, to know what its matrices read.
+
+use super::input::normalize;
+use super::member::Member;
+use super::{Engine, Scratch};
+use crate::error::{Error, Result};
+use crate::threads::StandardFloat;
+use crate::weights::moments::{InputStatistics, Moments};
+
+impl Engine {
+    /// Second moments of what every matrix of the text model reads over `ids`, cut into windows that are read each on its own.
+    /// `proceed` is told before each window how many tokens are done, and stops the work with an error.
+    ///
+    /// An embedding that is the vocabulary head as well is left out: its rows are also read as they are, where an error in one
+    /// column makes up for none in another. The moments do not depend on tier, threads or passes. No other sequence may be
+    /// computed meanwhile: it would count too.
+    pub fn input_statistics(
+        &self,
+        ids: &[u32],
+        window: usize,
+        proceed: &mut dyn FnMut(usize) -> Result<()>,
+    ) -> Result<InputStatistics> {
+        if window == 0 {
+            return Err(Error::argument("window", "at least one token is needed"));
+        }
+        self.cpu.recorder.start();
+        let mut done = 0;
+        let read = ids.chunks(window).try_for_each(|ids| {
+            proceed(done)?;
+            done += ids.len();
+            self.read_all(ids)
+        });
+        let record = self.cpu.recorder.stop();
+        read?;
+        let mut names = vec![Vec::new(); record.inputs().len()];
+        self.model.weights.each_matrix(&mut |name, matrix| {
+            if let Some(index) = record.input_of(matrix) {
+                names[index].push(name);
+            }
+        });
+        let mut statistics = InputStatistics::new(ids.len());
+        for (input, names) in record.inputs().iter().zip(names) {
+            if !input.sums.iter().all(|sum| sum.is_finite()) {
+                self.model.check_finite(&[f32::NAN])?;
+            }
+            // An input that was always 0 tells nothing.
+            if let Some(moments) = Moments::from_sums(input.cols, &input.sums) {
+                statistics.add(moments, names);
+            }
+        }
+        Ok(statistics)
+    }
+
+    /// Computes all of `ids` from an empty state, up to what the vocabulary head reads.
+    fn read_all(&self, ids: &[u32]) -> Result<()> {
+        let prompt = self.prompt(ids, &[])?;
+        let mut state = self.state();
+        self.check(&state, prompt)?;
+        let mut done = 0;
+        while done < ids.len() {
+            let range = done..(done + self.pass_tokens()).min(ids.len());
+            done = range.end;
+            state.reserve(done)?;
+            let mut scratch = self.scratch();
+            let mut members = [Member { state: &mut state, pass: prompt.pass(range.clone()) }];
+            self.model.forward(&self.cpu, &mut scratch, &mut members, Some(&mut |_, _| {}));
+            self.record_head(&mut scratch, range.len());
+        }
+        Ok(())
+    }
+
+    /// Records what a vocabulary head of its own reads of the tokens in `scratch`. Its products are not needed.
+    fn record_head(&self, scratch: &mut Scratch, tokens: usize) {
+        let _standard = StandardFloat::enter();
+        let weights = &self.model.weights;
+        if std::ptr::eq(weights.head.bytes(), weights.embedding.bytes()) {
+            return;
+        }
+        let size = tokens * self.model.config.hidden_size;
+        let (hidden, normed) = (&scratch.hidden[..size], &mut scratch.normed[..size]);
+        let eps = self.model.config.rms_norm_eps;
+        let buffer = &mut scratch.input;
+        let input = normalize(&self.cpu, hidden, &weights.final_norm, eps, false, normed, buffer);
+        self.cpu.recorder.add(&self.cpu, input.dense, &[&weights.head]);
+    }
+}
