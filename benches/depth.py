@@ -1,7 +1,9 @@
 """What writing one token costs after texts of different lengths: time, and memory of the text's state.
 
-    python benches/depth.py                     # 1,024 to 131,072 tokens, half a minute
+    python benches/depth.py                     # 1,024 to 262,144 tokens, two minutes
     python benches/depth.py --depths 1024 8192  # others
+    python benches/depth.py --kv-dtype int8     # with another KV cache
+    python benches/depth.py --cpu-time          # on a machine that others use
     python benches/depth.py --csv               # rows for benches/record
 
 Two small models of random weights are measured: `delta` has four layers of the gated delta rule, `hybrid`
@@ -22,19 +24,21 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
 
 from edgewise import _native
 
-DEPTHS = tuple(1024 << i for i in range(8))
+DEPTHS = tuple(1024 << i for i in range(9))
 LAYERS = {
     "delta": ["linear_attention"] * 4,
     "hybrid": [*["linear_attention"] * 3, "full_attention"],
 }
 VOCABULARY = 1024
+Clock = Callable[[], float]
+"""Tells seconds."""
 
 
 @dataclass
@@ -59,16 +63,16 @@ class Text:
     def microseconds(self) -> float:
         return 1e6 * statistics.median(self.seconds)
 
-    def write(self, tokens: int) -> None:
+    def write(self, tokens: int, clock: Clock) -> None:
         """Write `tokens` tokens behind a fork and note their median time."""
         fork = self.sequence.fork()
         fork.reserve(self.depth + tokens + 1)
         sampler = _native.Sampler(VOCABULARY, temperature=0.0)
         times = []
         for _ in range(tokens + 1):
-            start = time.perf_counter()
+            start = clock()
             fork.append([sampler.sample(fork)[0]])
-            times.append(time.perf_counter() - start)
+            times.append(clock() - start)
         # The first token finds caches full of other things, and copies the last page of the KV cache.
         self.seconds.append(statistics.median(times[1:]))
 
@@ -113,31 +117,37 @@ def read(model: str, engine: _native.Engine, depths: Sequence[int]) -> list[Text
     return texts
 
 
-def measure(depths: Sequence[int], rounds: int, tokens: int, threads: int | None) -> list[Text]:
+def measure(
+    depths: Sequence[int],
+    rounds: int,
+    tokens: int,
+    threads: int | None,
+    kv_dtype: str,
+    clock: Clock = time.perf_counter,
+) -> list[Text]:
     """Measure both models after each of `depths` tokens, in ascending order."""
     texts = []
     with tempfile.TemporaryDirectory(prefix="edgewise-depth-") as folder:
         for model, layers in LAYERS.items():
             path = str(Path(folder) / f"{model}.safetensors")
             _native.write_random(config(layers, depths[-1] + tokens + 1), path, "int4")
-            texts += read(model, _native.Engine.open(path, threads=threads), depths)
+            texts += read(model, _native.Engine.open(path, kv_dtype=kv_dtype, threads=threads), depths)
         order = Random(0)
         for _ in range(rounds):
             # What writes next to a long KV cache finds its own data gone from the processor's caches.
             for text in order.sample(texts, len(texts)):
-                text.write(tokens)
+                text.write(tokens, clock)
     return texts
 
 
 def rows(texts: Sequence[Text]) -> list[list[str]]:
     """Return a header and a row for each text; `times` compares with the shallowest of the same model."""
     first = {text.model: text for text in reversed(texts)}
-    table = [["layers", "depth", "us_per_token", "times", "state_bytes"]]
+    table = [["layers", "depth", "us_per_token", "times", "state_bytes", "kv_dtype"]]
     for text in texts:
         times = text.microseconds / first[text.model].microseconds
-        table.append(
-            [text.model, str(text.depth), f"{text.microseconds:.1f}", f"{times:.3f}", str(text.state_bytes)]
-        )
+        figures = [f"{text.microseconds:.1f}", f"{times:.3f}", str(text.state_bytes)]
+        table.append([text.model, str(text.depth), *figures, text.engine.info()["kv_dtype"]])
     return table
 
 
@@ -157,11 +167,21 @@ def main() -> None:
         "--rounds", type=positive, default=16, metavar="N", help="measurements at each depth (16)"
     )
     parser.add_argument("--tokens", type=positive, default=128, metavar="N", help="written in each (128)")
+    parser.add_argument(
+        "--kv-dtype", choices=["f32", "f16", "int8"], default="f16", help="type of the KV cache (f16)"
+    )
     parser.add_argument("--threads", type=positive, metavar="N", help="how many to compute with")
+    parser.add_argument(
+        "--cpu-time",
+        action="store_true",
+        help="one thread, and only the time in which it had a CPU: for a machine that others use too",
+    )
     parser.add_argument("--csv", action="store_true", help="print comma-separated values")
     options = parser.parse_args()
 
-    texts = measure(sorted(set(options.depths)), options.rounds, options.tokens, options.threads)
+    depths = sorted(set(options.depths))
+    threads, clock = (1, time.thread_time) if options.cpu_time else (options.threads, time.perf_counter)
+    texts = measure(depths, options.rounds, options.tokens, threads, options.kv_dtype, clock)
     table = rows(texts)
     if options.csv:
         print("\n".join(",".join(row) for row in table))

@@ -8,7 +8,7 @@ from edgewise.chat import ChatTemplate
 from edgewise.media import MediaError
 from edgewise.model import Model
 from edgewise.prompt import Prompt
-from edgewise.results import Piece, Result, Timings, TokenLogprob, Usage
+from edgewise.results import Piece, Result, Shift, Timings, TokenLogprob, Usage
 from edgewise.scheduler import BusyError
 from edgewise.sequence import Sequence
 from edgewise.tokenizer import Tokenizer
@@ -27,6 +27,7 @@ __all__ = [
     "Prompt",
     "Result",
     "Sequence",
+    "Shift",
     "Timings",
     "TokenLogprob",
     "Tokenizer",

@@ -833,6 +833,12 @@ class PrefixCache:
             ValueError: if the path is shorter than the sequence, or the sequence comes from another engine.
         """
 
+    def exchange(self, path: TextPath, sequence: Sequence) -> list[tuple[list[int], Sequence]]:
+        """Do what `put` does, and return the texts without pictures that had to go for it, with their ids."""
+
+    def texts(self) -> list[list[int]]:
+        """Return the ids of all texts without pictures that there is a state for; the last used come last."""
+
 @final
 class Sampler:
     def __new__(

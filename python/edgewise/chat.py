@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jinja2
 from jinja2.exceptions import SecurityError
 
 from edgewise import sandbox
 from edgewise._native import CheckpointError
+from edgewise.checkpoints import Markers
+
+if TYPE_CHECKING:
+    from edgewise.tokenizer import Tokenizer
 
 Message = Mapping[str, Any]
 """One message in OpenAI's shape: `role` and `content`, perhaps `tool_calls` or `reasoning_content`."""
@@ -21,6 +25,8 @@ ReadFile = Callable[[str], bytes | None]
 THINK, END_THINK = "<think>", "</think>"
 MESSAGE_START = "<|im_start|>"
 """Begins every message in the templates of this family."""
+TOOL_RESPONSE = "<tool_response>"
+"""Begins what a tool answered."""
 
 
 class ChatTemplate:
@@ -137,6 +143,16 @@ def parse_json(text: str, file: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise CheckpointError(f"{file}: expected a JSON object, got {type(value).__name__}")
     return value
+
+
+def markers(tokenizer: Tokenizer) -> Markers:
+    """Return the tokens by which messages are found in a prompt."""
+    start = tokenizer.token_to_id(MESSAGE_START)
+    think, tool_response = tokenizer.token_to_id(THINK), tokenizer.token_to_id(TOOL_RESPONSE)
+    if start is None:
+        return Markers(None, think)
+    system, user = ((start, *tokenizer.encode(role)) for role in ("system", "user"))
+    return Markers(start, think, system, user, tool_response)
 
 
 def starts_thinking(prompt: str) -> bool:

@@ -28,6 +28,12 @@ class Markers:
     """Begins every message."""
     thought: int | None = None
     """Begins a thought."""
+    system: tuple[int, ...] = ()
+    """Begin the system's message; empty where it cannot be told from others."""
+    user: tuple[int, ...] = ()
+    """Begin a message of the user."""
+    tool_response: int | None = None
+    """Begins what a tool answered, which stands in a message of the user."""
 
     def answer(self, ids: Sequence[int]) -> int | None:
         """Return the index at which the answer begins, if `ids` end with a generation prompt.

@@ -16,6 +16,7 @@ from edgewise.results import FinishReason, Piece, Result, Timings, TokenLogprob,
 from edgewise.scheduler import CancelledError
 from edgewise.stops import StopStrings
 from edgewise.tokenizer import Tokenizer
+from edgewise.window import Window, without
 
 RESERVED_AHEAD = 1024
 """Tokens of the answer that memory is taken for before it begins; a longer answer takes more as it grows."""
@@ -38,6 +39,8 @@ class Request:
     """Spent on template and tokenizer, and on reading images."""
     media_seconds_before: float = 0.0
     """What of that was spent on reading images."""
+    window: Window | None = None
+    """Makes room in a full context; `None` if there is room for everything."""
 
 
 def steps(
@@ -108,6 +111,7 @@ def _answer(
         logprobs = _logprobs(request, token_id, logprob, top)
         if reason is not None:
             if keep:
+                yield from _make_room(request, text, clock.tokens)
                 yield from text.push(token_id)
             yield _last_piece(request, piece_text, [token_id], logprobs, reason, answer, clock, cached)
             return
@@ -115,6 +119,8 @@ def _answer(
         if keep:
             before = len(text)
             try:
+                yield from _make_room(request, text, clock.tokens)
+                before = len(text)
                 sampled = yield from text.push_and_sample(token_id, sampler)
             except CancelledError:
                 if len(text) > before:
@@ -126,6 +132,7 @@ def _answer(
         with clock.paused():
             yield Piece(piece_text, [token_id], logprobs)
         if not keep:
+            yield from _make_room(request, text, clock.tokens)
             sampled = yield from text.push_and_sample(token_id, sampler)
 
 
@@ -141,7 +148,18 @@ def _last_piece(
 ) -> Piece:
     usage, timings = clock.report(len(request.prompt_ids), cached)
     seed = request.options.sampling.seed
-    return Piece(text, token_ids, logprobs, reason, answer.stop, usage, timings, seed)
+    shifts = request.window.shifts if request.window else []
+    return Piece(text, token_ids, logprobs, reason, answer.stop, usage, timings, seed, shifts)
+
+
+def _make_room(request: Request, text: Text, generated: int) -> Generator[Work, None, None]:
+    """Drop what has to go for one more token, where that is allowed."""
+    if request.window is None or len(text) < request.window.context:
+        return
+    whole = Prompt(text.ids, text.media)
+    ranges = request.window.overflow(whole)
+    yield from text.becoming(without(whole, ranges))
+    request.window.note(whole, ranges, generated)
 
 
 def collect(request: Request, pieces: Iterator[Piece]) -> Result:
@@ -153,7 +171,8 @@ def collect(request: Request, pieces: Iterator[Piece]) -> Result:
         texts.append(piece.text)
         token_ids += piece.token_ids
         logprobs += piece.logprobs or []
-    ending = {name: getattr(piece, name) for name in ("finish_reason", "stop", "usage", "timings", "seed")}
+    names = ("finish_reason", "stop", "usage", "timings", "seed", "shifts")
+    ending = {name: getattr(piece, name) for name in names}
     return Result(
         text="".join(texts),
         token_ids=token_ids,
@@ -208,7 +227,7 @@ class _Clock:
         self._start = time.perf_counter()
         self._paused = 0.0
         self._encoding = self._prefill = self._first = self._last = 0.0
-        self._tokens = 0
+        self.tokens = 0
 
     def _elapsed(self) -> float:
         return time.perf_counter() - self._start - self._paused
@@ -222,10 +241,10 @@ class _Clock:
     def token_sampled(self) -> None:
         self._last = self._elapsed()
         self._first = self._first or self._last
-        self._tokens += 1
+        self.tokens += 1
 
     def token_dropped(self) -> None:
-        self._tokens -= 1
+        self.tokens -= 1
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -239,11 +258,11 @@ class _Clock:
             prefill_seconds=self._prefill,
             decode_seconds=decode,
             prefill_tokens_per_second=_rate(prompt_tokens - cached_tokens, self._prefill),
-            decode_tokens_per_second=_rate(self._tokens - 1, decode),
+            decode_tokens_per_second=_rate(self.tokens - 1, decode),
             time_to_first_token=self._before + self._first,
             vision_seconds=self._media_before + self._encoding,
         )
-        return Usage(prompt_tokens, self._tokens, prompt_tokens + self._tokens, cached_tokens), timings
+        return Usage(prompt_tokens, self.tokens, prompt_tokens + self.tokens, cached_tokens), timings
 
 
 def _rate(count: int, seconds: float) -> float:

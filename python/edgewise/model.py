@@ -7,6 +7,7 @@ import time
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, SupportsIndex, TypeAlias
 
 import numpy as np
@@ -32,6 +33,7 @@ from edgewise.options import (
     GENERATION_CONFIG,
     GenerationArguments,
     GenerationOptions,
+    OnFull,
     PromptArguments,
     PromptOptions,
     SamplingOptions,
@@ -44,8 +46,10 @@ from edgewise.reading import Reader, Text
 from edgewise.results import Piece, Result
 from edgewise.scheduler import MAX_BATCH, MAX_REQUESTS, Scheduler
 from edgewise.sequence import Sequence as TextSequence
+from edgewise.spill import Spill
 from edgewise.tokenizer import FILE as TOKENIZER_FILE
 from edgewise.tokenizer import Tokenizer
+from edgewise.window import Window
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -56,6 +60,8 @@ PromptInput: TypeAlias = str | Sequence[Message] | TokenIds | Prompt
 
 MEDIA_CACHE_BYTES = 64 * 2**20
 """Default of `media_cache_bytes`: 16 images of 1024 tokens at the 0.8B's hidden size of 1024."""
+SPILL_BYTES = 8 * 2**30
+"""Default of `spill_bytes`."""
 CACHE_SHARE = 8
 """The cache of states may take one part in so many of the memory that there is when a model is opened,"""
 MOST_CACHE_BYTES = 4 * 2**30
@@ -82,6 +88,8 @@ class Model:
         name: str,
         media_cache_bytes: int = MEDIA_CACHE_BYTES,
         cache_bytes: int = 0,
+        spill_dir: str | os.PathLike[str] | None = None,
+        spill_bytes: int = SPILL_BYTES,
         max_batch: int = MAX_BATCH,
         max_requests: int = MAX_REQUESTS,
     ) -> None:
@@ -89,8 +97,10 @@ class Model:
 
         Raises:
             CheckpointError: if a side file such as `generation_config.json` or the chat template is unusable.
-            TypeError, ValueError: if `media_cache_bytes` or `cache_bytes` is not a whole number from 0, or
-                `max_batch` or `max_requests` not one from 1.
+            TypeError, ValueError: if `media_cache_bytes`, `cache_bytes` or `spill_bytes` is not a whole
+                number from 0, or `max_batch` or `max_requests` not one from 1, or if there is a `spill_dir`
+                and no cache that could spill.
+            OSError: if there is no `spill_dir` and it cannot be made.
         """
         self._engine = engine
         self._lock = ForkSafeLock()
@@ -108,6 +118,11 @@ class Model:
         max_requests = int(Range(int, 1).check("max_requests", max_requests))
         self._scheduler = Scheduler(engine, max_batch, max_requests)
         self._reader = Reader(engine, self._encoder, cache_bytes, self._markers, self._scheduler)
+        spill_bytes = int(Range(int, 0).check("spill_bytes", spill_bytes))
+        if spill_dir is not None:
+            if not cache_bytes:
+                raise ValueError("spill_dir: without a cache in memory (cache_bytes is 0) nothing is spilled")
+            self._reader.spill = Spill(Path(spill_dir), spill_bytes, engine, lambda: self._fingerprint)
         self._preparer = Preparer(engine, name, self.chat_template, lambda: self.tokenizer)
 
     @classmethod
@@ -123,6 +138,8 @@ class Model:
         cache: bool = False,
         media_cache_bytes: int = MEDIA_CACHE_BYTES,
         cache_bytes: int | None = None,
+        spill_dir: str | os.PathLike[str] | None = None,
+        spill_bytes: int = SPILL_BYTES,
         max_batch: int = MAX_BATCH,
         max_requests: int = MAX_REQUESTS,
         yarn_factor: float | None = None,
@@ -158,6 +175,10 @@ class Model:
             cache_bytes: how much memory may hold states after the texts read last, so that a text that begins
                 like one of them is computed only from where they part; 0 keeps nothing. `None` is an eighth
                 of the memory that there is now, 4 GiB at most.
+            spill_dir: a folder for states that `cache_bytes` has no room for. Later texts, also of other
+                processes with the same model, are taken up from there. Writing takes time of the call that
+                needs the room. `None` writes nothing. Only use a folder that nobody else can write to.
+            spill_bytes: how much that folder may hold; what was used longest ago is removed first (8 GiB).
             max_batch: how many texts share a pass over the weights at most. Of more that are generated at the
                 same time, the later ones wait for their turn.
             max_requests: how many texts may be under way, those that wait and streams that are not finished
@@ -193,7 +214,9 @@ class Model:
                 dtype, recipe = "auto", None
             engine = Engine.open(path, dtype, kv_dtype, recipe, threads, report, yarn_factor)
         cache_bytes = _share() if cache_bytes is None else cache_bytes
-        return cls(engine, name, media_cache_bytes, cache_bytes, max_batch, max_requests)
+        return cls(
+            engine, name, media_cache_bytes, cache_bytes, spill_dir, spill_bytes, max_batch, max_requests
+        )
 
     def __repr__(self) -> str:
         return f"Model({self.name!r}, threads={self.threads})"
@@ -276,6 +299,12 @@ class Model:
                 logprobs: return log-probabilities: of each token, and of the so many likeliest in its place.
                 progress: shows how far images and videos are encoded: `True` draws a bar on stderr if that
                     takes long; a function is called with (tokens done, tokens in all, name), and may raise.
+                on_full: `error` refuses a text that is longer than the context; `shift` drops the oldest
+                    turns of a conversation (of other text: the oldest tokens), before the answer or in the
+                    middle of it, and says so in `shifts` of the result. What follows is computed as if the
+                    dropped part had never been there (`error`).
+                keep_first: what a shift never drops: so many messages from the first one on, or tokens of a
+                    text that is no conversation (the system's message; no token).
                 cancel: a `threading.Event`, or anything with `is_set()`: once set, the text ends there, with
                     the finish reason `cancelled`.
 
@@ -283,7 +312,8 @@ class Model:
             TypeError: for an argument that does not exist or has the wrong type.
             ValueError: for an empty or malformed prompt, or a value out of range.
             MediaError: a ValueError: for an image or a video that cannot be used.
-            ContextError: if the prompt and an explicit `max_new_tokens` do not fit into the context.
+            ContextError: if the prompt and an explicit `max_new_tokens` do not fit into the context, or, with
+                `on_full="shift"`, not even what is always kept.
             BusyError: if too many texts are under way, see `max_requests` of `from_pretrained`.
 
         >>> from edgewise import Model
@@ -534,6 +564,27 @@ class Model:
         if self._reader.cache is not None:
             self._reader.cache.clear()
 
+    def spill_cache(self) -> int:
+        """Write all states of earlier texts without pictures to `spill_dir`, for a later process.
+
+        Returns:
+            How many texts are there after it; 0 without a `spill_dir`.
+
+        >>> import tempfile
+        >>> from edgewise import Model
+        >>> folder = tempfile.TemporaryDirectory()
+        >>> model = Model.from_pretrained("demo", spill_dir=folder.name)
+        >>> question = "Repeat: " + "coins apples " * 20
+        >>> result = model.generate(question)
+        >>> model.spill_cache() > 0
+        True
+        >>> later = Model.from_pretrained("demo", spill_dir=folder.name)
+        >>> later.generate(question).usage.cached_tokens > 0
+        True
+        >>> folder.cleanup()
+        """
+        return self._reader.spill_all()
+
     @cached_property
     def _fingerprint(self) -> str:
         """What tells this model, with the formats of its weights and KV cache, from others."""
@@ -547,7 +598,7 @@ class Model:
         tokenizer = self._tokenizer_or_none()
         if tokenizer is None:
             return Markers()
-        return Markers(tokenizer.token_to_id(chat.MESSAGE_START), tokenizer.token_to_id(chat.THINK))
+        return chat.markers(tokenizer)
 
     @cached_property
     def _message_ending(self) -> list[int]:
@@ -594,16 +645,29 @@ class Model:
         preparation = self._preparer.prepare(prompt, options.prompt)
         prepared = preparation.prompt
         prompt_ids = inputs.token_ids(prepared.token_ids, self.vocab_size)
+        prepared = Prompt(prompt_ids, prepared.media)
+        window = self._window(options.on_full, options.keep_first)
+        if window is not None:
+            prepared = window.prompt(prepared, options.max_new_tokens)
         return replace(
-            self._request_after(prompt_ids, options),
-            prompt=Prompt(prompt_ids, prepared.media),
+            self._request_after(prepared.token_ids, options),
+            prompt=prepared,
+            window=window,
             seconds_before=time.perf_counter() - start,
             media_seconds_before=preparation.media_seconds,
         )
 
     def _continuation(self, ids: list[int], arguments: Mapping[str, Any]) -> generation.Request:
         """Return a request to go on after `ids`, which have been read."""
-        return self._request_after(ids, GenerationOptions.resolve(arguments, self._defaults))
+        options = GenerationOptions.resolve(arguments, self._defaults)
+        window = self._window(options.on_full, options.keep_first)
+        return replace(self._request_after(ids, options), window=window)
+
+    def _window(self, on_full: OnFull, keep_first: int | None) -> Window | None:
+        """Return what makes room in a full context, `None` if that is an error."""
+        if on_full == "error":
+            return None
+        return Window(self.context_length, keep_first, self._reader.markers)
 
     def _request_after(self, ids: Sequence[int], options: GenerationOptions) -> generation.Request:
         tokenizer = self._tokenizer_for(options)
@@ -636,6 +700,8 @@ class Model:
 
     def _room(self, prompt_tokens: int, options: GenerationOptions) -> int:
         """How many tokens to generate at most."""
+        if options.on_full == "shift":
+            return options.max_new_tokens
         room = self.context_length - prompt_tokens
         wanted = (
             min(options.max_new_tokens, max(room, 1)) if options.clip_to_context else options.max_new_tokens

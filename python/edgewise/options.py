@@ -6,7 +6,7 @@ import difflib
 import secrets
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
-from typing import Any, TypedDict
+from typing import Any, Literal, TypeAlias, TypedDict
 
 from edgewise import checks, inputs, media_options
 from edgewise._native import CheckpointError
@@ -16,6 +16,9 @@ from edgewise.media_options import MediaOptions
 from edgewise.placeholders import VideoPrompt
 from edgewise.progress import Progress
 from edgewise.scheduler import Signal
+
+OnFull: TypeAlias = Literal["error", "shift"]
+"""What happens when a text would be longer than the context."""
 
 DEFAULT_NEW_TOKENS = 512
 GENERATION_CONFIG = "generation_config.json"
@@ -59,6 +62,8 @@ class GenerationArguments(PromptArguments, total=False):
     skip_special_tokens: bool | None
     logprobs: int | None
     progress: Progress | bool | None
+    on_full: OnFull | None
+    keep_first: int | None
     cancel: Signal | None
 
 
@@ -148,6 +153,8 @@ class GenerationOptions:
     ignore_eos: bool
     skip_special_tokens: bool
     progress: Progress | bool | None
+    on_full: OnFull
+    keep_first: int | None
     cancel: Signal | None
 
     @classmethod
@@ -176,6 +183,8 @@ class GenerationOptions:
             ignore_eos=values["ignore_eos"],
             skip_special_tokens=values["skip_special_tokens"],
             progress=values["progress"],
+            on_full=values["on_full"],
+            keep_first=values["keep_first"],
             cancel=values["cancel"],
         )
 
@@ -204,6 +213,7 @@ _RANGES = {
     "frequency_penalty": Range(float),
     "seed": Range(int, 0, 2**64 - 1),
     "logprobs": Range(int, 0),
+    "keep_first": Range(int, 0),
     **media_options.RANGES,
 }
 _FLAGS = ("do_sample", "ignore_eos", "skip_special_tokens", "raw", "enable_thinking")
@@ -237,6 +247,8 @@ _BUILT_IN: dict[str, Any] = {
     "videos": [],
     "video_prompt": "flat",
     "progress": None,
+    "on_full": "error",
+    "keep_first": None,
     "cancel": None,
     **dict.fromkeys(media_options.RANGES),
 }
@@ -323,6 +335,22 @@ def _video_prompt(value: Any) -> Any:
     return value
 
 
+def on_full(value: Any) -> Any:
+    """Return `value` if it is one of `OnFull`.
+
+    Raises:
+        ValueError: if it is not.
+    """
+    if value not in ("error", "shift"):
+        raise ValueError(f"on_full: expected 'error' or 'shift', got {value!r}")
+    return value
+
+
+def keep_first(value: Any) -> int:
+    """Return `value` if it is a whole number from 0."""
+    return int(_RANGES["keep_first"].check("keep_first", value))
+
+
 def _progress(value: Any) -> Any:
     if not isinstance(value, bool) and not callable(value):
         raise TypeError(f"progress: expected True, False or a function, got {value!r}")
@@ -341,6 +369,7 @@ _OTHERS: dict[str, Callable[[Any], Any]] = {
     "videos": inputs.video_list,
     "video_prompt": _video_prompt,
     "progress": _progress,
+    "on_full": on_full,
     "cancel": _cancel,
 }
 

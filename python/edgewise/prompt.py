@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import islice
 
@@ -51,6 +51,11 @@ class PlacedMedia:
         """For each frame group the index of its first token, and how many it takes."""
         rows, columns = self.merged_hw
         return [(start, rows * columns) for start in self.starts]
+
+
+def moved(medium: PlacedMedia, tokens: int) -> PlacedMedia:
+    """Return an image or a video so many tokens further behind."""
+    return replace(medium, starts=tuple(start + tokens for start in medium.starts))
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -13,8 +13,9 @@ from edgewise._native import Sequence as NativeSequence
 from edgewise.checkpoints import Markers, Spacing
 from edgewise.encoder import Encoded, Encoder
 from edgewise.progress import Progress, count, shown
-from edgewise.prompt import PlacedMedia, Prompt
+from edgewise.prompt import PlacedMedia, Prompt, moved
 from edgewise.scheduler import Scheduler
+from edgewise.spill import Spill
 
 Sampled: TypeAlias = tuple[int, float | None, list[tuple[int, float]]]
 """A token, its log-probability if asked for, and the likeliest tokens with theirs."""
@@ -42,6 +43,8 @@ class Reader:
         self.scheduler = scheduler
         self.cache = PrefixCache(engine, cache_bytes) if cache_bytes else None
         self._markers = markers
+        self.spill: Spill | None = None
+        """Takes what the cache has no room for."""
 
     @cached_property
     def markers(self) -> Markers:
@@ -52,6 +55,28 @@ class Reader:
     def state_bytes(self) -> int:
         """Bytes of a checkpoint, beside the KV cache that it shares with others."""
         return self.engine.sequence().nbytes
+
+    def keep(self, path: TextPath, native: NativeSequence) -> None:
+        """Keep a copy of a state, in place of those used longest ago."""
+        if self.cache is None:
+            return
+        if self.spill is None:
+            self.cache.put(path, native)
+            return
+        for ids, state in self.cache.exchange(path, native):
+            self.spill.put(ids, state)
+
+    def spill_all(self) -> int:
+        """Write the states of all texts without pictures to disk; return how many are there then."""
+        if self.cache is None or self.spill is None:
+            return 0
+        written = 0
+        for ids in self.cache.texts():
+            path = TextPath()
+            path.extend(ids)
+            state = self.cache.find(path, len(ids) - 1, len(ids))
+            written += state is not None and self.spill.put(ids, state)
+        return written
 
     def text(self) -> Text:
         """Return an empty text."""
@@ -204,10 +229,23 @@ class Text:
             return before
         comparable = _mark(path, cache, media, len(self.ids))
         found = cache.find(path, before, comparable)
+        on_disk = self._on_disk(comparable, before if found is None else len(found))
+        if on_disk is not None:
+            found = on_disk
         if found is not None:
             self.native = found
             self._checkpoint = len(found)
         return cache.known(path, comparable)
+
+    def _on_disk(self, most: int, beyond: int) -> NativeSequence | None:
+        """Return a state from disk of so many tokens at most, if it saves more than reading it costs."""
+        if self._reader.spill is None or self._path is None:
+            return None
+        most = min([most, *(medium.starts[0] for medium in self.media)])
+        found = self._reader.spill.find(self.ids, beyond + SHORT, most)
+        if found is not None:
+            self._reader.keep(self._path, found)
+        return found
 
     def _encode(self, media: Sequence[PlacedMedia], first: int, progress: Progress | bool | None) -> Encoded:
         """Return features of what is seen from token `first` on."""
@@ -259,8 +297,23 @@ class Text:
         cache, path = self._reader.cache, self._path
         if cache is not None and path is not None:
             path.extend(self.ids[len(path) : len(self.native)])
-            cache.put(path, self.native)
+            self._reader.keep(path, self.native)
             self._checkpoint = len(self.native)
+
+    def become(self, prompt: Prompt, *, progress: Progress | bool | None = None) -> None:
+        """Be the text of another prompt, read as far as no beginning of it is cached.
+
+        After an error or Ctrl-C the text is as before.
+        """
+        self._reader.scheduler.run(self.becoming(prompt, progress))
+
+    def becoming(
+        self, prompt: Prompt, progress: Progress | bool | None = None
+    ) -> Generator[Work, None, None]:
+        """Do what `become` does: works to be done."""
+        other = self._reader.text()
+        yield from other._append(prompt, None, progress, 0, lambda: None)
+        vars(self).update(vars(other))  # One step, which no signal can come into the middle of.
 
     def fork(self) -> Text:
         """Return a copy that shares what it can."""
@@ -301,11 +354,6 @@ def _mark(path: TextPath, cache: PrefixCache, media: Sequence[PlacedMedia], toke
         for start, group in medium.groups():
             path.mark(start, group.tokens, group.key)
     return tokens
-
-
-def moved(medium: PlacedMedia, tokens: int) -> PlacedMedia:
-    """Return an image or a video so many tokens further behind."""
-    return dataclasses.replace(medium, starts=tuple(start + tokens for start in medium.starts))
 
 
 def first_media(media: Sequence[PlacedMedia], tokens: int) -> tuple[PlacedMedia, ...]:

@@ -55,6 +55,19 @@ class Timings(_Record):
     """Reading, resizing and encoding images and videos; 0 without any."""
 
 
+@dataclass(frozen=True, eq=False)
+class Shift(_Record):
+    """What was dropped of a text because the context was full; see `on_full` of `Model.generate`."""
+
+    generated: int
+    """Tokens of the answer before it; 0 if the prompt was shortened. Those after it are as if what was
+    dropped had never been there."""
+    dropped_tokens: int
+    """Of what stood in the context then."""
+    dropped_messages: int
+    """Messages that went whole; 0 for a text that is no conversation."""
+
+
 @dataclass(frozen=True)
 class TokenLogprob:
     """The model's own log-probability of one token: before penalties, temperature and filters, in nats."""
@@ -82,6 +95,7 @@ class Piece:
     usage: Usage | None = None
     timings: Timings | None = None
     seed: int | None = None
+    shifts: list[Shift] | None = None
 
     def __str__(self) -> str:
         return self.text
@@ -107,6 +121,9 @@ class Result:
     logprobs: list[TokenLogprob] | None
     """One entry a token, if asked for."""
     prompt_token_ids: list[int]
+    """What was read: a shift before the answer shortens it."""
+    shifts: list[Shift] = field(default_factory=list)
+    """What was dropped of a full context, in order; empty if all of prompt and answer fitted."""
 
     def __str__(self) -> str:
         return self.text

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Generator, Iterator, Mapping
 from collections.abc import Sequence as Seq
 from contextlib import contextmanager
+from dataclasses import replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -15,9 +16,9 @@ from numpy.typing import NDArray
 
 from edgewise import checks, generation, inputs
 from edgewise.chat import Message
-from edgewise.options import GenerationArguments, PromptArguments
-from edgewise.prompt import PlacedMedia, Prompt
-from edgewise.reading import Text, moved
+from edgewise.options import GenerationArguments, OnFull, PromptArguments, keep_first, on_full
+from edgewise.prompt import PlacedMedia, Prompt, moved
+from edgewise.reading import Text
 from edgewise.results import Piece, Result
 
 if TYPE_CHECKING:
@@ -84,16 +85,17 @@ class Sequence:
 
         Args:
             prompt: token ids, messages, or what `Model.prepare` returned.
-            **options: with messages those of `Model.prepare`, and `add_generation_prompt`; and `progress`, as
-                in `Model.generate`.
+            **options: with messages those of `Model.prepare`, and `add_generation_prompt`; and `progress`,
+                `on_full` and `keep_first`, as in `Model.generate`.
 
         Raises:
             TypeError: if it is nothing of these, or there is no such option.
             ValueError: if it is malformed, or token ids are outside the vocabulary.
-            ContextError: if the context has no room for all of it.
+            ContextError: if the context has no room for all of it; with `on_full="shift"`, for what is always
+                kept.
 
         After an error, or Ctrl-C, the sequence ends behind the last token that was read, never inside an
-        image.
+        image; if something was to be dropped, it is as before.
 
         >>> from edgewise import Model
         >>> sequence = Model.from_pretrained("demo").sequence()
@@ -102,9 +104,16 @@ class Sequence:
         (3, [5, 6, 7])
         """
         progress = options.pop("progress", None)
+        window = self._model._window(*_on_full(options))
         with self._text() as text:
             prepared = self._prepared(text, prompt, options)
-            self._model._check_context(len(text) + len(prepared))
+            if window is None:
+                self._model._check_context(len(text) + len(prepared))
+            elif len(text) + len(prepared) > window.context:
+                media = (moved(medium, len(text)) for medium in prepared.media)
+                whole = Prompt([*text.ids, *prepared.token_ids], (*text.media, *media))
+                text.become(window.joined(whole), progress=progress)
+                return
             text.read(prepared, progress=progress)
 
     def _prepared(self, text: Text, prompt: Any, options: dict[str, Any]) -> Prompt:
@@ -135,7 +144,7 @@ class Sequence:
             ContextError: if the context has no room for an explicit `max_new_tokens`.
         """
         with self._text() as text:
-            request = self._request(text, options)
+            request = self._fitted(self._request(text, options), text)
             return generation.collect(request, self._pieces(request, text))
 
     def stream(self, **options: Unpack[GenerationArguments]) -> Generator[Piece]:
@@ -153,7 +162,7 @@ class Sequence:
 
     def _stream(self, options: Mapping[str, Any]) -> Generator[Piece]:
         with self._text() as text:
-            yield from self._pieces(self._request(text, options), text)
+            yield from self._pieces(self._fitted(self._request(text, options), text), text)
 
     def _request(self, text: Text, options: Mapping[str, Any]) -> generation.Request:
         for name in options:
@@ -162,6 +171,16 @@ class Sequence:
         if not text.ids:
             raise ValueError("sequence: it is empty, so there is nothing to go on from")
         return self._model._continuation(text.ids.copy(), options)
+
+    def _fitted(self, request: generation.Request, text: Text) -> generation.Request:
+        """Drop what leaves too little room for the answer, where that is allowed."""
+        if request.window is None:
+            return request
+        whole = Prompt(text.ids, text.media)
+        kept = request.window.prompt(whole, request.max_new_tokens)
+        if len(kept) < len(whole):
+            text.become(kept)
+        return replace(request, prompt_ids=text.ids.copy())
 
     def _pieces(self, request: generation.Request, text: Text) -> Generator[Piece]:
         sampler = self._model._checked_sampler(request.options.sampling)
@@ -266,6 +285,12 @@ class Sequence:
         traceback: TracebackType | None,
     ) -> None:
         self.close()
+
+
+def _on_full(options: dict[str, Any]) -> tuple[OnFull, int | None]:
+    """Take out of `options` what to do when the context is full."""
+    action, kept = options.pop("on_full", None), options.pop("keep_first", None)
+    return on_full(action or "error"), None if kept is None else keep_first(kept)
 
 
 def _joined(ids: list[int], prompt: Prompt) -> Prompt:

@@ -131,7 +131,12 @@ impl KvCache {
 
     /// Bytes of one token.
     pub fn bytes_per_token(&self) -> usize {
-        self.page_bytes() / PAGE
+        self.bytes_per_token_as(self.kv_type)
+    }
+
+    /// Bytes that one token would take in a cache of another type.
+    pub fn bytes_per_token_as(&self, kv_type: KvType) -> usize {
+        self.kv_heads * kv_type.head_bytes(self.head_dim).iter().sum::<usize>() / PAGE
     }
 
     /// Bytes of a page.

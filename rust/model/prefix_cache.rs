@@ -73,6 +73,11 @@ impl TextPath {
         }
     }
 
+    /// The token ids of the first `len` places; none if a picture stands among them, or there are not so many.
+    pub fn ids(&self, len: usize) -> Option<Vec<u32>> {
+        self.0.get(..len)?.iter().map(|&place| u32::try_from(place).ok()).collect()
+    }
+
     /// Places from the first one on at which both are the same.
     fn common(&self, other: &Self) -> usize {
         self.0.iter().zip(other.0.iter()).take_while(|(a, b)| a == b).count()
@@ -250,29 +255,48 @@ impl PrefixCache {
         Some(State::clone(&state))
     }
 
+    /// All texts, each with how many of its tokens there is a state for; those used longest ago first.
+    pub fn texts(&self) -> Vec<(TextPath, usize)> {
+        let Some(entries) = self.lock() else { return Vec::new() };
+        let mut all: Vec<_> = entries.all.iter().collect();
+        all.sort_by_key(|entry| entry.used);
+        all.into_iter().map(|entry| (entry.path.clone(), entry.state.len())).collect()
+    }
+
     /// Keeps a copy of `state`, which is that after the first places of `path`, if it fits at all.
     pub fn put(&self, path: &TextPath, state: &State) -> Result<()> {
+        self.exchange(path, state, |_, _| {})
+    }
+
+    /// Does what `put` does, and calls `dropped` with each text and state that has to go for it.
+    pub fn exchange(
+        &self,
+        path: &TextPath,
+        state: &State,
+        mut dropped: impl FnMut(TextPath, Arc<State>),
+    ) -> Result<()> {
         let len = state.len();
         if len > path.len() {
             let reason = format!("has {} places, the state {len} tokens", path.len());
             return Err(Error::argument("path", reason));
         }
-        if state.is_empty() || state.broken {
-            return Ok(());
-        }
-        if Entries::default().cost(path, state) > self.limit {
+        if state.is_empty() || state.broken || Entries::default().cost(path, state) > self.limit {
             return Ok(());
         }
         // Room is made before the copy, so that it never stands beside what it replaces, and looked after once more when it
         // is there. Nobody waits for the copying itself.
-        let Some((entries, dropped)) = self.prepare(path, state) else { return Ok(()) };
+        let Some((entries, gone)) = self.prepare(path, state) else { return Ok(()) };
         drop(entries);
-        drop(dropped);
+        for entry in gone {
+            dropped(entry.path, entry.state);
+        }
         let copy = Arc::new(state.clone());
-        let Some((mut entries, dropped)) = self.prepare(path, &copy) else { return Ok(()) };
+        let Some((mut entries, gone)) = self.prepare(path, &copy) else { return Ok(()) };
         entries.add(path.clone(), copy);
         drop(entries);
-        drop(dropped);
+        for entry in gone {
+            dropped(entry.path, entry.state);
+        }
         Ok(())
     }
 

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use pyo3::prelude::*;
-use pyo3::types::{PyBytes, PyDict};
+use pyo3::types::{IntoPyDict, PyBytes, PyDict};
 
 use super::arrays::{FloatArray, float_array, pair, token_ids};
 use super::batch::PyBatch;
@@ -18,10 +18,11 @@ use super::vision::{PyVisualFeatures, spans};
 use crate::checkpoint::Checkpoint;
 use crate::config::ModelConfig;
 use crate::error::Error;
+use crate::kernels::kv_cache::KvType;
 use crate::kernels::{Cpu, Tier};
 use crate::model::open::{Options, open};
 use crate::model::vision::Grid;
-use crate::model::{Engine, LayerState};
+use crate::model::{Engine, LayerState, State};
 use crate::threads::available_threads;
 use crate::weights::model::SwiGluWeights;
 
@@ -104,7 +105,6 @@ impl PyEngine {
         let out = PyDict::new(py);
         let weights = WeightReport::of(&self.engine.model);
         let empty = self.engine.state();
-        let kv: usize = empty.layers().iter().map(kv_bytes_per_token).sum();
         out.set_item("model_type", &self.config.model_type)?;
         out.set_item("parameters", weights.parameters())?;
         out.set_item("formats", weights.formats(py)?)?;
@@ -113,7 +113,9 @@ impl PyEngine {
         out.set_item("converted_from", self.checkpoint.gguf().map(|_| "GGUF"))?;
         self.set_experts(&out)?;
         out.set_item("state_bytes", empty.nbytes())?;
-        out.set_item("kv_bytes_per_token", kv)?;
+        out.set_item("kv_bytes_per_token", kv_bytes_per_token(&empty, self.engine.kv_type()))?;
+        let by_type = KvType::ALL.map(|kv_type| (kv_type.name(), kv_bytes_per_token(&empty, kv_type)));
+        out.set_item("kv_bytes_per_token_by_dtype", by_type.into_py_dict(py)?)?;
         out.set_item("decode_bytes_per_token", self.engine.costs().decode_bytes)?;
         out.set_item("kv_dtype", self.engine.kv_type().name())?;
         out.set_item("context_length", self.context_length())?;
@@ -303,9 +305,10 @@ impl PyEngine {
     }
 }
 
-fn kv_bytes_per_token(layer: &LayerState) -> usize {
-    match layer {
-        LayerState::Attention(cache) => cache.bytes_per_token(),
+fn kv_bytes_per_token(state: &State, kv_type: KvType) -> usize {
+    let bytes = |layer: &LayerState| match layer {
+        LayerState::Attention(cache) => cache.bytes_per_token_as(kv_type),
         LayerState::GatedDelta(_) => 0,
-    }
+    };
+    state.layers().iter().map(bytes).sum()
 }

@@ -102,4 +102,28 @@ impl PyPrefixCache {
         }
         released(py, |_| self.cache.put(&path.path, sequence.state()))
     }
+
+    fn exchange(
+        &self,
+        py: Python<'_>,
+        path: &PyTextPath,
+        sequence: &PySequence,
+    ) -> PyResult<Vec<(Vec<u32>, PySequence)>> {
+        if !Arc::ptr_eq(&self.engine, &sequence.engine()) {
+            return Err(Error::argument("sequence", "comes from another model").into());
+        }
+        let mut dropped = Vec::new();
+        released(py, |_| {
+            self.cache.exchange(&path.path, sequence.state(), |path, state| dropped.push((path, state)))
+        })?;
+        let plain = dropped.into_iter().filter_map(|(path, state)| {
+            let ids = path.ids(state.len())?;
+            Some((ids, PySequence::of(Arc::clone(&self.engine), Arc::unwrap_or_clone(state))))
+        });
+        Ok(plain.collect())
+    }
+
+    fn texts(&self) -> Vec<Vec<u32>> {
+        self.cache.texts().iter().filter_map(|(path, tokens)| path.ids(*tokens)).collect()
+    }
 }

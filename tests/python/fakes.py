@@ -293,6 +293,7 @@ INFO: dict[str, Any] = {
     "prefetch": False,
     "state_bytes": 50_000,
     "kv_bytes_per_token": 512,
+    "kv_bytes_per_token_by_dtype": {"f32": 1024, "f16": 512, "int8": 272},
     "tier": "portable",
     "threads": 2,
     "context_length": 32768,

@@ -559,16 +559,23 @@ class TestInfo:
         assert main(["info", "m"]) == 0
         lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
         assert "parameters 3.2 million, 3.8 bits each" in lines
-        assert "one text 50 kB and 512 B a token (f16)" in lines
-        assert "4096 tokens 2.15 MB 3.67 MB" in lines
-        assert "32768 tokens 16.8 MB 18.3 MB" in lines
+        assert "one text 50 kB and 512 B a token (f16; int8: 272 B)" in lines
+        assert "4096 tokens 2.15 MB 3.67 MB 2.15 MB 1.16 MB" in lines
+        assert "32768 tokens 16.8 MB 18.3 MB 16.8 MB 8.96 MB" in lines
 
     def test_json(self, opened: list[FakeModel], capsys: Captured) -> None:
         use(opened)
         assert main(["info", "m", "--json"]) == 0
         facts = json.loads(capsys.readouterr().out)
         assert facts["computer"]["tiers"] == ["avx2", "portable"]
-        assert facts["model"]["memory_plan"][0] == {"tokens": 4096, "sequence": 2147152, "total": 3667152}
+        assert facts["model"]["memory_plan"][0] == {
+            "tokens": 4096,
+            "sequence": 50_000 + 4096 * 512,
+            "total": 1_520_000 + 50_000 + 4096 * 512,
+            "sequence_f32": 50_000 + 4096 * 1024,
+            "sequence_f16": 50_000 + 4096 * 512,
+            "sequence_int8": 50_000 + 4096 * 272,
+        }
 
     def test_memory(self, tmp_path: Path) -> None:
         file = tmp_path / "meminfo"

@@ -148,3 +148,41 @@ proptest! {
         prop_assert_eq!(cache.nbytes(), 0);
     }
 }
+
+#[test]
+fn what_has_to_go_is_handed_out() {
+    let engine = Model::new(TINY, "int4").open_fastest(1);
+    let probe = PrefixCache::new(usize::MAX);
+    probe.put(&path(&ids(1, 100)), &state(&engine, &ids(1, 100))).unwrap();
+    let cache = PrefixCache::new(2 * probe.nbytes());
+    let mut gone = Vec::new();
+    for seed in 1..=4 {
+        let text = ids(seed, 100);
+        cache.exchange(&path(&text), &state(&engine, &text), |path, state| gone.push((path, state))).unwrap();
+        assert!(cache.nbytes() <= cache.limit());
+    }
+    assert_eq!(gone.len(), 2);
+    for (seed, (path, gone)) in (1..).zip(&gone) {
+        assert_eq!(path.ids(gone.len()).unwrap(), ids(seed, 100));
+        assert_same(
+            &logits(&engine, gone),
+            &logits(&engine, &state(&engine, &ids(seed, 100))),
+            "of what was dropped",
+        );
+    }
+    let left: Vec<_> = cache.texts().into_iter().map(|(path, tokens)| path.ids(tokens).unwrap()).collect();
+    assert_eq!(left, [ids(3, 100), ids(4, 100)]);
+    assert!(cache.find(&path(&ids(3, 100)), 0, 100).is_some());
+    let last = cache.texts().into_iter().map(|(path, tokens)| path.ids(tokens).unwrap()).next_back();
+    assert_eq!(last.unwrap(), ids(3, 100), "what was used last");
+}
+
+#[test]
+fn ids_of_a_path() {
+    let mut path = path(&[1, 2, 7, 7, 3]);
+    path.mark(2, 2, [9; 16]).unwrap();
+    assert_eq!(path.ids(2).unwrap(), [1, 2]);
+    assert!(path.ids(0).unwrap().is_empty());
+    assert!(path.ids(3).is_none(), "a picture");
+    assert!(path.ids(6).is_none(), "not so many");
+}

@@ -111,6 +111,17 @@ def add_generation(parser: argparse.ArgumentParser) -> None:
         dest="enable_thinking",
         help="whether to think before answering (default: up to the chat template)",
     )
+    group.add_argument(
+        "--on-full",
+        choices=["error", "shift"],
+        help="what happens at the end of the context; 'shift' drops the oldest turns (default: error)",
+    )
+    group.add_argument(
+        "--keep-first",
+        type=int,
+        metavar="N",
+        help="messages that a shift never drops (default: the system's)",
+    )
     group.add_argument("--system", metavar="TEXT", help="what the model is told before the conversation")
 
 
@@ -140,7 +151,7 @@ def add_media(parser: argparse.ArgumentParser) -> None:
 def generation_arguments(arguments: argparse.Namespace) -> dict[str, Any]:
     """Return the keyword arguments for `Model.generate`, those not given left out."""
     names = [flag.removeprefix("--").replace("-", "_") for flag, _, _ in _NUMBERS + _MEDIA]
-    names += ["stop", "stop_token_ids", "ignore_eos", "enable_thinking"]
+    names += ["stop", "stop_token_ids", "ignore_eos", "enable_thinking", "on_full", "keep_first"]
     values = {name: getattr(arguments, name) for name in names}
     given = {name: value for name, value in values.items() if value is not None}
     return given | {"progress": sys.stderr.isatty()}

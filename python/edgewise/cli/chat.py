@@ -221,6 +221,8 @@ class Chat:
     def _room(self, prompt: Prompt) -> int:
         """Return the most tokens for an answer: many, but no more than the context has room for."""
         left = self._model.context_length - len(prompt)
+        if self._options.get("on_full") == "shift":
+            return DEFAULT_NEW_TOKENS
         return min(DEFAULT_NEW_TOKENS, max(left, 1))
 
 
@@ -266,6 +268,8 @@ def _ending(piece: Piece) -> str:
     if piece.usage is None or piece.timings is None:
         return ""
     cut = "cut off by --max-new-tokens; " if piece.finish_reason == "length" else ""
+    dropped = sum(shift.dropped_tokens for shift in piece.shifts or [])
+    cut += f"context full, the oldest {dropped} tokens were dropped; " if dropped else ""
     return cut + terminal.speed(piece.usage, piece.timings)
 
 

@@ -68,13 +68,20 @@ def memory(meminfo: Path = Path("/proc/meminfo")) -> int | None:
 
 
 def memory_plan(model: dict[str, Any]) -> list[dict[str, int]]:
-    """Return the bytes that texts of some lengths need, up to the longest the model can hold."""
+    """Return the bytes that texts of some lengths need, up to the longest the model can hold.
+
+    `sequence` is with the KV cache's own type, the others are what it would be with each type: a constant
+    part and so many bytes a token.
+    """
     longest = model["context_length"]
     lengths = sorted({length for length in PLANNED_LENGTHS if length < longest} | {longest})
+    per_token = model["kv_bytes_per_token_by_dtype"]
     plan = []
     for tokens in lengths:
-        sequence = model["state_bytes"] + tokens * model["kv_bytes_per_token"]
-        plan.append({"tokens": tokens, "sequence": sequence, "total": model["weight_bytes"] + sequence})
+        sizes = {dtype: model["state_bytes"] + tokens * bytes_ for dtype, bytes_ in per_token.items()}
+        sequence = sizes[model["kv_dtype"]]
+        entry = {"tokens": tokens, "sequence": sequence, "total": model["weight_bytes"] + sequence}
+        plan.append(entry | {f"sequence_{dtype}": size for dtype, size in sizes.items()})
     return plan
 
 
@@ -143,8 +150,11 @@ def _model_text(model: dict[str, Any]) -> str:
         ("one text", f"{terminal.size(model['state_bytes'])} and {_per_token(model)}"),
         ("threads", str(model["threads"])),
     ]
-    plan = [["memory for", "the text", "with weights"]] + [
-        [f"{entry['tokens']} tokens", terminal.size(entry["sequence"]), terminal.size(entry["total"])]
+    plan = [["memory for", "the text", "with weights", "text in f16", "in int8"]] + [
+        [
+            f"{entry['tokens']} tokens",
+            *(terminal.size(entry[name]) for name in ("sequence", "total", "sequence_f16", "sequence_int8")),
+        ]
         for entry in model["memory_plan"]
     ]
     formats = terminal.formats_table(model["formats"])
@@ -173,7 +183,11 @@ def _expert_rows(model: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def _per_token(model: dict[str, Any]) -> str:
-    return f"{terminal.size(model['kv_bytes_per_token'])} a token ({model['kv_dtype']})"
+    kinds = {model["kv_dtype"]: None, "f16": None, "int8": None}
+    sizes = [(kind, terminal.size(model["kv_bytes_per_token_by_dtype"][kind])) for kind in kinds]
+    (own, size), *others = sizes
+    rest = ", ".join(f"{kind}: {size}" for kind, size in others)
+    return f"{size} a token ({own}; {rest})"
 
 
 def _entries(rows: list[tuple[str, str]]) -> str:
