@@ -184,7 +184,8 @@ mod tests {
             (BlockType::IQ4_XS, 1e-7),
             (BlockType::Q4_1, 1e-7),
             (BlockType::Q5_1, 3e-5),
-            (BlockType::Q4_K, 1e-7),
+            // The f16 of a scale and of an offset, each within 2^-11 of its number.
+            (BlockType::Q4_K, 2e-7),
             (BlockType::Q5_K, 3e-5),
             (BlockType::Q6_K, 6e-5),
         ] {
@@ -205,7 +206,7 @@ mod tests {
         }
         view.bytes = Bytes::new(bytes);
         let (matrix, error) = stored(&view);
-        assert!(error > 0.0 && error < 1e-7, "{error:e}");
+        assert!(error > 0.0 && error < 2e-7, "{error:e}");
         for (found, wanted) in matrix.to_f32().iter().zip(view.to_f32().unwrap()) {
             assert!((found - wanted).abs() <= 1e-3 * wanted.abs() + 1e-2, "{found} {wanted}");
         }
