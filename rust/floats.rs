@@ -104,9 +104,9 @@ fn bytes(lens: &[usize]) -> usize {
 fn mapping(lens: &[usize]) -> (MmapMut, bool) {
     let bytes = bytes(lens);
     let room = bytes.max(1) + if bytes >= LARGE_PAGE { LARGE_PAGE } else { 0 };
-    // In a child whose parent was at it when it forked the lock stays taken.
-    let spare = SPARE.try_lock().ok().and_then(|mut spare| spare.take_if(|spare| spare.len() == room));
-    if let Some(spare) = spare {
+    // In a child whose parent was at it when it forked the lock stays taken. A spare that does not fit makes room.
+    let spare = SPARE.try_lock().ok().and_then(|mut spare| spare.take());
+    if let Some(spare) = spare.filter(|spare| spare.len() == room) {
         return (spare, false);
     }
     let Ok(mapping) = MmapMut::map_anon(room) else {
