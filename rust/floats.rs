@@ -2,8 +2,9 @@
 //!
 //! A sequence's states are tens of arrays of a megabyte. From the heap each would be touched in thousands of pages of 4 KB,
 //! each a fault that the first pass of every sequence, and every copy of one, waits for; and the heap gives such arrays back
-//! to the system as soon as they are free. In one mapping the system can use pages of 2 MB instead, and the last mapping
-//! that became free is kept for the next one of its size: a conversation frees a state and copies another every turn.
+//! to the system as soon as they are free. In one mapping the system can use pages of 2 MB instead, and the last
+//! mappings that became free are kept for the next ones of their size: every turn of a conversation begins a state, copies another
+//! and frees both.
 #![allow(unsafe_code, reason = "parts of one mapping, each owned by one array")]
 
 use std::alloc::{Layout, handle_alloc_error};
@@ -21,9 +22,11 @@ const LINE: usize = 64 / size_of::<f32>();
 
 /// The largest mapping that is kept.
 const LARGEST_SPARE: usize = 64 << 20;
+/// How many are.
+const SPARES: usize = 2;
 
-/// The mapping that became free last.
-static SPARE: Mutex<Option<MmapMut>> = Mutex::new(None);
+/// The mappings that became free last.
+static SPARE: Mutex<Vec<MmapMut>> = Mutex::new(Vec::new());
 
 /// An array of numbers in a mapping that it shares with others.
 pub struct Floats {
@@ -41,7 +44,7 @@ unsafe impl Sync for Floats {}
 impl Floats {
     /// Arrays of zeros of these lengths.
     pub fn zeroed(lens: &[usize]) -> Vec<Self> {
-        let (mapping, fresh) = mapping(lens);
+        let (mapping, fresh) = mapping(lens, true);
         let mut arrays = Self::parts(mapping, lens);
         if !fresh {
             for array in &mut arrays {
@@ -56,10 +59,11 @@ impl Floats {
         Self::zeroed(&lens).try_into().expect("one for each length")
     }
 
-    /// Copies of `arrays`.
+    /// Copies of `arrays`. A cache keeps many of them, and before it hands out so many large pages, a system that has run for a
+    /// while has to move others: turns of a conversation waited 40 ms longer. So copies do without.
     pub fn copies(arrays: &[&Self]) -> Vec<Self> {
         let lens: Vec<usize> = arrays.iter().map(|array| array.len).collect();
-        let mut copies = Self::parts(mapping(&lens).0, &lens);
+        let mut copies = Self::parts(mapping(&lens, false).0, &lens);
         copies.iter_mut().zip(arrays).for_each(|(copy, array)| copy.copy_from_slice(array));
         copies
     }
@@ -83,14 +87,15 @@ impl Floats {
     }
 }
 
-/// Keeps the mapping that the last of its arrays leaves.
+/// Keeps the mapping that the last of its arrays leaves. Those of other sizes make room for the next one.
 impl Drop for Floats {
     fn drop(&mut self) {
         let mapping = self.mapping.take().and_then(Arc::into_inner);
         if let Some(mapping) = mapping.filter(|mapping| mapping.len() <= LARGEST_SPARE)
             && let Ok(mut spare) = SPARE.try_lock()
         {
-            *spare = Some(mapping);
+            spare.truncate(SPARES - 1);
+            spare.insert(0, mapping);
         }
     }
 }
@@ -101,18 +106,20 @@ fn bytes(lens: &[usize]) -> usize {
 }
 
 /// Memory for arrays of these lengths, from its first large page on if it is large, and whether it is fresh, all zeros.
-fn mapping(lens: &[usize]) -> (MmapMut, bool) {
+fn mapping(lens: &[usize], large_pages: bool) -> (MmapMut, bool) {
     let bytes = bytes(lens);
     let room = bytes.max(1) + if bytes >= LARGE_PAGE { LARGE_PAGE } else { 0 };
-    // In a child whose parent was at it when it forked the lock stays taken. A spare that does not fit makes room.
-    let spare = SPARE.try_lock().ok().and_then(|mut spare| spare.take());
-    if let Some(spare) = spare.filter(|spare| spare.len() == room) {
-        return (spare, false);
+    // In a child whose parent was at it when it forked the lock stays taken.
+    if let Ok(mut spare) = SPARE.try_lock() {
+        match spare.iter().position(|spare| spare.len() == room) {
+            Some(place) => return (spare.swap_remove(place), false),
+            None => spare.clear(),
+        }
     }
     let Ok(mapping) = MmapMut::map_anon(room) else {
         handle_alloc_error(Layout::array::<u8>(room).unwrap_or(Layout::new::<u8>()));
     };
-    if bytes >= LARGE_PAGE {
+    if large_pages && bytes >= LARGE_PAGE {
         advise_large_pages(&mapping);
     }
     (mapping, true)
