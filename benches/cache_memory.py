@@ -20,6 +20,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+from arguments import positive
 from edgewise import Model
 
 WORDS = ["apples", "books", "cards", "coins", "keys", "pears", "shells", "stamps"]
@@ -66,13 +67,6 @@ def measure(requests: int, cache_bytes: int, steps: int) -> list[list[str]]:
             rows.append([str(figure) for figure in figures])
             print(f"{done} requests", file=sys.stderr)
     return rows
-
-
-def positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, not {number}")
-    return number
 
 
 def main() -> None:

@@ -29,6 +29,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
 
+from arguments import positive
 from edgewise import _native
 
 DEPTHS = tuple(1024 << i for i in range(9))
@@ -149,13 +150,6 @@ def rows(texts: Sequence[Text]) -> list[list[str]]:
         figures = [f"{text.microseconds:.1f}", f"{times:.3f}", str(text.state_bytes)]
         table.append([text.model, str(text.depth), *figures, text.engine.info()["kv_dtype"]])
     return table
-
-
-def positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, not {number}")
-    return number
 
 
 def main() -> None:

@@ -1,42 +1,33 @@
 //! Large zeroed arrays that belong together, side by side in memory of large pages.
 //!
-//! A sequence's states are tens of arrays of a megabyte. From the heap each would be touched in thousands of pages of 4 KB,
-//! each a fault that the first pass of every sequence, and every copy of one, waits for; and the heap gives such arrays back
-//! to the system as soon as they are free. In one mapping the system can use pages of 2 MB instead, and the last
-//! mappings that became free are kept for the next ones of their size: every turn of a conversation begins a state, copies another
-//! and frees both.
+//! A sequence's states are tens of arrays of a megabyte. Each by itself would be touched in thousands of pages of 4 KB, each a
+//! fault that the first pass of a sequence waits for, and the heap gives such arrays back to the system as soon as they are
+//! free. As one piece the system can hold them in pages of 2 MB instead. The piece is of the heap all the same, which so can use
+//! again what pictures or other texts left.
 #![allow(unsafe_code, reason = "parts of one mapping, each owned by one array")]
 
-use std::alloc::{Layout, handle_alloc_error};
+use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
 use std::fmt;
 use std::ops::{Deref, DerefMut};
 use std::ptr::NonNull;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
-use memmap2::MmapMut;
+use crate::error::{Error, Result};
 
-/// What a large page is on most systems. A mapping that does not begin at one has none.
+/// What a large page is on most systems.
 const LARGE_PAGE: usize = 2 << 20;
 /// Arrays begin at a cache line.
 const LINE: usize = 64 / size_of::<f32>();
 
-/// The largest mapping that is kept.
-const LARGEST_SPARE: usize = 64 << 20;
-/// How many are.
-const SPARES: usize = 2;
-
-/// The mappings that became free last.
-static SPARE: Mutex<Vec<MmapMut>> = Mutex::new(Vec::new());
-
-/// An array of numbers in a mapping that it shares with others.
+/// An array of numbers in a piece of memory that it shares with others.
 pub struct Floats {
     start: NonNull<f32>,
     len: usize,
-    /// Keeps the numbers alive; never read or written but through `start`.
-    mapping: Option<Arc<MmapMut>>,
+    /// Keeps the numbers alive.
+    _piece: Option<Arc<Piece>>,
 }
 
-// SAFETY: an array owns its numbers as a `Vec<f32>` does: no other array reaches them, and the mapping is of no thread.
+// SAFETY: an array owns its numbers as a `Vec<f32>` does: no other array reaches them, and the piece is of no thread.
 unsafe impl Send for Floats {}
 // SAFETY: the same; a shared array is only read.
 unsafe impl Sync for Floats {}
@@ -44,14 +35,7 @@ unsafe impl Sync for Floats {}
 impl Floats {
     /// Arrays of zeros of these lengths.
     pub fn zeroed(lens: &[usize]) -> Vec<Self> {
-        let (mapping, fresh) = mapping(lens, true);
-        let mut arrays = Self::parts(mapping, lens);
-        if !fresh {
-            for array in &mut arrays {
-                array.fill(0.0);
-            }
-        }
-        arrays
+        Self::parts(Piece::or_abort(lens, true), lens)
     }
 
     /// The same for a number of arrays known beforehand.
@@ -59,85 +43,107 @@ impl Floats {
         Self::zeroed(&lens).try_into().expect("one for each length")
     }
 
+    /// The same where a caller chose the lengths.
+    pub fn try_zeroed_array<const N: usize>(lens: [usize; N]) -> Result<[Self; N]> {
+        let arrays = Self::parts(Piece::zeroed(&lens, true)?, &lens);
+        Ok(arrays.try_into().expect("one for each length"))
+    }
+
     /// Copies of `arrays`. A cache keeps many of them, and before it hands out so many large pages, a system that has run for a
     /// while has to move others: turns of a conversation waited 40 ms longer. So copies do without.
     pub fn copies(arrays: &[&Self]) -> Vec<Self> {
         let lens: Vec<usize> = arrays.iter().map(|array| array.len).collect();
-        let mut copies = Self::parts(mapping(&lens, false).0, &lens);
+        let mut copies = Self::parts(Piece::or_abort(&lens, false), &lens);
         copies.iter_mut().zip(arrays).for_each(|(copy, array)| copy.copy_from_slice(array));
         copies
     }
 
-    /// Arrays of these lengths, of whatever numbers `mapping` holds.
-    fn parts(mut mapping: MmapMut, lens: &[usize]) -> Vec<Self> {
-        let skipped = if mapping.len() > LARGE_PAGE { mapping.as_ptr().align_offset(LARGE_PAGE) } else { 0 };
-        let room = &mut mapping[skipped..];
-        assert!(bytes(lens) <= room.len());
-        #[allow(clippy::cast_ptr_alignment, reason = "a mapping begins at a page")]
-        let start = NonNull::new(room.as_mut_ptr().cast::<f32>()).expect("no mapping begins at address 0");
-        let mapping = Arc::new(mapping);
+    /// Arrays of these lengths in `piece`.
+    fn parts(piece: Piece, lens: &[usize]) -> Vec<Self> {
+        let piece = Arc::new(piece);
         let mut offset = 0;
         let array = |&len: &usize| {
-            // SAFETY: the arrays end within the mapping, as asserted.
-            let start = unsafe { start.add(offset) };
+            assert!(offset + len <= piece.len);
+            // SAFETY: the array ends within the piece, as asserted.
+            let start = unsafe { piece.start.add(offset) };
             offset += len.next_multiple_of(LINE);
-            Self { start, len, mapping: Some(Arc::clone(&mapping)) }
+            Self { start, len, _piece: Some(Arc::clone(&piece)) }
         };
         lens.iter().map(array).collect()
     }
 }
 
-/// Keeps the mapping that the last of its arrays leaves. Those of other sizes make room for the next one.
-impl Drop for Floats {
+/// Memory of some arrays. Only they read and write it.
+struct Piece {
+    /// At a cache line.
+    start: NonNull<f32>,
+    /// Numbers from there on.
+    len: usize,
+    memory: *mut u8,
+    layout: Layout,
+}
+
+// SAFETY: memory of the allocator is of no thread.
+unsafe impl Send for Piece {}
+// SAFETY: a shared piece gives access to nothing.
+unsafe impl Sync for Piece {}
+
+impl Piece {
+    /// Zeros for arrays of these lengths.
+    fn zeroed(lens: &[usize], large_pages: bool) -> Result<Self> {
+        let whole_lines = |len: usize| len.checked_add(LINE - 1).map_or(usize::MAX, |len| len / LINE * LINE);
+        let len = lens.iter().fold(0, |sum: usize, &len| sum.saturating_add(whole_lines(len)));
+        // Room to begin at a line: the allocator is asked for no alignment, since with one it fills memory with zeros that the
+        // system gave as zeros.
+        let numbers = len.saturating_add(LINE);
+        let refused = || Error::Memory { needed: numbers.saturating_mul(size_of::<f32>()) };
+        let layout = Layout::array::<f32>(numbers).map_err(|_| refused())?;
+        // SAFETY: the layout is not empty.
+        let memory = unsafe { alloc_zeroed(layout) };
+        if memory.is_null() {
+            return Err(refused());
+        }
+        if large_pages {
+            advise_large_pages(memory, layout.size());
+        }
+        // SAFETY: less than a line is skipped, for which there is room.
+        let start = unsafe { memory.add(memory.align_offset(LINE * size_of::<f32>())) };
+        #[allow(clippy::cast_ptr_alignment, reason = "it is at a cache line")]
+        let start = NonNull::new(start.cast()).expect("memory is not at address 0");
+        Ok(Self { start, len, memory, layout })
+    }
+
+    /// The same for lengths that a model's weights vouch for.
+    fn or_abort(lens: &[usize], large_pages: bool) -> Self {
+        Self::zeroed(lens, large_pages).unwrap_or_else(|_| handle_alloc_error(Layout::new::<f32>()))
+    }
+}
+
+impl Drop for Piece {
     fn drop(&mut self) {
-        let mapping = self.mapping.take().and_then(Arc::into_inner);
-        if let Some(mapping) = mapping.filter(|mapping| mapping.len() <= LARGEST_SPARE)
-            && let Ok(mut spare) = SPARE.try_lock()
-        {
-            spare.truncate(SPARES - 1);
-            spare.insert(0, mapping);
-        }
+        // SAFETY: it was allocated like this, and the arrays in it are gone.
+        unsafe { dealloc(self.memory, self.layout) }
     }
 }
 
-/// Bytes of arrays of these lengths.
-fn bytes(lens: &[usize]) -> usize {
-    size_of::<f32>() * lens.iter().map(|len| len.next_multiple_of(LINE)).sum::<usize>()
-}
-
-/// Memory for arrays of these lengths, from its first large page on if it is large, and whether it is fresh, all zeros.
-fn mapping(lens: &[usize], large_pages: bool) -> (MmapMut, bool) {
-    let bytes = bytes(lens);
-    let room = bytes.max(1) + if bytes >= LARGE_PAGE { LARGE_PAGE } else { 0 };
-    // In a child whose parent was at it when it forked the lock stays taken.
-    if let Ok(mut spare) = SPARE.try_lock() {
-        match spare.iter().position(|spare| spare.len() == room) {
-            Some(place) => return (spare.swap_remove(place), false),
-            None => spare.clear(),
-        }
-    }
-    let Ok(mapping) = MmapMut::map_anon(room) else {
-        handle_alloc_error(Layout::array::<u8>(room).unwrap_or(Layout::new::<u8>()));
-    };
-    if large_pages && bytes >= LARGE_PAGE {
-        advise_large_pages(&mapping);
-    }
-    (mapping, true)
-}
-
-/// A hint, which older and other systems do not take.
+/// Asks for large pages where `bytes` bytes from `start` on are whole ones. A hint, which older and other systems do not take.
 #[cfg(any(target_os = "linux", target_os = "android"))]
-fn advise_large_pages(mapping: &MmapMut) {
-    let _hint = mapping.advise(memmap2::Advice::HugePage);
+fn advise_large_pages(start: *mut u8, bytes: usize) {
+    let skipped = start.align_offset(LARGE_PAGE);
+    let whole = bytes.saturating_sub(skipped) / LARGE_PAGE * LARGE_PAGE;
+    if whole > 0 {
+        // SAFETY: whole pages of memory that is ours; the advice changes no contents.
+        let _hint = unsafe { libc::madvise(start.add(skipped).cast(), whole, libc::MADV_HUGEPAGE) };
+    }
 }
 
 #[cfg(not(any(target_os = "linux", target_os = "android")))]
-fn advise_large_pages(_mapping: &MmapMut) {}
+fn advise_large_pages(_start: *mut u8, _bytes: usize) {}
 
-/// An array of no numbers, in no mapping.
+/// An array of no numbers, in no memory.
 impl Default for Floats {
     fn default() -> Self {
-        Self { start: NonNull::dangling(), len: 0, mapping: None }
+        Self { start: NonNull::dangling(), len: 0, _piece: None }
     }
 }
 
@@ -145,7 +151,7 @@ impl Deref for Floats {
     type Target = [f32];
 
     fn deref(&self) -> &[f32] {
-        // SAFETY: `len` numbers from `start` on are this array's, see `zeroed`, and live as long as the mapping.
+        // SAFETY: `len` numbers from `start` on are this array's, see `parts`, and live as long as the piece.
         unsafe { std::slice::from_raw_parts(self.start.as_ptr(), self.len) }
     }
 }
@@ -193,20 +199,10 @@ mod tests {
     }
 
     #[test]
-    fn memory_used_again_is_zero() {
-        for _ in 0..3 {
-            let mut arrays = Floats::zeroed(&[1000, LARGE_PAGE / 4 + 1]);
-            assert!(arrays.iter().all(|array| array.iter().all(|&x| x == 0.0)));
-            for array in &mut arrays {
-                array.fill(1.0);
-            }
+    fn what_no_system_has_is_refused() {
+        for lens in [[usize::MAX, 1], [usize::MAX / 4, 0], [1 << 60, 1 << 60]] {
+            assert!(matches!(Floats::try_zeroed_array(lens), Err(Error::Memory { .. })), "{lens:?}");
         }
-    }
-
-    #[test]
-    fn large_ones_begin_at_a_large_page() {
-        let arrays = Floats::zeroed(&[LARGE_PAGE, 5]);
-        assert_eq!(arrays[0].as_ptr().align_offset(LARGE_PAGE), 0);
     }
 
     #[test]

@@ -503,10 +503,7 @@ class Engine:
         """
 
     def input_statistics(self, ids: _Ids, window: int, progress: _Progress | None = None) -> InputStatistics:
-        """Read a text in windows, each on its own, and return what the matrices of the text model read.
-
-        No other sequence may be computed meanwhile: it would count too.
-        """
+        """Read a text in windows, each on its own, and return what the matrices of the text model read."""
 
     def memory_speed(self, seconds: float = 0.05) -> float | None:
         """Return the bytes per second at which the threads read the weights that every token meets.

@@ -6,8 +6,8 @@
 //! ```
 //!
 //! Off, as it is by default, a product costs one load and a branch more. 32 rows of sums are shared out to threads at a time; they are
-//! added by one thread, in the order of tokens, so their bits depend neither on threads nor on how a text was cut. On, sums of
-//! several sequences at once would run into each other, so it is for one sequence at a time.
+//! added by one thread, in the order of tokens, so their bits depend neither on threads nor on how a text was cut. It is on only
+//! while a pass of the text in question holds the engine's scratch memory, so passes of others are not recorded.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -45,13 +45,13 @@ pub struct RecordedInput {
 }
 
 impl Recorder {
-    /// Forgets what was added up, and records from now on.
-    pub fn start(&self) {
-        *self.record() = Record::default();
+    /// Adds to `record` from now on.
+    pub fn start(&self, record: Record) {
+        *self.record() = record;
         self.on.store(true, Ordering::Relaxed);
     }
 
-    /// Records no more, and gives what was added up since [`Self::start`].
+    /// Records no more, and gives the record back.
     pub fn stop(&self) -> Record {
         self.on.store(false, Ordering::Relaxed);
         std::mem::take(&mut self.record())

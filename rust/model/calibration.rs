@@ -4,6 +4,7 @@ use super::input::normalize;
 use super::member::Member;
 use super::{Engine, Scratch};
 use crate::error::{Error, Result};
+use crate::kernels::recorder::Record;
 use crate::threads::StandardFloat;
 use crate::weights::moments::{InputStatistics, Moments};
 
@@ -12,8 +13,8 @@ impl Engine {
     /// `proceed` is told before each window how many tokens are done, and stops the work with an error.
     ///
     /// An embedding that is the vocabulary head as well is left out: its rows are also read as they are, where an error in one
-    /// column makes up for none in another. The moments do not depend on tier, threads or passes. No other sequence may be
-    /// computed meanwhile: it would count too.
+    /// column makes up for none in another. The moments do not depend on tier, threads or passes, nor on what else is computed
+    /// meanwhile.
     pub fn input_statistics(
         &self,
         ids: &[u32],
@@ -23,15 +24,11 @@ impl Engine {
         if window == 0 {
             return Err(Error::argument("window", "at least one token is needed"));
         }
-        self.cpu.recorder.start();
-        let mut done = 0;
-        let read = ids.chunks(window).try_for_each(|ids| {
-            proceed(done)?;
-            done += ids.len();
-            self.read_all(ids)
-        });
-        let record = self.cpu.recorder.stop();
-        read?;
+        let mut record = Record::default();
+        for (i, ids) in ids.chunks(window).enumerate() {
+            proceed(i * window)?;
+            self.read_all(ids, &mut record)?;
+        }
         let mut names = vec![Vec::new(); record.inputs().len()];
         self.model.weights.each_matrix(&mut |name, matrix| {
             if let Some(index) = record.input_of(matrix) {
@@ -51,8 +48,8 @@ impl Engine {
         Ok(statistics)
     }
 
-    /// Computes all of `ids` from an empty state, up to what the vocabulary head reads.
-    fn read_all(&self, ids: &[u32]) -> Result<()> {
+    /// Computes all of `ids` from an empty state, up to what the vocabulary head reads, and adds to `record`.
+    fn read_all(&self, ids: &[u32], record: &mut Record) -> Result<()> {
         let prompt = self.prompt(ids, &[])?;
         let mut state = self.state();
         self.check(&state, prompt)?;
@@ -61,10 +58,13 @@ impl Engine {
             let range = done..(done + self.pass_tokens()).min(ids.len());
             done = range.end;
             state.reserve(done)?;
+            // Nobody else computes text while this pass has it.
             let mut scratch = self.scratch();
+            self.cpu.recorder.start(std::mem::take(record));
             let mut members = [Member { state: &mut state, pass: prompt.pass(range.clone()) }];
             self.model.forward(&self.cpu, &mut scratch, &mut members, Some(&mut |_, _| {}));
             self.record_head(&mut scratch, range.len());
+            *record = self.cpu.recorder.stop();
         }
         Ok(())
     }

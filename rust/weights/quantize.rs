@@ -63,14 +63,14 @@ pub fn quantize_rows(
         return Ok(());
     }
     check(format, weights, cols)?;
-    if let Some(levels) = Levels::of(format) {
-        quantize_blocks(levels, weights, cols, out, format.block_bytes());
-        return Ok(());
-    }
     match format {
+        Format::F32 => narrow(weights, out, f32::to_le_bytes),
         Format::F16 => narrow(weights, out, |w| f16::from_f32(w).to_le_bytes()),
         Format::BF16 => narrow(weights, out, |w| bf16::from_f32(w).to_le_bytes()),
-        _ => narrow(weights, out, f32::to_le_bytes),
+        Format::Int4 | Format::Int4Asym | Format::Int8 => {
+            let levels = Levels::of(format).expect("block formats have levels");
+            quantize_blocks(levels, weights, cols, out, format.block_bytes());
+        }
     }
     Ok(())
 }

@@ -7,22 +7,9 @@ use edgewise::weights::quantize::quantize_rows;
 use half::f16;
 use proptest::prelude::*;
 
+use crate::quantize::{quantize, restore, round_trip};
+
 const ASYM: Format = Format::Int4Asym;
-
-fn quantize(format: Format, weights: &[f32], rows: usize, cols: usize) -> Vec<u8> {
-    // Not zeros, so that a byte left unwritten shows.
-    let mut out = vec![0xa5; format.bytes(rows, cols).unwrap()];
-    quantize_rows(format, weights, rows, cols, &mut out).unwrap();
-    out
-}
-
-fn restore(format: Format, data: Vec<u8>, rows: usize, cols: usize) -> Vec<f32> {
-    Matrix::new(format, rows, cols, Bytes::new(data)).unwrap().to_f32()
-}
-
-fn round_trip(format: Format, weights: &[f32], rows: usize, cols: usize) -> Vec<f32> {
-    restore(format, quantize(format, weights, rows, cols), rows, cols)
-}
 
 /// Level, scale and offset of a weight, read straight from the description of the format.
 fn naive(data: &[u8], cols: usize, row: usize, col: usize) -> (i32, f32, f32) {

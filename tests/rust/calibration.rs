@@ -2,6 +2,8 @@
 
 use std::fs;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
 
 use edgewise::checkpoint::Checkpoint;
 use edgewise::kernels::Tier;
@@ -69,6 +71,25 @@ fn all_tiers_threads_and_passes_give_the_same() {
             }
         }
     }
+}
+
+#[test]
+fn other_sequences_do_not_count() {
+    let engine = Model::new(TINY, "f32").open_fastest(2);
+    let ids = text(&engine, TOKENS, 6);
+    let wanted = statistics(&engine, &ids);
+    let done = AtomicBool::new(false);
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            while !done.load(Ordering::Relaxed) {
+                append(&engine, &mut engine.state(), &ids[..20]);
+            }
+        });
+        let also = scope.spawn(|| (0..10).all(|_| statistics(&engine, &ids) == wanted));
+        let equal = (0..10).all(|_| statistics(&engine, &ids) == wanted) && also.join().unwrap();
+        done.store(true, Ordering::Relaxed);
+        assert!(equal);
+    });
 }
 
 #[test]

@@ -14,7 +14,7 @@ use proptest::prelude::*;
 const BLOCKS: [Format; 2] = [Format::Int4, Format::Int8];
 
 /// `[rows, cols]` weights in `format`.
-fn quantize(format: Format, weights: &[f32], rows: usize, cols: usize) -> Vec<u8> {
+pub fn quantize(format: Format, weights: &[f32], rows: usize, cols: usize) -> Vec<u8> {
     // Not zeros, so that a byte left unwritten shows.
     let mut out = vec![0xa5; format.bytes(rows, cols).unwrap()];
     quantize_rows(format, weights, rows, cols, &mut out).unwrap();
@@ -22,11 +22,11 @@ fn quantize(format: Format, weights: &[f32], rows: usize, cols: usize) -> Vec<u8
 }
 
 /// The weights as a reader sees them.
-fn restore(format: Format, data: Vec<u8>, rows: usize, cols: usize) -> Vec<f32> {
+pub fn restore(format: Format, data: Vec<u8>, rows: usize, cols: usize) -> Vec<f32> {
     Matrix::new(format, rows, cols, Bytes::new(data)).unwrap().to_f32()
 }
 
-fn round_trip(format: Format, weights: &[f32], rows: usize, cols: usize) -> Vec<f32> {
+pub fn round_trip(format: Format, weights: &[f32], rows: usize, cols: usize) -> Vec<f32> {
     restore(format, quantize(format, weights, rows, cols), rows, cols)
 }
 

@@ -2,7 +2,8 @@
 
 use super::grid::Grid;
 use crate::config::VisionConfig;
-use crate::error::{Result, try_zeros};
+use crate::error::Result;
+use crate::floats::Floats;
 use crate::kernels::activations::QuantizedRows;
 use crate::kernels::kv_cache::{KvCache, KvType};
 use crate::kernels::lanes::LANES;
@@ -15,22 +16,22 @@ pub const ROWS: usize = 256;
 #[derive(Debug)]
 pub struct Buffers {
     /// The residual stream, `[patches, width]`
-    pub x: Vec<f32>,
+    pub x: Floats,
     /// `[patches, heads, padded head]`
-    pub queries: Vec<f32>,
+    pub queries: Floats,
     /// Keys and values of one block.
     pub cache: KvCache,
     /// `[patches, heads, head]`
-    pub attended: Vec<f32>,
+    pub attended: Floats,
     pub rope: RopeTable,
     /// `[rows, width]`
-    pub normed: Vec<f32>,
+    pub normed: Floats,
     /// `[rows, 3 width]`, `[rows, intermediate]` or `[tokens, merged]`
-    pub wide: Vec<f32>,
+    pub wide: Floats,
     /// `[rows, heads, padded head]`
-    pub keys: Vec<f32>,
+    pub keys: Floats,
     /// `[rows, heads, padded head]`
-    pub values: Vec<f32>,
+    pub values: Floats,
     pub quantized: QuantizedRows,
 }
 
@@ -47,18 +48,18 @@ impl Buffers {
         rope.fill(places.map(|(row, column)| [0, row as u32, column as u32]));
         let mut cache = KvCache::new(KvType::F32, config.heads, head);
         cache.reserve(patches)?;
-        Ok(Self {
-            x: try_zeros(patches, width)?,
-            queries: try_zeros(patches, heads)?,
-            cache,
-            attended: try_zeros(patches, width)?,
-            rope,
-            normed: try_zeros(rows, width)?,
-            wide: try_zeros(rows, wide)?,
-            keys: try_zeros(rows, heads)?,
-            values: try_zeros(rows, heads)?,
-            quantized: QuantizedRows::with_capacity(rows, widest),
-        })
+        let of = |rows: usize, width: usize| rows.saturating_mul(width);
+        let [x, queries, attended, normed, wide, keys, values] = Floats::try_zeroed_array([
+            of(patches, width),
+            of(patches, heads),
+            of(patches, width),
+            of(rows, width),
+            of(rows, wide),
+            of(rows, heads),
+            of(rows, heads),
+        ])?;
+        let quantized = QuantizedRows::with_capacity(rows, widest);
+        Ok(Self { x, queries, cache, attended, rope, normed, wide, keys, values, quantized })
     }
 }
 
