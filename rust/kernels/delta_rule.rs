@@ -28,6 +28,8 @@
 //!     memory = fma(S[i], k[t+1][i], memory)          if there is a next token
 //! ```
 //!
+//! The last token's sweep finds its tiles in L1, so memory would have nothing to do: it asks for the tiles that come next.
+//!
 //! The same sums in the same order come out whether tokens arrive at once or one by one.
 #![allow(unsafe_code, reason = "disjoint tiles of state and output; unchecked reads in the sweep")]
 
@@ -36,6 +38,7 @@ use super::disjoint::Disjoint;
 use super::lanes::{LANES, Op, Simd};
 use super::math::{sigmoid, softplus, zip_lanes};
 use super::norm::l2_norm_row;
+use super::prefetch;
 use crate::config::DeltaConfig;
 
 /// Interleaved partial sums over k_dim.
@@ -86,6 +89,7 @@ pub fn delta_rule(cpu: &Cpu, shape: &DeltaConfig, input: DeltaInput<'_>, state: 
             values: &out,
             value_stride: shape.value_heads * shape.value_dim,
             value: head * shape.value_dim + tile * LANES,
+            next: 0,
         };
         for t in 0..tokens {
             let from = t * shape.conv_dim() + 2 * shape.key_heads * shape.key_dim + walk.value;
@@ -126,6 +130,8 @@ pub(super) struct Walk<'a> {
     pub(super) value_stride: usize,
     /// Where in a row the tiles' channels begin.
     pub(super) value: usize,
+    /// From the tiles to those that are probably walked next, which are only asked for; 0 if there are none.
+    pub(super) next: usize,
 }
 
 /// One or two neighbouring tiles of one head.
@@ -178,9 +184,9 @@ unsafe fn walk_tiles<S: Simd, const W: usize>(s: S, walk: &Walk<'_>, state: &mut
         let delta = step.delta::<S, W>(s, values, &memory);
         let result;
         if t + 1 < walk.tokens {
-            (result, memory) = step.sweep::<S, W, true>(s, state, &delta, row(t + 1, walk.key));
+            (result, memory) = step.sweep::<S, W, true>(s, state, &delta, row(t + 1, walk.key), walk.next);
         } else {
-            (result, _) = step.sweep::<S, W, false>(s, state, &delta, key);
+            (result, _) = step.sweep::<S, W, false>(s, state, &delta, key, walk.next);
         }
         for (w, out) in values.as_chunks_mut::<LANES>().0.iter_mut().enumerate() {
             s.store(result[w], out);
@@ -209,7 +215,8 @@ impl Step<'_> {
         out
     }
 
-    /// Updates the tiles; returns S^T q, and if `NEXT` the product S^T k with the next token's k.
+    /// Updates the tiles; returns S^T q, and if `NEXT` the product S^T k with the next token's k, else the tiles
+    /// `next_tiles` behind these are asked for.
     #[inline(always)]
     fn sweep<S: Simd, const W: usize, const NEXT: bool>(
         &self,
@@ -217,6 +224,7 @@ impl Step<'_> {
         state: &mut [f32],
         delta: &[S::F; W],
         next_key: &[f32],
+        next_tiles: usize,
     ) -> ([S::F; W], [S::F; W]) {
         let key_dim = self.key.len();
         assert!(
@@ -226,6 +234,10 @@ impl Step<'_> {
         let mut out = [[s.splat(0.0); PARTIAL]; W];
         let mut memory = [[s.splat(0.0); PARTIAL]; W];
         for i in (0..key_dim).step_by(PARTIAL) {
+            if !NEXT && next_tiles > 0 {
+                let rows = state.as_ptr().wrapping_add(next_tiles + i * W * LANES);
+                prefetch::lines(rows.cast(), PARTIAL * W * LANES * size_of::<f32>());
+            }
             for j in 0..PARTIAL {
                 // SAFETY: i + j < key_dim, and the lengths were asserted above.
                 let (key, query, next) = unsafe {

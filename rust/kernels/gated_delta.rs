@@ -119,7 +119,8 @@ pub fn gated_delta<const N: usize>(
         let (its_out, later_out) = std::mem::take(&mut out).split_at_mut(tokens * out_width);
         (layer, out) = (later_layer, later_out);
         let (tail, memory) = (Disjoint::new(tail), Disjoint::new(memory));
-        Some(Pass { layer: its_layer, tokens, tail, memory, out: Disjoint::new(its_out) })
+        let (threads, out) = (cpu.pool.threads(), Disjoint::new(its_out));
+        Some(Pass { layer: its_layer, tokens, threads, tail, memory, out })
     });
     cpu.pool.run_numbered(count * shape.key_heads, &|thread, item| {
         let (sequence, key_head) = (item / shape.key_heads, item % shape.key_heads);
@@ -133,6 +134,7 @@ pub fn gated_delta<const N: usize>(
 struct Pass<'a> {
     layer: GatedDelta<'a>,
     tokens: usize,
+    threads: usize,
     tail: Disjoint<'a, f32>,
     memory: Disjoint<'a, f32>,
     out: Disjoint<'a, f32>,
@@ -309,8 +311,11 @@ fn walk<S: Simd>(
     let width = pair_width(pass.layer.shape) * LANES;
     let value_stride = value_heads.len() * value_dim;
     let values = Disjoint::new(values);
+    let tiles = width * key_dim;
+    let end = value_heads.end * value_dim * key_dim;
     for (i, head) in value_heads.clone().enumerate() {
         for channel in (0..value_dim).step_by(width) {
+            let start = (head * value_dim + channel) * key_dim;
             let walk = Walk {
                 tokens,
                 key_dim,
@@ -324,10 +329,12 @@ fn walk<S: Simd>(
                 values: &values,
                 value_stride,
                 value: i * value_dim + channel,
+                // Threads claim heads in turn.
+                next: tiles
+                    + if start + tiles < end { 0 } else { (pass.threads - 1) * value_stride * key_dim },
             };
-            let start = (head * value_dim + channel) * key_dim;
             // SAFETY: every item has its own heads, and this is the only use of these tiles and of `values`.
-            unsafe { walk_pair(s, &walk, pass.memory.part(start..start + width * key_dim)) };
+            unsafe { walk_pair(s, &walk, pass.memory.part(start..start + tiles)) };
         }
     }
 }

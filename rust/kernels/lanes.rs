@@ -41,6 +41,8 @@ pub trait Simd: Copy + Send + Sync + 'static {
 
     /// Tokens whose accumulators fit the registers beside one weight block.
     const TILE: usize;
+    /// The same for two panels side by side, which share what they load of the activations; 0 if registers do not hold so many.
+    const PAIR_TILE: usize = 0;
     /// Whether registers hold more than 16 vectors of lanes: then attention computes twice as much side by side.
     const WIDE: bool;
 
@@ -141,6 +143,20 @@ pub trait Simd: Copy + Send + Sync + 'static {
         self.dots_i8(&self.load_i8(block), a, offsets)
     }
 
+    /// [`Self::block_u4`] of `N` blocks: tiers with many registers may interleave them, so that they share what they load of `a`.
+    #[inline(always)]
+    fn blocks_u4<const T: usize, const N: usize>(
+        self,
+        blocks: [&[u8; 256]; N],
+        a: [&[i8; 32]; T],
+        offsets: [i32; T],
+    ) -> [[Self::I; T]; N] {
+        let mut out = [self.block_u4(blocks[0], a, offsets); N];
+        for n in 1..N {
+            out[n] = self.block_u4(blocks[n], a, offsets);
+        }
+        out
+    }
     /// [`Self::dots_i8`] of `N` blocks: tiers with many registers may interleave them, so that they share what they load of `a`.
     #[inline(always)]
     fn blocks_i8<const T: usize, const N: usize>(

@@ -1,8 +1,8 @@
 //! Matrix products: activations `[tokens, K]` x weights `[N, K]` -> `[tokens, N]`.
 //!
 //! ```text
-//! for each panel of 16 rows:                      (work item: a few panels, claimed by threads in order)
-//!   for each tile of up to TILE tokens:
+//! for each tile of up to TILE tokens:             (work item: a few panels, claimed by threads in order)
+//!   for each panel of 16 rows, or pair of them:
 //!     [tokens, 16] = panel x tile                 see `tiles`
 //! ```
 //!
@@ -16,7 +16,7 @@ use super::cpu::Cpu;
 use super::disjoint::Disjoint;
 use super::lanes::{LANES, Op, Simd};
 use super::shares::Shares;
-use super::tiles::{Fetch, NO_TILE, Panels, Places, Rows, even_part, panel_tile};
+use super::tiles::{Fetch, MAX_PANELS, NO_TILE, Panels, Places, Rows, Tiling, tile};
 use crate::weights::matrix::{BLOCK_ROWS, Matrix};
 
 /// What becomes of a result.
@@ -82,7 +82,7 @@ const ITEM_BYTES: usize = 32 * 1024;
 const PREFILL_ITEM_BYTES: usize = 128 * 1024;
 /// Tokens from which a call counts as prefill.
 const PREFILL_TOKENS: usize = 32;
-/// The most panels an item holds.
+/// The most panels an item of prefill holds.
 const MAX_ITEM_PANELS: usize = 16;
 /// Multiplies one input with several matrices in one parallel region.
 ///
@@ -126,10 +126,12 @@ impl<'a> Job<'a> {
             assert_eq!(groups, input.tokens * weights.cols().div_ceil(32), "input is quantised");
         }
         let (rows, tokens, panels) = (weights.rows(), input.tokens, Panels::new(weights));
+        let panels_in = |bytes: usize| bytes / panels.size().max(1);
         let items = if tokens < PREFILL_TOKENS {
-            Shares::falling(panels.count(), threads, ITEM_BYTES / panels.size().max(1), usize::MAX)
+            Shares::falling(panels.count(), threads, panels_in(ITEM_BYTES), usize::MAX)
         } else {
-            Shares::equal(panels.count(), (PREFILL_ITEM_BYTES / panels.size().max(1)).min(MAX_ITEM_PANELS))
+            let most = panels_in(PREFILL_ITEM_BYTES).min(MAX_ITEM_PANELS);
+            Shares::falling(panels.count(), threads, MAX_PANELS, most)
         };
         let (input, out) = (input.rows(weights.cols()), Disjoint::new(product.out));
         Self { input, tokens, weights: panels, rows, out, store: product.store, items }
@@ -158,18 +160,22 @@ impl Op for JobItem<'_> {
     type Output = ();
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let job = self.job;
-        let panels = job.items.part(self.item);
-        let mut tile = NO_TILE;
-        for i in 0..job.tokens.div_ceil(S::TILE) {
-            let tokens = even_part(job.tokens, S::TILE, i);
+        let (job, panels) = (self.job, self.job.items.part(self.item));
+        let tiling = Tiling::of_pairs::<S>(job.weights, job.tokens);
+        let mut out = [NO_TILE; MAX_PANELS];
+        for i in 0..tiling.tiles() {
+            let tokens = tiling.part(i);
             let places = Places { first: tokens.start, count: tokens.len(), list: None };
-            for panel in panels.clone() {
-                let fetch = if i == 0 { Fetch::Then(job.weights.bytes(panel + 1)) } else { Fetch::Nothing };
-                panel_tile(s, job.weights, panel, job.input, places, fetch, &mut tile);
-                for (token, values) in tokens.clone().zip(&tile) {
-                    // SAFETY: these rows belong to this item.
-                    unsafe { job.put(s, token, panel * BLOCK_ROWS, values) };
+            for group in tiling.groups(panels.clone()) {
+                let then = [job.weights.bytes(group.end), job.weights.bytes(group.end + 1)];
+                let fetch = if i == 0 { Fetch::Then(then) } else { Fetch::Nothing };
+                let out = &mut out[..group.len()];
+                tile(s, job.weights, group.clone(), job.input, places, fetch, out);
+                for (panel, values) in group.zip(out) {
+                    for (token, values) in tokens.clone().zip(values) {
+                        // SAFETY: these rows belong to this item.
+                        unsafe { job.put(s, token, panel * BLOCK_ROWS, values) };
+                    }
                 }
             }
         }

@@ -4,9 +4,9 @@ use std::ops::Range;
 
 /// Units `0..total`, cut into items.
 ///
-/// Where arithmetic takes the time, small equal items do. Where memory does, each thread should read long pieces: a
-/// processor fetches ahead only within a piece, and what it fetches beyond the end was in vain. But long items let threads
-/// end at different times. So items come in rounds, one for each thread, and a round takes half of what is left.
+/// Each thread should read long pieces: a processor fetches ahead only within a piece, and what it fetches beyond the end was
+/// in vain. But long items let threads end at different times. So items come in rounds, one for each thread, and a round
+/// takes half of what is left, or as much as `most` allows.
 ///
 /// Source: factoring (Hummel, Schonberg and Flynn 1992).
 #[derive(Clone, Copy, Debug)]
@@ -21,12 +21,6 @@ pub(super) struct Shares {
 }
 
 impl Shares {
-    /// Items of `size` units.
-    pub(super) fn equal(total: usize, size: usize) -> Self {
-        let size = size.max(1);
-        Self { total, threads: 1, least: size, most: size, count: total.div_ceil(size) }
-    }
-
     /// Items of `least` to `most` units that get smaller.
     pub(super) fn falling(total: usize, threads: usize, least: usize, most: usize) -> Self {
         let least = least.max(1);
@@ -56,10 +50,6 @@ impl Shares {
     /// Units of item `item`, which is below [`Self::count`].
     pub(super) fn part(&self, mut item: usize) -> Range<usize> {
         let mut first = 0;
-        if self.least == self.most {
-            first = item * self.least;
-            item = 0;
-        }
         loop {
             let (size, items) = self.round(first);
             if item < items {
@@ -86,16 +76,6 @@ mod tests {
         assert_eq!(parts.iter().cloned().flatten().collect::<Vec<_>>(), (0..total).collect::<Vec<_>>());
         assert!(parts.iter().all(|part| !part.is_empty()));
         parts.iter().map(ExactSizeIterator::len).collect()
-    }
-
-    #[test]
-    fn equal_items() {
-        for total in [0, 1, 2, 7, 8, 9, 100] {
-            for size in [0, 1, 3, 8, 200] {
-                check(Shares::equal(total, size), total);
-            }
-        }
-        assert_eq!(check(Shares::equal(10, 4), 10), [4, 4, 2]);
     }
 
     #[test]

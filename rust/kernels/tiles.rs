@@ -1,4 +1,4 @@
-//! The innermost part of all matrix products: one panel of 16 weight rows x a tile of tokens.
+//! The innermost part of all matrix products: one panel of 16 weight rows, or two, x a tile of tokens.
 //!
 //! **Quantised weights.** Each 32-bit lane is one output row, so nothing is ever summed across lanes:
 //!
@@ -21,6 +21,8 @@
 //! What a token's result is does not depend on the tile it is computed in, nor on where its activations stand.
 #![allow(unsafe_code, reason = "unchecked reads in the two inner loops")]
 
+use std::ops::Range;
+
 use super::activations::Group;
 use super::elements::{Bf16, Element, F16, F32};
 use super::lanes::{LANES, Simd};
@@ -31,12 +33,14 @@ use crate::weights::{int4, int4_asym, int8};
 
 /// The most tokens of a tile, on any tier.
 pub(super) const MAX_TILE: usize = 8;
+/// The most panels.
+pub(super) const MAX_PANELS: usize = 2;
 /// Blocks from one that is used to one that is fetched: at full speed some 250 ns, which memory answers in.
 const AHEAD: usize = 24;
 /// Rows of dense weights that share their activations' loads.
 const DENSE_ROWS: usize = 4;
 
-/// The results of a tile: for each token 16 rows.
+/// The results of a tile of one panel: for each token 16 rows.
 pub(super) type TileOut = [[f32; LANES]; MAX_TILE];
 /// A tile of zeros.
 pub(super) const NO_TILE: TileOut = [[0.0; LANES]; MAX_TILE];
@@ -123,40 +127,81 @@ impl Places<'_> {
 /// block that the processor by itself does not look far enough ahead.
 #[derive(Clone, Copy)]
 pub(super) enum Fetch<'a> {
-    /// Nothing: the panel was read just now, and with it what follows was fetched.
+    /// Nothing: the panels were read just now, and with them what follows was fetched.
     Nothing,
-    /// What comes up next in the panel, and behind its end the beginning of these bytes, the panel read next.
-    Then(&'a [u8]),
+    /// What comes up next in each panel, and behind its end the beginning of these bytes, which are read next.
+    Then([&'a [u8]; MAX_PANELS]),
 }
 
-/// Cuts `tokens` into the fewest tiles of at most `most`, as even as can be: tile `i` of them.
-#[inline(always)]
-pub(super) fn even_part(tokens: usize, most: usize, i: usize) -> std::ops::Range<usize> {
-    let parts = tokens.div_ceil(most);
-    i * tokens / parts..(i + 1) * tokens / parts
+/// How the tokens of a product are cut into tiles: the fewest, as even as can be.
+#[derive(Clone, Copy)]
+pub(super) struct Tiling {
+    tokens: usize,
+    tiles: usize,
+    /// Panels of a tile.
+    panels: usize,
 }
 
-/// Panel `panel` of `weights` x the tokens of `places`, at most `S::TILE`; rows that the matrix does not have are 0.
+impl Tiling {
+    /// Tiles of one panel.
+    #[inline(always)]
+    pub(super) fn of_panels<S: Simd>(tokens: usize) -> Self {
+        Self { tokens, tiles: tokens.div_ceil(S::TILE), panels: 1 }
+    }
+
+    /// Tiles of pairs of panels, on tiers that have such. They take fewer tokens: where one tile of a panel holds all, there
+    /// are none.
+    #[inline(always)]
+    pub(super) fn of_pairs<S: Simd>(weights: Panels<'_>, tokens: usize) -> Self {
+        if S::PAIR_TILE > 0 && tokens > S::TILE && weights.format.is_quantized() {
+            Self { tokens, tiles: tokens.div_ceil(S::PAIR_TILE), panels: MAX_PANELS }
+        } else {
+            Self::of_panels::<S>(tokens)
+        }
+    }
+
+    /// How many.
+    #[inline(always)]
+    pub(super) fn tiles(self) -> usize {
+        self.tiles
+    }
+
+    /// Tokens of tile `tile`.
+    #[inline(always)]
+    pub(super) fn part(self, tile: usize) -> Range<usize> {
+        tile * self.tokens / self.tiles..(tile + 1) * self.tokens / self.tiles
+    }
+
+    /// `panels` by as many as a tile has.
+    #[inline(always)]
+    pub(super) fn groups(self, panels: Range<usize>) -> impl Iterator<Item = Range<usize>> {
+        panels.clone().step_by(self.panels).map(move |first| first..panels.end.min(first + self.panels))
+    }
+}
+
+/// `panels` of `weights`, one or a pair, x the tokens of `places`, to `out` `[panels]`; rows that the matrix does not have are 0.
 ///
 /// # Panics
-/// If there is no such panel, or `input` does not hold these rows.
+/// If there are no such panels, they are a pair of dense weights, the tile has more tokens than the tier's registers hold, or
+/// `input` does not hold these rows.
 #[inline(always)]
-pub(super) fn panel_tile<S: Simd>(
+pub(super) fn tile<S: Simd>(
     s: S,
     weights: Panels<'_>,
-    panel: usize,
+    panels: Range<usize>,
     input: Rows<'_>,
     places: Places<'_>,
     fetch: Fetch<'_>,
-    out: &mut TileOut,
+    out: &mut [TileOut],
 ) {
+    assert_eq!(panels.len(), out.len(), "a tile for each panel");
     match weights.format {
-        Format::Int4 => quantized_panel::<S, Int4>(s, weights, panel, input, places, fetch, out),
-        Format::Int4Asym => quantized_panel::<S, Int4Asym>(s, weights, panel, input, places, fetch, out),
-        Format::Int8 => quantized_panel::<S, Int8>(s, weights, panel, input, places, fetch, out),
-        Format::F32 => dense_panel::<S, F32>(s, weights, panel, input, places, out),
-        Format::F16 => dense_panel::<S, F16>(s, weights, panel, input, places, out),
-        Format::BF16 => dense_panel::<S, Bf16>(s, weights, panel, input, places, out),
+        Format::Int4 => quantized::<S, Int4>(s, weights, panels, input, places, fetch, out),
+        Format::Int4Asym => quantized::<S, Int4Asym>(s, weights, panels, input, places, fetch, out),
+        Format::Int8 => quantized::<S, Int8>(s, weights, panels, input, places, fetch, out),
+        Format::F32 => dense::<S, F32>(s, weights, panels, input, places, out),
+        Format::F16 => dense::<S, F16>(s, weights, panels, input, places, out),
+        Format::BF16 => dense::<S, Bf16>(s, weights, panels, input, places, out),
     }
 }
 
@@ -168,8 +213,12 @@ trait Block {
     /// Whether offsets follow the scales.
     const OFFSETS: bool;
     /// # Safety
-    /// `block` points to `BYTES` readable bytes.
-    unsafe fn dots<S: Simd, const T: usize>(s: S, block: *const u8, a: [&Group; T]) -> [S::I; T];
+    /// Each of `blocks` points to `BYTES` readable bytes.
+    unsafe fn dots<S: Simd, const N: usize, const T: usize>(
+        s: S,
+        blocks: [*const u8; N],
+        a: [&Group; T],
+    ) -> [[S::I; T]; N];
 }
 
 struct Int4;
@@ -178,10 +227,14 @@ impl Block for Int4 {
     const WEIGHTS: usize = 256;
     const OFFSETS: bool = false;
     #[inline(always)]
-    unsafe fn dots<S: Simd, const T: usize>(s: S, block: *const u8, a: [&Group; T]) -> [S::I; T] {
-        // SAFETY: 256 of the block's bytes, by the contract.
-        let block = unsafe { &*block.cast::<[u8; 256]>() };
-        s.block_u4(block, a.map(|a| &a.values), a.map(|a| a.offset_u4))
+    unsafe fn dots<S: Simd, const N: usize, const T: usize>(
+        s: S,
+        blocks: [*const u8; N],
+        a: [&Group; T],
+    ) -> [[S::I; T]; N] {
+        // SAFETY: 256 of each block's bytes, by the contract.
+        let blocks = blocks.map(|block| unsafe { &*block.cast::<[u8; 256]>() });
+        s.blocks_u4(blocks, a.map(|a| &a.values), a.map(|a| a.offset_u4))
     }
 }
 
@@ -191,10 +244,14 @@ impl Block for Int4Asym {
     const WEIGHTS: usize = Int4::WEIGHTS;
     const OFFSETS: bool = true;
     #[inline(always)]
-    unsafe fn dots<S: Simd, const T: usize>(s: S, block: *const u8, a: [&Group; T]) -> [S::I; T] {
-        // SAFETY: 256 of the block's bytes, by the contract.
-        let block = unsafe { &*block.cast::<[u8; 256]>() };
-        s.block_u4(block, a.map(|a| &a.values), [0; T])
+    unsafe fn dots<S: Simd, const N: usize, const T: usize>(
+        s: S,
+        blocks: [*const u8; N],
+        a: [&Group; T],
+    ) -> [[S::I; T]; N] {
+        // SAFETY: 256 of each block's bytes, by the contract.
+        let blocks = blocks.map(|block| unsafe { &*block.cast::<[u8; 256]>() });
+        s.blocks_u4(blocks, a.map(|a| &a.values), [0; T])
     }
 }
 
@@ -204,66 +261,79 @@ impl Block for Int8 {
     const WEIGHTS: usize = 512;
     const OFFSETS: bool = false;
     #[inline(always)]
-    unsafe fn dots<S: Simd, const T: usize>(s: S, block: *const u8, a: [&Group; T]) -> [S::I; T] {
-        // SAFETY: 512 of the block's bytes, by the contract.
-        let block = unsafe { &*block.cast::<[u8; 512]>() };
-        s.block_i8(block, a.map(|a| &a.values), a.map(|a| a.offset_i8))
+    unsafe fn dots<S: Simd, const N: usize, const T: usize>(
+        s: S,
+        blocks: [*const u8; N],
+        a: [&Group; T],
+    ) -> [[S::I; T]; N] {
+        // SAFETY: 512 of each block's bytes, by the contract.
+        let blocks = blocks.map(|block| unsafe { &*block.cast::<[u8; 512]>() });
+        s.blocks_i8(blocks, a.map(|a| &a.values), a.map(|a| a.offset_i8))
     }
 }
 
-/// One panel of a quantised matrix x the tokens of `places`.
+/// Panels of a quantised matrix x the tokens of `places`.
 #[inline(always)]
-fn quantized_panel<S: Simd, B: Block>(
+fn quantized<S: Simd, B: Block>(
     s: S,
     weights: Panels<'_>,
-    panel: usize,
+    panels: Range<usize>,
     input: Rows<'_>,
     places: Places<'_>,
     fetch: Fetch<'_>,
-    out: &mut TileOut,
+    out: &mut [TileOut],
 ) {
+    let (first, last) = (panels.start, panels.end - 1);
     let blocks = weights.cols.div_ceil(BLOCK_COLS);
-    let bytes = weights.bytes(panel);
-    match places.count {
-        1 => quantized_tile::<S, B, 1>(s, bytes, blocks, input, places, fetch, out),
-        2 => quantized_tile::<S, B, 2>(s, bytes, blocks, input, places, fetch, out),
-        3 if S::TILE > 2 => quantized_tile::<S, B, 3>(s, bytes, blocks, input, places, fetch, out),
-        4 if S::TILE > 2 => quantized_tile::<S, B, 4>(s, bytes, blocks, input, places, fetch, out),
-        5 if S::TILE > 4 => quantized_tile::<S, B, 5>(s, bytes, blocks, input, places, fetch, out),
-        6 if S::TILE > 4 => quantized_tile::<S, B, 6>(s, bytes, blocks, input, places, fetch, out),
-        7 if S::TILE > 4 => quantized_tile::<S, B, 7>(s, bytes, blocks, input, places, fetch, out),
-        8 if S::TILE > 4 => quantized_tile::<S, B, 8>(s, bytes, blocks, input, places, fetch, out),
-        count => panic!("a tile of {count} tokens"),
+    let bytes = [weights.bytes(first)];
+    let pair = [weights.bytes(first), weights.bytes(last)];
+    match (panels.len(), places.count) {
+        (1, 1) => product::<S, B, 1, 1>(s, bytes, blocks, input, places, fetch, out),
+        (1, 2) => product::<S, B, 1, 2>(s, bytes, blocks, input, places, fetch, out),
+        (1, 3) if S::TILE > 2 => product::<S, B, 1, 3>(s, bytes, blocks, input, places, fetch, out),
+        (1, 4) if S::TILE > 3 => product::<S, B, 1, 4>(s, bytes, blocks, input, places, fetch, out),
+        (1, 5) if S::TILE > 4 => product::<S, B, 1, 5>(s, bytes, blocks, input, places, fetch, out),
+        (1, 6) if S::TILE > 4 => product::<S, B, 1, 6>(s, bytes, blocks, input, places, fetch, out),
+        (1, 7) if S::TILE > 4 => product::<S, B, 1, 7>(s, bytes, blocks, input, places, fetch, out),
+        (1, 8) if S::TILE > 4 => product::<S, B, 1, 8>(s, bytes, blocks, input, places, fetch, out),
+        (2, 4) if S::PAIR_TILE > 3 => product::<S, B, 2, 4>(s, pair, blocks, input, places, fetch, out),
+        (2, 5) if S::PAIR_TILE > 4 => product::<S, B, 2, 5>(s, pair, blocks, input, places, fetch, out),
+        (2, 6) if S::PAIR_TILE > 5 => product::<S, B, 2, 6>(s, pair, blocks, input, places, fetch, out),
+        (panels, tokens) => panic!("a tile of {panels} panels and {tokens} tokens"),
     }
     // A file may hold anything in rows that the matrix does not have.
-    let rows = weights.height(panel);
+    let rows = weights.height(last);
     if rows < BLOCK_ROWS {
-        out[..places.count].iter_mut().for_each(|out| out[rows..].fill(0.0));
+        out[last - first][..places.count].iter_mut().for_each(|out| out[rows..].fill(0.0));
     }
 }
 
-/// One panel x `T` tokens. See the pseudo-code above.
+/// `N` panels x `T` tokens. See the pseudo-code above.
 #[inline(always)]
-fn quantized_tile<S: Simd, B: Block, const T: usize>(
+fn product<S: Simd, B: Block, const N: usize, const T: usize>(
     s: S,
-    weights: &[u8],
+    weights: [&[u8]; N],
     blocks: usize,
     input: Rows<'_>,
     places: Places<'_>,
     fetch: Fetch<'_>,
-    out: &mut TileOut,
+    out: &mut [TileOut],
 ) {
-    assert_eq!(weights.len(), blocks * B::BYTES);
+    assert!(out.len() == N && N <= MAX_PANELS);
+    assert!(weights.iter().all(|weights| weights.len() == blocks * B::BYTES));
     let mut rows = [&input.groups[..0]; T];
     for t in 0..T {
         rows[t] = &input.groups[places.row(t) * input.group_stride..][..blocks];
     }
-    let mut acc = [s.splat(0.0); T];
+    let mut acc = [[s.splat(0.0); T]; N];
     for b in 0..blocks {
         if let Fetch::Then(then) = fetch {
             let ahead = b + AHEAD.min(blocks);
-            let (bytes, block) = if ahead < blocks { (weights, ahead) } else { (then, ahead - blocks) };
-            prefetch::stream(bytes.as_ptr().wrapping_add(block * B::BYTES), B::BYTES);
+            for n in 0..N {
+                let (bytes, block) =
+                    if ahead < blocks { (weights[n], ahead) } else { (then[n], ahead - blocks) };
+                prefetch::stream(bytes.as_ptr().wrapping_add(block * B::BYTES), B::BYTES);
+            }
         }
         // SAFETY: each row was sliced to `blocks` groups, of which there is then one.
         let mut a = [unsafe { rows[0].get_unchecked(b) }; T];
@@ -271,42 +341,60 @@ fn quantized_tile<S: Simd, B: Block, const T: usize>(
             // SAFETY: as above.
             a[t] = unsafe { rows[t].get_unchecked(b) };
         }
-        // SAFETY: `weights` holds `blocks` blocks, asserted above.
-        let (dots, scale, offset) = unsafe {
-            let block = weights.as_ptr().add(b * B::BYTES);
-            let halves = block.add(B::WEIGHTS).cast::<[u8; 32]>();
-            let mut offset = s.splat(0.0);
-            if B::OFFSETS {
-                // Nibbles are levels + 8, and what is kept of the activations' sum is -8 times of it.
-                offset = s.mul(s.sub(s.load_f16(&*halves.add(1)), s.splat(8.0)), s.splat(-0.125));
+        // SAFETY: each panel holds `blocks` blocks, asserted above.
+        let block = weights.map(|weights| unsafe { weights.as_ptr().add(b * B::BYTES) });
+        // SAFETY: as above.
+        let dots = unsafe { B::dots(s, block, a) };
+        for n in 0..N {
+            // SAFETY: as above.
+            let (scale, offset) = unsafe { scales::<S, B>(s, block[n]) };
+            for t in 0..T {
+                let mut dot = s.to_f32(dots[n][t]);
+                if B::OFFSETS {
+                    dot = s.fma(offset, s.to_f32(s.splat_i32(a[t].offset_u4)), dot);
+                }
+                acc[n][t] = s.fma(dot, s.mul(scale, s.splat(a[t].scale)), acc[n][t]);
             }
-            (B::dots(s, block, a), s.load_f16(&*halves), offset)
-        };
-        for t in 0..T {
-            let mut dot = s.to_f32(dots[t]);
-            if B::OFFSETS {
-                dot = s.fma(offset, s.to_f32(s.splat_i32(a[t].offset_u4)), dot);
-            }
-            acc[t] = s.fma(dot, s.mul(scale, s.splat(a[t].scale)), acc[t]);
         }
     }
-    for t in 0..T {
-        s.store(acc[t], &mut out[t]);
+    for n in 0..N {
+        for t in 0..T {
+            s.store(acc[n][t], &mut out[n][t]);
+        }
+    }
+}
+
+/// A block's scales, and what an asymmetric one's dots are corrected by: nibbles are levels + 8, and what is kept of the
+/// activations' sum is -8 times of it.
+///
+/// # Safety
+/// `block` points to `B::BYTES` readable bytes.
+#[inline(always)]
+unsafe fn scales<S: Simd, B: Block>(s: S, block: *const u8) -> (S::F, S::F) {
+    // SAFETY: behind the weights stand as many scales as the block has rows, and offsets where it has them.
+    unsafe {
+        let halves = block.add(B::WEIGHTS).cast::<[u8; 32]>();
+        let mut offset = s.splat(0.0);
+        if B::OFFSETS {
+            offset = s.mul(s.sub(s.load_f16(&*halves.add(1)), s.splat(8.0)), s.splat(-0.125));
+        }
+        (s.load_f16(&*halves), offset)
     }
 }
 
 /// One panel of a dense matrix x the tokens of `places`.
 #[inline(always)]
-fn dense_panel<S: Simd, E: Element>(
+fn dense<S: Simd, E: Element>(
     s: S,
     weights: Panels<'_>,
-    panel: usize,
+    panels: Range<usize>,
     input: Rows<'_>,
     places: Places<'_>,
-    out: &mut TileOut,
+    out: &mut [TileOut],
 ) {
-    let (rows, cols) = (weights.height(panel), weights.cols);
-    let panel = weights.bytes(panel);
+    let [out] = out else { panic!("{} panels of dense weights", panels.len()) };
+    let (rows, cols) = (weights.height(panels.start), weights.cols);
+    let panel = weights.bytes(panels.start);
     let mut row = 0;
     while row < rows {
         let bytes = &panel[row * cols * E::SIZE..];

@@ -77,11 +77,24 @@ impl Avx512Vnni {
     }
 }
 
+/// `x`, in a register and in its place among its like: left to itself, the compiler loads an activation again for each of its
+/// uses, and expands all weights of a block before it uses one.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn in_register(mut x: __m512i) -> __m512i {
+    // SAFETY: no instruction at all. Not `pure`: then these are not moved past each other.
+    unsafe {
+        std::arch::asm!("/* {0} */", inout(zmm_reg) x, options(nomem, nostack, preserves_flags));
+    }
+    x
+}
+
 impl Simd for Avx512Vnni {
     type F = __m512;
     type I = __m512i;
     type B = __m512i;
     const TILE: usize = 8;
+    const PAIR_TILE: usize = 6;
     const WIDE: bool = true;
 
     #[inline(always)]
@@ -220,6 +233,44 @@ impl Simd for Avx512Vnni {
     #[inline(always)]
     fn dots_i8<const T: usize>(self, w: &[__m512i; 8], a: [&[i8; 32]; T], offsets: [i32; T]) -> [__m512i; T] {
         self.dots(w, a, offsets)
+    }
+
+    /// Of two blocks column by column, so that both take an activation when it is loaded: half as many loads are left beside
+    /// as many products. Both fit the registers if each vector of weights is expanded, used and forgotten.
+    #[inline(always)]
+    fn blocks_u4<const T: usize, const N: usize>(
+        self,
+        blocks: [&[u8; 256]; N],
+        a: [&[i8; 32]; T],
+        offsets: [i32; T],
+    ) -> [[__m512i; T]; N] {
+        let mut sums = [[self.splat_i32(0); T]; N];
+        if N == 1 {
+            sums[0] = self.block_u4(blocks[0], a, offsets);
+            return sums;
+        }
+        intrinsics! {
+            for t in 0..T {
+                for n in 0..N {
+                    sums[n][t] = _mm512_set1_epi32(offsets[t]);
+                }
+            }
+            let low = _mm512_set1_epi8(15);
+            for j in 0..8 {
+                let mut w = [low; N];
+                for n in 0..N {
+                    let bytes = _mm512_loadu_si512(blocks[n].as_ptr().add(64 * (j % 4)).cast());
+                    w[n] = _mm512_and_si512(if j < 4 { bytes } else { _mm512_srli_epi16::<4>(bytes) }, low);
+                }
+                for t in 0..T {
+                    let quad = in_register(_mm512_set1_epi32(a[t].as_ptr().cast::<i32>().add(j).read_unaligned()));
+                    for n in 0..N {
+                        sums[n][t] = in_register(_mm512_dpbusd_epi32(sums[n][t], w[n], quad));
+                    }
+                }
+            }
+            sums
+        }
     }
 
     #[inline(always)]

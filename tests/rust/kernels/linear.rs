@@ -63,6 +63,7 @@ fn check_sizes(format: Format) {
     // Enough panels for several work items.
     check(&cpus, &mut random, format, 1000, 48, 9);
     check(&cpus, &mut random, format, 200, 1024, 3);
+    check(&cpus, &mut random, format, 1000, 48, 40);
 }
 
 #[test]

@@ -9,7 +9,7 @@ use edgewise::kernels::{Cpu, Tier};
 pub const SIZES: [usize; 11] = [1, 15, 16, 17, 31, 32, 33, 47, 48, 64, 65];
 
 /// Numbers of tokens around the edges of token tiles.
-pub const TOKENS: [usize; 12] = [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 16, 17];
+pub const TOKENS: [usize; 14] = [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 12, 13, 16, 17];
 
 /// A reproducible stream of numbers (splitmix64).
 pub struct Random(u64);
