@@ -131,6 +131,8 @@ def rounds(files: dict[str, Path], arguments: argparse.Namespace) -> dict[str, l
             if "tokens" in result:
                 tokens[engine] = result["tokens"]
                 check_tokens(tokens)
+                if i == 0:
+                    print(f"{engine} reads {tokens[engine]} tokens: text, image, text", file=sys.stderr)
             found[engine].append(result["figures"])
             print(f"round {i + 1} of {arguments.rounds}: {engine}", file=sys.stderr)
     return found
@@ -147,8 +149,7 @@ def check_build(engine: str, about: str) -> None:
 
 
 def check_tokens(tokens: dict[str, list[int]]) -> None:
-    """Say how many tokens of text, image and text were read, and refuse a comparison of different ones."""
-    print("; ".join(f"{engine} reads {counts} tokens" for engine, counts in tokens.items()), file=sys.stderr)
+    """Refuse to compare engines that read other numbers of tokens of text, image and text."""
     if len({tuple(counts) for counts in tokens.values()}) > 1:
         raise SystemExit(f"the engines read different prompts: {tokens}")
 

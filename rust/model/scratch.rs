@@ -164,3 +164,21 @@ impl Scratch {
         self.tokens
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parts_are_apart_and_begin_at_lines() {
+        let [mut buffer] = Floats::zeroed_array([3 * LINE + 2]);
+        let parts = parts(&mut buffer, [1, 0, LINE + 1]);
+        let places = parts.map(|part| {
+            part.fill(1.0);
+            (part.len(), part.as_ptr().align_offset(64))
+        });
+        assert_eq!(places, [(1, 0), (0, 0), (LINE + 1, 0)]);
+        let filled: Vec<usize> = (0..buffer.len()).filter(|&i| buffer[i] != 0.0).collect();
+        assert_eq!(filled, [&[0][..], &(LINE..=2 * LINE).collect::<Vec<_>>()].concat());
+    }
+}
