@@ -199,7 +199,7 @@ impl LayerState {
                 delta.conv_tail.fill(0.0);
                 delta.memory.fill(0.0);
             }
-            Self::Attention(cache) => *cache = cache.emptied(),
+            Self::Attention(cache) => cache.clear(),
         }
     }
 
