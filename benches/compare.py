@@ -4,9 +4,12 @@
 
 Each round starts a process of either engine, in changing order; figures are medians over the rounds, ratios
 are medians of each round's own ratio. Both files have 4 bits with an f16 scale for 32 columns in every large
-matrix, the head among them; edgewise's also has the vision tower, which is never touched. The machine must be
-quiet: other programs cost an engine whose threads wait for each other by spinning far more than one whose
-threads do not.
+matrix, the head among them; edgewise's also has the vision tower. The machine must be quiet: other programs
+cost an engine whose threads wait for each other by spinning far more than one whose threads do not.
+
+With `--image 640x480` it is measured, in place of text, from the pixels of an image to the first token, with
+22 tokens of text around it, and how much memory that takes. Both models are opened with their towers then.
+llama.cpp's is f16, as published ones are, or with `--tower Q8_0` has the 8 bits that edgewise's has.
 
 llama.cpp comes with llama-cpp-python, in an environment of its own, compiled for the processor at hand:
 
@@ -36,6 +39,8 @@ from edgewise import _native, benchmark
 
 HERE = Path(__file__).parent
 OURS, THEIRS = "edgewise", "llama.cpp"
+TOWER, WORDS = "tower.gguf", "words.gguf"
+"""What llama.cpp sees with, beside its file."""
 FEATURES = {
     "AVX": "avx",
     "AVX2": "avx2",
@@ -71,15 +76,13 @@ def missing_features(about: str, flags: set[str]) -> list[str]:
 
 def run_worker(python: str, engine: str, file: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     """One round of one engine."""
-    command = [
-        python,
-        str(HERE / "compare_worker.py"),
-        engine,
-        str(file),
-        "--threads",
-        str(arguments.threads),
-    ]
-    command += ["--new-tokens", str(arguments.new_tokens)] + (["--long"] if arguments.long else [])
+    script = "compare_worker.py" if arguments.image is None else "compare_image_worker.py"
+    command = [python, str(HERE / script), engine, str(file), "--threads", str(arguments.threads)]
+    if arguments.image is None:
+        command += ["--new-tokens", str(arguments.new_tokens)] + (["--long"] if arguments.long else [])
+    else:
+        command += ["--image", arguments.image]
+        command += ["--tower", str(file.with_name(TOWER)), "--words", str(file.with_name(WORDS))]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         raise SystemExit(f"{engine} failed:\n{done.stderr}{done.stdout}")
@@ -108,6 +111,10 @@ def write_files(folder: Path, arguments: argparse.Namespace) -> dict[str, Path]:
         command = [arguments.llama_python, str(HERE / "random_gguf.py"), arguments.shapes, str(files[THEIRS])]
         command += [] if arguments.layers is None else ["--layers", str(arguments.layers)]
         subprocess.run(command, check=True)
+    if arguments.only is None and arguments.image is not None:
+        command = [arguments.llama_python, str(HERE / "random_mmproj.py"), arguments.shapes]
+        command += [str(folder / TOWER), str(folder / WORDS), "--blocks", arguments.tower]
+        subprocess.run(command, check=True)
     return files
 
 
@@ -115,11 +122,17 @@ def rounds(files: dict[str, Path], arguments: argparse.Namespace) -> dict[str, l
     """What each engine did in each round."""
     pythons = {OURS: sys.executable, THEIRS: arguments.llama_python}
     found: dict[str, list[Figures]] = {engine: [] for engine in files}
+    tokens: dict[str, list[int]] = {}
     for i in range(arguments.rounds):
         for engine in list(files) if i % 2 == 0 else list(files)[::-1]:
             result = run_worker(pythons[engine], engine, files[engine], arguments)
             if i == 0:
                 check_build(engine, result["about"])
+            if "tokens" in result:
+                tokens[engine] = result["tokens"]
+                check_tokens(tokens)
+                if i == 0:
+                    print(f"{engine} reads {tokens[engine]} tokens: text, image, text", file=sys.stderr)
             found[engine].append(result["figures"])
             print(f"round {i + 1} of {arguments.rounds}: {engine}", file=sys.stderr)
     return found
@@ -133,6 +146,12 @@ def check_build(engine: str, about: str) -> None:
         raise SystemExit(
             f"this build of llama.cpp does without {', '.join(missing)}, which the processor has"
         )
+
+
+def check_tokens(tokens: dict[str, list[int]]) -> None:
+    """Refuse to compare engines that read other numbers of tokens of text, image and text."""
+    if len({tuple(counts) for counts in tokens.values()}) > 1:
+        raise SystemExit(f"the engines read different prompts: {tokens}")
 
 
 def summary(found: dict[str, list[Figures]]) -> list[dict[str, Any]]:
@@ -168,6 +187,8 @@ def write_csv(path: Path, rows: Sequence[dict[str, Any]], arguments: argparse.Na
         "layers": arguments.layers or "all",
         "threads": arguments.threads,
     }
+    if arguments.image is not None:
+        shape |= {"image": arguments.image, "tower": arguments.tower}
     with path.open("w", newline="") as file:
         file.write(provenance.comment(arguments.load))
         writer = csv.DictWriter(file, [*shape, *rows[0]], lineterminator="\n")
@@ -190,9 +211,15 @@ def main() -> None:
     parser.add_argument(
         "--long", action="store_true", help="also a prompt of 8192 tokens, and writing after it"
     )
+    parser.add_argument("--image", metavar="WxH", help="in place of text: from an image to the first token")
+    parser.add_argument(
+        "--tower", choices=["F16", "Q8_0"], default="F16", help="matrices of llama.cpp's vision tower (F16)"
+    )
     parser.add_argument("--json", action="store_true", help="print every round's figures as JSON")
     parser.add_argument("--csv", type=Path, metavar="FILE", help="write a record")
     arguments = parser.parse_args()
+    if arguments.image is not None and re.fullmatch(r"[1-9]\d*x[1-9]\d*", arguments.image, re.ASCII) is None:
+        parser.error(f"--image: expected WIDTHxHEIGHT such as 640x480, got {arguments.image!r}")
     arguments.load = os.getloadavg()[0]
     if arguments.only is None:
         check_llama(arguments.llama_python)

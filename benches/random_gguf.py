@@ -5,8 +5,8 @@
 What edgewise's recipe `int4` holds in INT4 is Q4_0 here: both are 4 bits with an f16 scale for 32 columns.
 That goes for the embedding too, which is the head where it is tied. What is INT8 there is Q8_0, and the rest
 f32. `--blocks Q4_K` writes the former in blocks of the files that are loaded most. The vision tower, which
-llama.cpp wants in a file of its own, is left out. Keys and names are those that llama.cpp's
-`src/models/qwen35.cpp` and `qwen35moe.cpp` load.
+llama.cpp wants in a file of its own, is written by `random_mmproj.py`. Keys and names are those that
+llama.cpp's `src/models/qwen35.cpp` and `qwen35moe.cpp` load.
 
 Needs the package `gguf`, and of edgewise the shapes alone.
 """
@@ -15,7 +15,8 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ import numpy as np
 
 SHAPES = Path(__file__).parent.parent / "python" / "edgewise" / "shapes"
 FORMATS = gguf.GGMLQuantizationType
+FLOATS = {FORMATS.F32: np.float32, FORMATS.F16: np.float16}
 DEVIATION = {FORMATS.Q4_0: 4.6, FORMATS.Q4_K: 4.6, FORMATS.Q8_0: 73.3}
 """Of a uniform level, so that weights have variance 1 / cols."""
 
@@ -38,7 +40,7 @@ class Tensor:
     format: gguf.GGMLQuantizationType = FORMATS.F32
     low: float = -0.1
     high: float = 0.1
-    """Limits of f32 numbers."""
+    """Limits of f32 numbers. Those of f16 matrices follow from their columns."""
 
 
 def matrix(name: str, *shape: int) -> Tensor:
@@ -155,10 +157,13 @@ def head(format: gguf.GGMLQuantizationType, step: float) -> bytes:
 
 
 def draw(random: np.random.Generator, tensor: Tensor) -> np.ndarray:
-    """The numbers of a tensor: f32, or the bytes of its rows."""
+    """The numbers of a tensor: f32 or f16, or the bytes of its rows."""
     if tensor.format is FORMATS.F32:
         return random.uniform(tensor.low, tensor.high, tensor.shape).astype(np.float32)
     *rows, cols = tensor.shape
+    if tensor.format is FORMATS.F16:
+        limit = (3 / math.prod(tensor.shape[1:])) ** 0.5
+        return random.uniform(-limit, limit, tensor.shape).astype(np.float16)
     weights, size = gguf.GGML_QUANT_SIZES[tensor.format]
     begin = head(tensor.format, 1 / (DEVIATION[tensor.format] * cols**0.5))
     blocks = np.empty((*rows, cols // weights, size), np.uint8)
@@ -173,8 +178,9 @@ def draw(random: np.random.Generator, tensor: Tensor) -> np.ndarray:
 
 def stored(tensor: Tensor) -> tuple[tuple[int, ...], np.dtype, int]:
     """Shape and type of the array that `draw` gives, and its bytes."""
-    if tensor.format is FORMATS.F32:
-        return tensor.shape, np.dtype(np.float32), 4 * int(np.prod(tensor.shape))
+    if tensor.format in FLOATS:
+        dtype = np.dtype(FLOATS[tensor.format])
+        return tensor.shape, dtype, dtype.itemsize * math.prod(tensor.shape)
     shape = gguf.quant_shape_to_byte_shape(tensor.shape, tensor.format)
     return shape, np.dtype(np.uint8), int(np.prod(shape))
 
@@ -190,6 +196,11 @@ def write_random(
     writer = gguf.GGUFWriter(destination, "qwen35moe" if "num_experts" in text else "qwen35")
     add_config(writer, text)
     planned = [replace(t, format=blocks) if t.format is FORMATS.Q4_0 else t for t in tensors(text)]
+    write_tensors(writer, planned, seed)
+
+
+def write_tensors(writer: gguf.GGUFWriter, planned: Sequence[Tensor], seed: int) -> None:
+    """Write a file whose keys are set, tensor by tensor."""
     for tensor in planned:
         shape, dtype, nbytes = stored(tensor)
         writer.add_tensor_info(tensor.name, shape, dtype, nbytes, tensor.format)
@@ -202,6 +213,13 @@ def write_random(
     writer.close()
 
 
+def read_config(size: str) -> dict[str, Any]:
+    """The `config.json` of a size of the family, or at a path."""
+    path = SHAPES / f"{size}.json"
+    config: dict[str, Any] = json.loads((path if path.exists() else Path(size)).read_text())
+    return config
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -211,8 +229,7 @@ def main() -> None:
     parser.add_argument("--blocks", default="Q4_0", choices=["Q4_0", "Q4_K"], help="of most matrices (Q4_0)")
     parser.add_argument("--layers", type=int, metavar="N", help="the first N layers only")
     arguments = parser.parse_args()
-    path = SHAPES / f"{arguments.size}.json"
-    config = json.loads((path if path.exists() else Path(arguments.size)).read_text())
+    config = read_config(arguments.size)
     if arguments.layers is not None:
         config["text_config"]["num_hidden_layers"] = arguments.layers
     write_random(config, arguments.destination, blocks=FORMATS[arguments.blocks])

@@ -16,8 +16,8 @@ use crate::error::{Error, Result};
 
 /// What a large page is on most systems.
 const LARGE_PAGE: usize = 2 << 20;
-/// Arrays begin at a cache line.
-const LINE: usize = 64 / size_of::<f32>();
+/// Numbers of a cache line: arrays begin at one.
+pub const LINE: usize = 64 / size_of::<f32>();
 
 /// An array of numbers in a piece of memory that it shares with others.
 pub struct Floats {

@@ -191,6 +191,12 @@ impl KvCache {
         self.len = self.len.min(len);
     }
 
+    /// Forgets all tokens and gives their pages back.
+    pub fn clear(&mut self) {
+        self.truncate(0);
+        self.pages.clear();
+    }
+
     /// Keys and values of a head in page `page`, in the order of the page.
     pub(super) fn head(&self, page: usize, head: usize) -> (&[u8], &[u8]) {
         self.head_bytes(page, head).split_at(self.kv_type.head_bytes(self.head_dim)[0])

@@ -2,7 +2,7 @@
 
 use super::input::{add_projection, prepare, set};
 use super::member::{self, Member};
-use super::scratch::AttentionScratch;
+use super::scratch::{AttentionScratch, attention_widths, parts};
 use crate::config::TextConfig;
 use crate::kernels::Cpu;
 use crate::kernels::activations::QuantizedRows;
@@ -22,6 +22,7 @@ pub fn forward(
     index: usize,
     members: &mut [Member<'_>],
     scratch: &mut AttentionScratch,
+    inner: &mut [f32],
     quantized: &mut QuantizedRows,
     input: Input<'_>,
     hidden: &mut [f32],
@@ -32,10 +33,9 @@ pub fn forward(
     let kv_width = shape.kv_heads * shape.head_dim;
     let whole = outputs == tokens;
     let out_width = shape.heads * shape.head_dim;
-    let queries = &mut scratch.queries[..outputs * shape.query_width()];
-    let keys = &mut scratch.keys[..tokens * kv_width];
-    let values = &mut scratch.values[..tokens * kv_width];
-    let out = &mut scratch.out[..outputs * out_width];
+    let [of_queries, of_keys, of_values, of_out] = attention_widths(shape);
+    let lens = [outputs * of_queries, tokens * of_keys, tokens * of_values, outputs * of_out];
+    let [queries, keys, values, out] = parts(inner, lens);
 
     let (keys_set, values_set) = (set(&weights.key, keys), set(&weights.value, values));
     if whole {

@@ -218,7 +218,7 @@ impl Engine {
     /// `proceed` is told before each block how many are done, and stops the work with an error. `watch` sees every stage.
     pub fn encode(
         &self,
-        pixels: &[f32],
+        pixels: Vec<f32>,
         [rows, columns]: [usize; 2],
         proceed: &mut dyn FnMut(usize) -> Result<()>,
         watch: VisionWatch<'_>,

@@ -4,7 +4,7 @@ use std::array;
 
 use super::input::{add_projection, set};
 use super::member::{self, Member};
-use super::scratch::DeltaScratch;
+use super::scratch::{DeltaScratch, delta_widths, parts};
 use crate::config::TextConfig;
 use crate::kernels::Cpu;
 use crate::kernels::activations::QuantizedRows;
@@ -24,6 +24,7 @@ pub fn forward(
     index: usize,
     members: &mut [Member<'_>],
     scratch: &mut DeltaScratch,
+    inner: &mut [f32],
     quantized: &mut QuantizedRows,
     input: Input<'_>,
     hidden: &mut [f32],
@@ -31,11 +32,7 @@ pub fn forward(
     let shape = config.delta_shapes();
     let tokens = input.tokens;
     let out_width = shape.value_heads * shape.value_dim;
-    let projected = &mut scratch.projected[..tokens * shape.conv_dim()];
-    let z = &mut scratch.z[..tokens * out_width];
-    let a = &mut scratch.a[..tokens * shape.value_heads];
-    let b = &mut scratch.b[..tokens * shape.value_heads];
-    let out = &mut scratch.out[..tokens * out_width];
+    let [projected, z, a, b, out] = parts(inner, delta_widths(shape).map(|width| tokens * width));
 
     let products = [set(&weights.qkv, projected), set(&weights.z, z), set(&weights.a, a), set(&weights.b, b)];
     linear(cpu, input, products);

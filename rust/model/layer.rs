@@ -25,7 +25,7 @@ pub fn forward(
     let tokens = member::tokens(members);
     let hidden = &mut scratch.hidden[..tokens * config.hidden_size];
     let normed = &mut scratch.normed[..tokens * config.hidden_size];
-    let (buffer, quantized) = (&mut scratch.input, &mut scratch.quantized);
+    let (buffer, quantized, inner) = (&mut scratch.input, &mut scratch.quantized, &mut scratch.inner);
     let eps = config.rms_norm_eps;
 
     let wants = weights.mixer.wants_quantized();
@@ -33,7 +33,9 @@ pub fn forward(
     match &weights.mixer {
         MixerWeights::GatedDelta(mixer) => {
             let scratch = &mut scratch.delta;
-            gated_delta::forward(cpu, config, mixer, index, members, scratch, quantized, input, hidden);
+            gated_delta::forward(
+                cpu, config, mixer, index, members, scratch, inner, quantized, input, hidden,
+            );
             if outputs < tokens {
                 member::keep_ends(members, hidden);
             }
@@ -44,7 +46,9 @@ pub fn forward(
             }
             let (rope, scratch) = (&scratch.rope, &mut scratch.attention);
             let hidden = &mut hidden[..outputs * config.hidden_size];
-            attention::forward(cpu, config, mixer, rope, index, members, scratch, quantized, input, hidden);
+            attention::forward(
+                cpu, config, mixer, rope, index, members, scratch, inner, quantized, input, hidden,
+            );
         }
     }
     let rows = outputs * config.hidden_size;
@@ -56,6 +60,7 @@ pub fn forward(
         config,
         &weights.feed_forward,
         &mut scratch.feed_forward,
+        inner,
         quantized,
         input,
         hidden,

@@ -1,8 +1,8 @@
 //! Activations of one forward pass, allocated once for the largest chunk of tokens.
 
 use super::Stage;
-use crate::config::{DeltaConfig, LayerKind, MoeConfig, TextConfig};
-use crate::floats::Floats;
+use crate::config::{AttentionConfig, DeltaConfig, LayerKind, MoeConfig, TextConfig};
+use crate::floats::{Floats, LINE};
 use crate::kernels::activations::QuantizedRows;
 use crate::kernels::attention::Partials;
 use crate::kernels::experts::ExpertScratch;
@@ -23,49 +23,31 @@ pub struct Scratch {
     pub(super) input: QuantizedRows,
     /// What layers compute inside, as INT8
     pub(super) quantized: QuantizedRows,
+    /// What a mixer or a dense network computes inside: one is at work at a time, and cuts it into [`parts`]
+    pub(super) inner: Floats,
     pub(super) delta: DeltaScratch,
     pub(super) attention: AttentionScratch,
     pub(super) feed_forward: FeedForwardScratch,
 }
 
-/// Buffers of a Gated DeltaNet layer.
-#[derive(Debug)]
+/// Buffers of a Gated DeltaNet layer that are not in [`Scratch::inner`].
+#[derive(Debug, Default)]
 pub struct DeltaScratch {
-    /// `[tokens, channels]`, before the convolution
-    pub(super) projected: Floats,
-    /// `[tokens, value_heads, v_dim]`
-    pub(super) z: Floats,
-    /// `[tokens, value_heads]`
-    pub(super) a: Floats,
-    /// `[tokens, value_heads]`
-    pub(super) b: Floats,
-    /// `[tokens, value_heads, v_dim]`
-    pub(super) out: Floats,
     /// Of each thread a block of one head.
     pub(super) blocks: Vec<f32>,
 }
 
-/// Buffers of an attention layer.
+/// Buffers of an attention layer that are not in [`Scratch::inner`].
 #[derive(Debug)]
 pub struct AttentionScratch {
-    /// `[tokens, heads, head_dim * (1 + gated)]`
-    pub(super) queries: Floats,
-    /// `[tokens, kv_heads, head_dim]`
-    pub(super) keys: Floats,
-    /// `[tokens, kv_heads, head_dim]`
-    pub(super) values: Floats,
-    /// `[tokens, heads, head_dim]`
-    pub(super) out: Floats,
     /// Inputs of tokens whose output is wanted where not all are, `[sequences, hidden]`
     pub(super) ends: Vec<f32>,
     pub(super) partials: Partials,
 }
 
-/// Buffers of the feed-forward networks.
+/// Buffers of the feed-forward networks that are not in [`Scratch::inner`].
 #[derive(Debug)]
 pub struct FeedForwardScratch {
-    /// For dense networks.
-    pub(super) dense: SwiGluScratch,
     /// There if a layer has experts.
     pub(super) moe: Option<MoeScratch>,
     /// The largest chunk.
@@ -109,46 +91,53 @@ impl MoeScratch {
     }
 }
 
-/// Buffers of a SwiGLU network.
-#[derive(Debug)]
-pub struct SwiGluScratch {
-    /// `[tokens, intermediate]`
-    pub(super) gate: Floats,
-    /// `[tokens, intermediate]`
-    pub(super) up: Floats,
+/// The beginning of `buffer` as arrays of these lengths, each from a cache line on.
+///
+/// # Panics
+/// If they are longer than `buffer`.
+pub fn parts<const N: usize>(buffer: &mut [f32], lens: [usize; N]) -> [&mut [f32]; N] {
+    let mut rest = buffer;
+    lens.map(|len| {
+        let (part, behind) = std::mem::take(&mut rest).split_at_mut(len.next_multiple_of(LINE));
+        rest = behind;
+        &mut part[..len]
+    })
+}
+
+/// Numbers of a token that a Gated DeltaNet layer computes inside: before the convolution, z, a, b and its output.
+pub fn delta_widths(delta: &DeltaConfig) -> [usize; 5] {
+    let out = delta.value_heads * delta.value_dim;
+    [delta.conv_dim(), out, delta.value_heads, delta.value_heads, out]
+}
+
+/// The same of an attention layer: queries with their gates, keys, values and its output.
+pub fn attention_widths(attention: &AttentionConfig) -> [usize; 4] {
+    let kv = attention.kv_heads * attention.head_dim;
+    [attention.query_width(), kv, kv, attention.heads * attention.head_dim]
 }
 
 impl Scratch {
     /// Buffers for chunks of up to `tokens` tokens.
     pub fn new(config: &TextConfig, tokens: usize) -> Self {
         // Only the kinds of layers that exist: their tensors vouch for the sizes a configuration claims.
-        let delta = |width: fn(&DeltaConfig) -> usize| config.delta.as_ref().map_or(0, width);
-        let attention = |width| if config.layers.contains(&LayerKind::Attention) { width } else { 0 };
-        let heads = delta(|delta| delta.value_heads);
-        let channels = delta(DeltaConfig::conv_dim);
-        let delta_out = delta(|delta| delta.value_heads * delta.value_dim);
-        let queries = attention(config.attention.query_width());
-        let attention_out = attention(config.attention.heads * config.attention.head_dim);
-        let kv = attention(config.attention.kv_heads * config.attention.head_dim);
+        let delta = config.delta.as_ref();
+        let attention = config.layers.contains(&LayerKind::Attention).then_some(&config.attention);
         let dense = config.intermediate_size.unwrap_or(0);
-        let widest = dense.max(delta_out).max(attention_out);
-        let widths = [
-            config.hidden_size,
-            config.hidden_size,
-            channels,
-            delta_out,
-            heads,
-            heads,
-            delta_out,
-            queries,
-            kv,
-            kv,
-            attention_out,
-            dense,
-            dense,
-        ];
-        let [hidden, normed, projected, z, a, b, delta_out, queries, keys, values, attention_out, gate, up] =
-            Floats::zeroed_array(widths.map(|width| tokens * width));
+        let delta_out = delta.map_or(0, |delta| delta.value_heads * delta.value_dim);
+        let attention_out = attention.map_or(0, |attention| attention.heads * attention.head_dim);
+        let widest = dense.max(delta_out).max(attention_out).max(config.hidden_size);
+        let whole =
+            |widths: &[usize]| widths.iter().map(|width| (tokens * width).next_multiple_of(LINE)).sum();
+        let inner: usize = [
+            delta.map_or(0, |delta| whole(&delta_widths(delta))),
+            attention.map_or(0, |attention| whole(&attention_widths(attention))),
+            whole(&[dense; 2]),
+        ]
+        .into_iter()
+        .max()
+        .unwrap_or(0);
+        let rows = tokens * config.hidden_size;
+        let [hidden, normed, inner] = Floats::zeroed_array([rows, rows, inner]);
         Self {
             tokens,
             positions: Vec::with_capacity(tokens),
@@ -156,18 +145,14 @@ impl Scratch {
             hidden,
             normed,
             input: QuantizedRows::with_capacity(tokens, config.hidden_size),
-            quantized: QuantizedRows::with_capacity(tokens, widest.max(config.hidden_size)),
-            delta: DeltaScratch { projected, z, a, b, out: delta_out, blocks: Vec::new() },
+            quantized: QuantizedRows::with_capacity(tokens, widest),
+            inner,
+            delta: DeltaScratch::default(),
             attention: AttentionScratch {
-                queries,
-                keys,
-                values,
-                out: attention_out,
                 ends: Vec::with_capacity(config.hidden_size),
                 partials: Partials::default(),
             },
             feed_forward: FeedForwardScratch {
-                dense: SwiGluScratch { gate, up },
                 moe: config.moe.as_ref().map(|moe| MoeScratch::new(config, moe, tokens)),
                 tokens,
             },
@@ -177,5 +162,23 @@ impl Scratch {
     /// The largest chunk.
     pub fn tokens(&self) -> usize {
         self.tokens
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parts_are_apart_and_begin_at_lines() {
+        let [mut buffer] = Floats::zeroed_array([3 * LINE + 2]);
+        let parts = parts(&mut buffer, [1, 0, LINE + 1]);
+        let places = parts.map(|part| {
+            part.fill(1.0);
+            (part.len(), part.as_ptr().align_offset(64))
+        });
+        assert_eq!(places, [(1, 0), (0, 0), (LINE + 1, 0)]);
+        let filled: Vec<usize> = (0..buffer.len()).filter(|&i| buffer[i] != 0.0).collect();
+        assert_eq!(filled, [&[0][..], &(LINE..=2 * LINE).collect::<Vec<_>>()].concat());
     }
 }

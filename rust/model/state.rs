@@ -67,6 +67,13 @@ impl State {
         self.next_position
     }
 
+    /// Forgets all tokens.
+    pub(super) fn clear(&mut self) {
+        (self.len, self.next_position, self.broken) = (0, 0, false);
+        self.layers.iter_mut().for_each(LayerState::clear);
+        self.last_hidden.clear();
+    }
+
     /// The layers' states, in order.
     pub fn layers(&self) -> &[LayerState] {
         &self.layers
@@ -183,6 +190,16 @@ impl LayerState {
         match self {
             Self::GatedDelta(state) => Some(state),
             Self::Attention(_) => None,
+        }
+    }
+
+    fn clear(&mut self) {
+        match self {
+            Self::GatedDelta(delta) => {
+                delta.conv_tail.fill(0.0);
+                delta.memory.fill(0.0);
+            }
+            Self::Attention(cache) => cache.clear(),
         }
     }
 

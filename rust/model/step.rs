@@ -22,8 +22,16 @@ use crate::error::Result;
 pub struct Progress {
     done: usize,
     checked: bool,
-    /// The state before the image inside of which the prompt has got.
-    before_image: Option<Box<State>>,
+    /// Where the image begins inside of which the prompt has got.
+    before_image: Option<Before>,
+}
+
+/// What a state was.
+#[derive(Debug)]
+enum Before {
+    /// It had no tokens, as it mostly has none: it needs no copy, which would be as large as itself.
+    Empty,
+    Some(Box<State>),
 }
 
 impl Progress {
@@ -42,7 +50,8 @@ impl Progress {
         let end = prompt.ids().len().min(self.done + tokens);
         state.reserve(state.len() + end - self.done)?;
         if prompt.cuts_span(end) && self.before_image.is_none() {
-            self.before_image = Some(Box::new(state.clone()));
+            let copy = || Before::Some(Box::new(state.clone()));
+            self.before_image = Some(if state.is_empty() { Before::Empty } else { copy() });
         }
         Ok(prompt.pass(self.done..end))
     }
@@ -57,8 +66,10 @@ impl Progress {
 
     /// Takes `state` back to the image that it is inside of, if it is: for a prompt that is given up.
     pub fn leave_image(&mut self, state: &mut State) {
-        if let Some(before) = self.before_image.take() {
-            *state = *before;
+        match self.before_image.take() {
+            Some(Before::Empty) => state.clear(),
+            Some(Before::Some(before)) => *state = *before,
+            None => (),
         }
     }
 }

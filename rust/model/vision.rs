@@ -24,10 +24,11 @@ mod positions;
 
 pub use grid::Grid;
 
-use self::buffers::Buffers;
+use self::buffers::{Buffers, ROWS};
 use super::input::{add_projection, prepare, set};
 use crate::config::{MediaTokens, VisionConfig};
 use crate::error::Result;
+use crate::floats::Floats;
 use crate::kernels::Cpu;
 use crate::kernels::activation::add_bias;
 use crate::kernels::activations::QuantizedRows;
@@ -93,7 +94,8 @@ pub enum VisionStage {
 pub type VisionWatch<'a> = &'a mut dyn FnMut(VisionStage, &[f32]);
 
 impl VisionTower {
-    /// Encodes `pixels` `[patches, patch values]` of one image or pair of frames.
+    /// Encodes `pixels` `[patches, patch values]` of one image or pair of frames, and gives their memory back before the rest of
+    /// what the blocks need is taken.
     ///
     /// `proceed` is told before each block how many are done, and stops the work with an error. `watch` sees every stage.
     ///
@@ -102,7 +104,7 @@ impl VisionTower {
     pub fn encode(
         &self,
         cpu: &Cpu,
-        pixels: &[f32],
+        pixels: Vec<f32>,
         grid: Grid,
         proceed: &mut dyn FnMut(usize) -> Result<()>,
         watch: VisionWatch<'_>,
@@ -110,12 +112,13 @@ impl VisionTower {
         let _standard = StandardFloat::enter();
         let (config, weights) = (&self.config, &self.weights);
         assert_eq!(pixels.len(), grid.patches() * config.patch_values(), "pixels are [patches, values]");
-        let mut buffers = Buffers::new(config, grid)?;
         proceed(0)?;
-        self.embed_patches(cpu, pixels, &mut buffers);
-        watch(VisionStage::PatchEmbedding, &buffers.x);
-        positions::add(cpu, config, &weights.positions, grid, &mut buffers.x);
-        watch(VisionStage::BlockInput, &buffers.x);
+        let mut x = self.embed_patches(cpu, &pixels)?;
+        drop(pixels);
+        watch(VisionStage::PatchEmbedding, &x);
+        positions::add(cpu, config, &weights.positions, grid, &mut x);
+        watch(VisionStage::BlockInput, &x);
+        let mut buffers = Buffers::new(config, grid, x)?;
         let mut deepstack = Vec::with_capacity(weights.deepstack.len());
         for (i, block) in weights.blocks.iter().enumerate() {
             proceed(i)?;
@@ -131,13 +134,16 @@ impl VisionTower {
         Ok(Features { grid, embeddings, deepstack })
     }
 
-    /// x = `patch_embed(pixels)`
-    fn embed_patches(&self, cpu: &Cpu, pixels: &[f32], buffers: &mut Buffers) {
+    /// `patch_embed(pixels)`, `[patches, width]`
+    fn embed_patches(&self, cpu: &Cpu, pixels: &[f32]) -> Result<Floats> {
         let (values, width) = (self.config.patch_values(), self.config.hidden_size);
-        let (x, quantized) = (&mut buffers.x, &mut buffers.quantized);
-        for (pixels, x) in pixels.chunks(buffers::ROWS * values).zip(x.chunks_mut(buffers::ROWS * width)) {
-            affine(cpu, &self.weights.patch_embed, pixels, quantized, x);
+        let patches = pixels.len() / values;
+        let [mut x] = Floats::try_zeroed_array([patches.saturating_mul(width)])?;
+        let mut quantized = QuantizedRows::with_capacity(ROWS.min(patches), values);
+        for (pixels, x) in pixels.chunks(ROWS * values).zip(x.chunks_mut(ROWS * width)) {
+            affine(cpu, &self.weights.patch_embed, pixels, &mut quantized, x);
         }
+        Ok(x)
     }
 }
 

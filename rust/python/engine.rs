@@ -243,7 +243,7 @@ impl PyEngine {
         let features = released(py, |callbacks| {
             let mut proceed =
                 |done: usize| callbacks.progress(progress.as_ref(), done as u64, blocks, "vision");
-            self.engine.encode(&pixels.data, [grid.rows(), grid.columns()], &mut proceed, &mut |_, _| {})
+            self.engine.encode(pixels.data, [grid.rows(), grid.columns()], &mut proceed, &mut |_, _| {})
         })?;
         Ok(PyVisualFeatures::new(Arc::clone(&self.engine), features))
     }
@@ -261,7 +261,7 @@ impl PyEngine {
             let mut proceed = |_| callbacks.check_signals();
             let mut watch = |stage, rows: &[f32]| stages.push(stage, rows);
             let sides = [grid.rows(), grid.columns()];
-            let features = self.engine.encode(&pixels.data, sides, &mut proceed, &mut watch)?;
+            let features = self.engine.encode(pixels.data, sides, &mut proceed, &mut watch)?;
             Ok((stages, features))
         })?;
         trace::vision(py, stages, features)

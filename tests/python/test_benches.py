@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import importlib
 import json
+import math
 import os
 import subprocess
 import sys
@@ -56,6 +57,24 @@ def small(tmp_path: Path) -> Path:
     path = tmp_path / "config.json"
     path.write_text(json.dumps(config))
     return path
+
+
+@pytest.fixture
+def seeing(small: Path) -> Path:
+    """The same with a tower."""
+    config = json.loads(small.read_text())
+    config |= {"image_token_id": 300, "video_token_id": 301, "vision_start_token_id": 302}
+    config |= {"vision_end_token_id": 303}
+    config["vision_config"] = json.loads(benchmark.shapes("0.8B"))["vision_config"] | {
+        "depth": 2,
+        "hidden_size": 64,
+        "intermediate_size": 96,
+        "num_heads": 2,
+        "num_position_embeddings": 64,
+        "out_hidden_size": 64,
+    }
+    small.write_text(json.dumps(config))
+    return small
 
 
 def run(script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -126,6 +145,54 @@ class TestRandomGguf:
         reader = self.gguf.GGUFReader(small.with_name("random.gguf"))
         assert reader.get_field("general.architecture").contents() == "qwen35moe"
         assert reader.get_field("qwen35moe.expert_used_count").contents() == 2
+
+
+class TestRandomMmproj:
+    @pytest.fixture(autouse=True)
+    def package(self) -> None:
+        self.gguf: Any = pytest.importorskip("gguf", reason="the package gguf is not installed")
+
+    def tensors(self, config: Path, *options: str) -> dict[str, Any]:
+        tower, words = config.with_name("tower.gguf"), config.with_name("words.gguf")
+        done = run("random_mmproj.py", str(config), str(tower), str(words), *options)
+        assert done.returncode == 0, done.stderr
+        return {tensor.name: tensor for tensor in self.gguf.GGUFReader(tower).tensors}
+
+    def test_the_shapes_are_those_of_edgewise(self, seeing: Path) -> None:
+        path = seeing.with_name("random.safetensors")
+        _native.write_random(seeing.read_text(), str(path), "f32")
+        with path.open("rb") as file:
+            header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+        header.pop("__metadata__")
+        shapes = [tensor["shape"] for name, tensor in header.items() if "visual" in name]
+        assert len(shapes) == 33
+        tensors = self.tensors(seeing).values()
+        assert sum(map(math.prod, shapes)) == sum(int(tensor.n_elements) for tensor in tensors)
+
+    def test_matrices_are_f16_or_8_bits(self, seeing: Path) -> None:
+        floats = {name: t.tensor_type.name for name, t in self.tensors(seeing).items()}
+        assert floats["v.blk.1.attn_qkv.weight"] == floats["mm.2.weight"] == "F16"
+        assert floats["v.blk.1.attn_qkv.bias"] == floats["v.position_embd.weight"] == "F32"
+        blocks = {name: t.tensor_type.name for name, t in self.tensors(seeing, "--blocks", "Q8_0").items()}
+        changed = {name for name, kind in floats.items() if blocks[name] != kind}
+        assert changed == {name for name, kind in floats.items() if kind == "F16"} - {
+            "v.patch_embd.weight",
+            "v.patch_embd.weight.1",
+        }
+
+    def test_weights_have_variance_1_over_columns(self, seeing: Path) -> None:
+        for name, tensor in self.tensors(seeing).items():
+            if tensor.tensor_type.name == "F16":
+                columns = int(tensor.n_elements) // 64 if "patch_embd" in name else int(tensor.shape[0])
+                assert tensor.data.astype(np.float64).var() == pytest.approx(1 / columns, rel=0.25), name
+
+    def test_deepstack_is_refused(self, seeing: Path) -> None:
+        config = json.loads(seeing.read_text())
+        config["vision_config"]["deepstack_visual_indexes"] = [1]
+        seeing.write_text(json.dumps(config))
+        done = run("random_mmproj.py", str(seeing), str(seeing.with_name("t")), str(seeing.with_name("w")))
+        assert done.returncode == 1
+        assert "DeepStack mergers are not written" in done.stderr
 
 
 class TestCrowded:
@@ -203,6 +270,48 @@ class TestCompare:
         assert set(found["rounds"]) == {"edgewise", "llama.cpp"}
         for row in found["summary"]:
             assert min(row["edgewise"], row["llama.cpp"], row["edgewise_is_better_by"]) > 0
+
+    IMAGE_FIGURES = (
+        "open_with_tower_ms",
+        "image_to_first_token_ms",
+        "open_to_first_token_with_image_ms",
+        "later_image_to_first_token_ms",
+        "peak_memory_with_image_mb",
+    )
+
+    def test_an_image_in_edgewise_alone(self, seeing: Path, tmp_path: Path) -> None:
+        record = tmp_path / "record.csv"
+        options = ["--only", "edgewise", "--rounds", "1", "--threads", "1", "--image", "256x256"]
+        done = run("compare.py", "--shapes", str(seeing), *options, "--csv", str(record))
+        assert done.returncode == 0, done.stderr
+        assert "edgewise reads [5, 64, 17] tokens" in done.stderr
+        found = rows(record)
+        assert tuple(row["what"] for row in found) == self.IMAGE_FIGURES
+        assert {row["image"] for row in found} == {"256x256"}
+        assert all(float(row["edgewise"]) > 0 for row in found)
+
+    @pytest.mark.parametrize("tower", ["F16", "Q8_0"])
+    def test_an_image_in_both(self, seeing: Path, tower: str) -> None:
+        python = os.environ.get(LLAMA_PYTHON)
+        if python is None:
+            pytest.skip(f"{LLAMA_PYTHON} does not name a Python with llama-cpp-python")
+        options = ["--rounds", "1", "--threads", "1", "--image", "256x256", "--tower", tower, "--json"]
+        done = run("compare.py", "--shapes", str(seeing), "--llama-python", python, *options)
+        assert done.returncode == 0, done.stderr
+        for engine in ("edgewise", "llama.cpp"):
+            assert f"{engine} reads [5, 64, 17] tokens" in done.stderr
+        summary = json.loads(done.stdout)["summary"]
+        assert tuple(row["what"] for row in summary) == self.IMAGE_FIGURES
+        assert all(min(row["edgewise"], row["llama.cpp"]) > 0 for row in summary)
+
+    def test_prompts_that_differ_are_refused(self, scripts: Any) -> None:
+        with pytest.raises(SystemExit, match="different prompts"):
+            scripts("compare").check_tokens({"edgewise": [5, 64, 17], "llama.cpp": [5, 60, 17]})
+
+    def test_an_image_without_a_size(self, small: Path) -> None:
+        done = run("compare.py", "--shapes", str(small), "--only", "edgewise", "--image", "640")
+        assert done.returncode == 2
+        assert "--image: expected WIDTHxHEIGHT such as 640x480, got '640'" in done.stderr
 
     def test_without_llama_cpp(self, small: Path, tmp_path: Path) -> None:
         python = tmp_path / "python"

@@ -39,7 +39,7 @@ pub fn picture(config: &VisionConfig, grid: Grid, seed: usize) -> Vec<f32> {
 pub fn try_see(engine: &Engine, [rows, columns]: [usize; 2], seed: usize) -> Result<Features> {
     let config = &engine.vision()?.config;
     let pixels = picture(config, Grid::new(config, rows, columns)?, seed);
-    engine.encode(&pixels, [rows, columns], &mut |_| Ok(()), &mut |_, _| {})
+    engine.encode(pixels, [rows, columns], &mut |_| Ok(()), &mut |_, _| {})
 }
 
 /// What `engine` sees of picture `seed`.

@@ -78,6 +78,7 @@ def _see(
         pixel_values = group.pixel_values()
         prepared = time.perf_counter()
         features.append(engine.encode(pixel_values, group.grid_hw))
+        del pixel_values  # As a model does: nobody needs them while the text is read.
         preparing += prepared - start
         start = time.perf_counter()
         encoding += start - prepared

@@ -6,21 +6,20 @@ use crate::kernels::activations::QuantizedRows;
 use crate::kernels::linear::{Input, Product, Store, linear};
 use crate::kernels::profile::Operation;
 use crate::model::input::set;
-use crate::model::scratch::SwiGluScratch;
+use crate::model::scratch::parts;
 use crate::weights::model::SwiGluWeights;
 
 /// hidden += down(silu(gate(input)) * up(input)), both `[tokens, hidden]`.
 pub fn forward(
     cpu: &Cpu,
     weights: &SwiGluWeights,
-    scratch: &mut SwiGluScratch,
+    inner: &mut [f32],
     quantized: &mut QuantizedRows,
     input: Input<'_>,
     hidden: &mut [f32],
 ) {
     let (width, tokens) = (weights.gate.rows(), input.tokens);
-    let gate = &mut scratch.gate[..tokens * width];
-    let up = &mut scratch.up[..tokens * width];
+    let [gate, up] = parts(inner, [tokens * width; 2]);
     linear(cpu, input, [set(&weights.gate, gate), set(&weights.up, up)]);
     cpu.profile.products(Operation::FeedForward, tokens, &[&weights.gate, &weights.up]);
     let wants = weights.down.format().is_quantized();

@@ -16,13 +16,14 @@ pub fn forward(
     config: &TextConfig,
     weights: &FeedForwardWeights,
     scratch: &mut FeedForwardScratch,
+    inner: &mut [f32],
     quantized: &mut QuantizedRows,
     input: Input<'_>,
     hidden: &mut [f32],
 ) {
     match weights {
         FeedForwardWeights::Dense(network) => {
-            dense::forward(cpu, network, &mut scratch.dense, quantized, input, hidden);
+            dense::forward(cpu, network, inner, quantized, input, hidden);
         }
         FeedForwardWeights::Moe(moe) => {
             let scratch = scratch.moe.as_mut().expect("a model with experts has scratch memory for them");

@@ -36,21 +36,21 @@ pub struct Buffers {
 }
 
 impl Buffers {
-    pub fn new(config: &VisionConfig, grid: Grid) -> Result<Self> {
+    /// Buffers for encoding `x`.
+    pub fn new(config: &VisionConfig, grid: Grid, x: Floats) -> Result<Self> {
         let (patches, width) = (grid.patches(), config.hidden_size);
         let rows = ROWS.min(patches);
         let head = padded(config.head_dim());
         let heads = config.heads * head;
         let wide = (3 * width).max(config.intermediate_size);
-        let widest = wide.max(config.patch_values()).max(config.merged_width());
+        let widest = wide.max(config.merged_width());
         let mut rope = RopeTable::two_axes(config.rope_theta, config.head_dim(), patches)?;
         let places = (0..patches).map(|i| grid.place(i));
         rope.fill(places.map(|(row, column)| [0, row as u32, column as u32]));
         let mut cache = KvCache::new(KvType::F32, config.heads, head);
         cache.reserve(patches)?;
         let of = |rows: usize, width: usize| rows.saturating_mul(width);
-        let [x, queries, attended, normed, wide, keys, values] = Floats::try_zeroed_array([
-            of(patches, width),
+        let [queries, attended, normed, wide, keys, values] = Floats::try_zeroed_array([
             of(patches, heads),
             of(patches, width),
             of(rows, width),

@@ -9,7 +9,7 @@ use super::{DEEPSTACK, IMAGE};
 use crate::models::{DEMO, Model, Run, TINY, append, arrays, assert_same, bits, logits, text};
 use crate::pictures::{Seen, picture, see, try_see};
 
-fn encode(engine: &Engine, pixels: &[f32], grid: [usize; 2]) -> String {
+fn encode(engine: &Engine, pixels: Vec<f32>, grid: [usize; 2]) -> String {
     engine.encode(pixels, grid, &mut |_| Ok(()), &mut |_, _| {}).unwrap_err().to_string()
 }
 
@@ -17,7 +17,7 @@ fn encode(engine: &Engine, pixels: &[f32], grid: [usize; 2]) -> String {
 fn a_text_model_sees_nothing() {
     let engine = Model::new(TINY, "f32").open_fastest(1);
     assert_eq!(
-        encode(&engine, &[], [2, 2]),
+        encode(&engine, vec![], [2, 2]),
         "pixel_values: the model has no vision tower, it reads text only"
     );
     let other = Model::new(IMAGE, "f32").open_fastest(1);
@@ -37,12 +37,12 @@ fn pixels_that_do_not_fit() {
         (0, [0, 0], "grid_hw: (0, 0) must be multiples of 2, and not zero"),
         (0, [1 << 20, 1 << 20], "grid_hw: (1048576, 1048576) are more than 262144 patches"),
     ] {
-        assert_eq!(encode(&engine, &vec![0.0; numbers], grid), message);
+        assert_eq!(encode(&engine, vec![0.0; numbers], grid), message);
     }
     for fault in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
         let mut pixels = vec![0.0; 4 * 1536];
         *pixels.last_mut().unwrap() = fault;
-        assert_eq!(encode(&engine, &pixels, [2, 2]), "pixel_values: holds NaN or infinity");
+        assert_eq!(encode(&engine, pixels, [2, 2]), "pixel_values: holds NaN or infinity");
     }
 }
 
@@ -53,7 +53,7 @@ fn pixels_beyond_all_pictures() {
     let mut overflows = 0;
     for size in [1e10, 1e19, 1e30, f32::MAX] {
         let pixels: Vec<f32> = (0..4 * 1536).map(|i| if i % 3 == 0 { size } else { -size }).collect();
-        match engine.encode(&pixels, [2, 2], &mut |_| Ok(()), &mut |_, _| {}) {
+        match engine.encode(pixels, [2, 2], &mut |_| Ok(()), &mut |_, _| {}) {
             Ok(features) => assert!(features.is_finite()),
             Err(error) => {
                 let message = error.to_string();
@@ -97,7 +97,7 @@ fn an_interruption_of_encoding_leaves_nothing_behind() {
                 calls += 1;
                 if calls > stop_at { Err(Error::Interrupted) } else { Ok(()) }
             };
-            let error = engine.encode(&pixels, grid, &mut proceed, &mut |_, _| {}).unwrap_err();
+            let error = engine.encode(pixels.clone(), grid, &mut proceed, &mut |_, _| {}).unwrap_err();
             assert!(matches!(error, Error::Interrupted));
             assert_eq!(told.len(), stop_at + 1);
         }

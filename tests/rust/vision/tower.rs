@@ -137,7 +137,7 @@ fn found(
     let grid = Grid::new(&tower.config, rows, columns).unwrap();
     let mut stages = Vec::new();
     let mut watch = |stage, x: &[f32]| stages.push((stage, x.to_vec()));
-    let features = tower.encode(cpu, pixels, grid, &mut |_| Ok(()), &mut watch).unwrap();
+    let features = tower.encode(cpu, pixels.to_vec(), grid, &mut |_| Ok(()), &mut watch).unwrap();
     let names: Vec<VisionStage> = stages.iter().map(|(stage, _)| *stage).collect();
     assert_eq!(names[..2], [VisionStage::PatchEmbedding, VisionStage::BlockInput]);
     assert!(names[2..].iter().copied().eq((0..tower.config.depth).map(VisionStage::Block)));
