@@ -99,6 +99,12 @@ impl KvCache {
         Self { kv_type, kv_heads, head_dim, len: 0, pages: Vec::new() }
     }
 
+    /// An empty cache of the same kind.
+    #[must_use]
+    pub fn empty(&self) -> Self {
+        Self::new(self.kv_type, self.kv_heads, self.head_dim)
+    }
+
     /// Tokens held.
     pub fn len(&self) -> usize {
         self.len
