@@ -49,7 +49,7 @@ impl Floats {
         Ok(arrays.try_into().expect("one for each length"))
     }
 
-    /// The same for any number of them, in large pages or not.
+    /// The same for any number of them, where large pages are not always worth their price.
     pub fn try_zeroed(lens: &[usize], large_pages: bool) -> Result<Vec<Self>> {
         Ok(Self::parts(Piece::zeroed(lens, large_pages)?, lens))
     }

@@ -277,7 +277,8 @@ fn leave(pass: &Pass<'_>, head: &Channels, tokens: usize, copy: &Shared<'_>) {
     let projected = &pass.layer.projected[..tokens * shape.conv_dim()];
     for channels in head.strips() {
         // SAFETY: every item has its own channels, and takes one step after the other.
-        let (own, mut copy) = unsafe { (tail_of(shape, &pass.kept, channels), tail_of(shape, copy, channels)) };
+        let (own, mut copy) =
+            unsafe { (tail_of(shape, &pass.kept, channels), tail_of(shape, copy, channels)) };
         copy.iter_mut().zip(own).for_each(|(copy, own)| copy.copy_from_slice(own));
         conv::advance_strip(projected, shape.conv_dim(), channels.start, copy);
     }

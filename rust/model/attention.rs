@@ -59,7 +59,8 @@ pub fn forward(
             let stretch = rows.start + stretch.start..rows.start + stretch.end;
             let outputs = done..done + if whole { stretch.len() } else { 1 };
             done = outputs.end;
-            let queries = &mut queries[outputs.start * shape.query_width()..outputs.end * shape.query_width()];
+            let queries =
+                &mut queries[outputs.start * shape.query_width()..outputs.end * shape.query_width()];
             let of_keys = stretch.start * kv_width..stretch.end * kv_width;
             let (keys, values) = (&mut keys[of_keys.clone()], &values[of_keys]);
             prepare_query_key(cpu, shape, rope, stretch.start, norm, queries, keys);

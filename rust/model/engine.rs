@@ -123,7 +123,8 @@ impl Engine {
         }
     }
 
-    /// Makes room for `tokens` tokens in all, so that appending them one at a time allocates nothing.
+    /// Makes room for `tokens` tokens in all, so that appending them one at a time allocates nothing, once a state that others
+    /// share has memory of its own.
     pub fn reserve(&self, state: &mut State, tokens: usize) -> Result<()> {
         let tokens = tokens.min(self.model.config.max_position_embeddings);
         state.reserve(tokens)?;

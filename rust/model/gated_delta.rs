@@ -3,9 +3,9 @@
 use std::array;
 use std::sync::Arc;
 
+use super::DeltaState;
 use super::input::{add_projection, set};
 use super::member::{self, Member};
-use super::DeltaState;
 use super::scratch::DeltaScratch;
 use crate::config::TextConfig;
 use crate::kernels::Cpu;

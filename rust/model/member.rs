@@ -63,7 +63,9 @@ impl<'a> Member<'a> {
     }
 
     /// The state, and the same stretches, each with what is to be a copy of the state at its end; none for the last.
-    pub fn stretches_mut(&mut self) -> (&mut State, impl Iterator<Item = (Range<usize>, Option<&mut State>)>) {
+    pub fn stretches_mut(
+        &mut self,
+    ) -> (&mut State, impl Iterator<Item = (Range<usize>, Option<&mut State>)>) {
         let (tokens, mut start) = (self.tokens(), 0);
         let stops = self.stops.iter_mut().map(|stop| (stop.after, Some(&mut stop.state)));
         let stretches = stops.chain([(tokens, None)]).map(move |(end, copy)| {
@@ -119,7 +121,8 @@ impl Rows {
 
 /// The last row of each stretch.
 pub fn ends(members: &[Member<'_>]) -> impl Iterator<Item = usize> {
-    rows(members).flat_map(|(member, rows)| member.stretches().map(move |stretch| rows.start + stretch.end - 1))
+    rows(members)
+        .flat_map(|(member, rows)| member.stretches().map(move |stretch| rows.start + stretch.end - 1))
 }
 
 /// Moves the last row of each stretch to the first rows of `array` `[tokens, width]`.

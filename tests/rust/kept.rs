@@ -17,7 +17,7 @@ fn read(
     sizes: impl Fn(usize) -> usize,
 ) -> Vec<State> {
     let mut progress = Progress::keeping(prompt, places.to_vec()).unwrap();
-    let (other, mut beside, mut its_progress) = (text(engine, 400, 77), engine.state(), Progress::default());
+    let (other, mut beside, mut its_progress) = (text(engine, 60, 77), engine.state(), Progress::default());
     let (mut kept, mut round) = (Vec::new(), 0);
     while progress.done() < prompt.ids().len() {
         let mut turns = [
@@ -188,7 +188,8 @@ fn what_is_given_up_leaves_copies_so_far() {
     }
     progress.leave_image(&mut state);
     let kept = progress.take_kept();
-    assert_eq!(kept.iter().chain([&state]).map(State::len).collect::<Vec<_>>(), [2, 3, 3]);
+    // The step that got into the image is taken back as a whole; what it kept before the image is right all the same.
+    assert_eq!(kept.iter().chain([&state]).map(State::len).collect::<Vec<_>>(), [2, 3, 2]);
     for state in kept.iter().chain([&state]) {
         let mut fresh = engine.state();
         append(&engine, &mut fresh, &prompt.ids()[..state.len()]);
