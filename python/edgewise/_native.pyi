@@ -676,12 +676,12 @@ class Sequence:
             ids: token ids, perhaps none.
             media: as in `append`.
             sampler: picks a token behind them.
-            places: rising numbers of these tokens after which a copy of the sequence is kept, see `Work.kept`.
-                A step goes across them.
+            places: rising numbers of these tokens after which a copy of the sequence is kept, see
+                `Work.kept`. A step goes across them.
 
         Raises:
-            TypeError, ValueError: as `append`, but ids are looked at in the first step; and if a place does not
-                exist or lies inside an image.
+            TypeError, ValueError: as `append`, but ids are looked at in the first step; and if a place does
+                not exist or lies inside an image.
         """
 
     def reserve(self, tokens: int) -> None:

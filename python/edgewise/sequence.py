@@ -224,8 +224,8 @@ class Sequence:
     def fork(self) -> Sequence:
         """Return a copy that goes its own way.
 
-        Memory is shared until one side goes on: that copies the constant part of the state, and of the KV cache
-        those pages that it writes to.
+        Memory is shared until one side goes on: that copies the constant part of the state, and of the KV
+        cache those pages that it writes to.
         """
         with self._text() as text:
             return Sequence(self._model, text.fork())
