@@ -56,7 +56,9 @@ impl Engine {
 
     /// The state before the first token.
     pub fn state(&self) -> State {
-        self.empty.clone()
+        let mut state = self.empty.clone();
+        state.last_hidden.reserve_exact(self.model.config.hidden_size);
+        state
     }
 
     /// Appends `prompt` to `state`. `proceed` is asked before each chunk and stops the work with an error, as does a lack of
