@@ -12,7 +12,7 @@ use edgewise::kernels::activation::{add_bias, gelu_erf_in_place, gelu_tanh_in_pl
 use edgewise::kernels::activations::QuantizedRows;
 use edgewise::kernels::attention::{QueryKeyNorm, bidirectional, prepare_query_key};
 use edgewise::kernels::conv::{TAIL, TAPS};
-use edgewise::kernels::gated_delta::{GatedDelta, Sequence, gated_delta};
+use edgewise::kernels::gated_delta::{GatedDelta, Kept, Sequence, gated_delta};
 use edgewise::kernels::kv_cache::{KvCache, KvType};
 use edgewise::kernels::norm::{layer_norm, rms_norm};
 use edgewise::kernels::rope::RopeTable;
@@ -116,8 +116,9 @@ impl Bench<'_> {
         self.run("gated delta core", heads * DELTA.value_dim, |cpu, out| {
             let sequence = Sequence {
                 tokens: out.len() / (heads * DELTA.value_dim),
-                tail: &mut tail,
-                memory: &mut memory,
+                start: None,
+                kept: Kept { tail: &mut tail, memory: &mut memory },
+                copies: Vec::new(),
             };
             gated_delta(cpu, layer, [Some(sequence)], &mut scratch, out);
         });

@@ -49,13 +49,9 @@ impl Floats {
         Ok(arrays.try_into().expect("one for each length"))
     }
 
-    /// Copies of `arrays`. A cache keeps many of them, and before it hands out so many large pages, a system that has run for a
-    /// while has to move others: turns of a conversation waited 40 ms longer. So copies do without.
-    pub fn copies(arrays: &[&Self]) -> Vec<Self> {
-        let lens: Vec<usize> = arrays.iter().map(|array| array.len).collect();
-        let mut copies = Self::parts(Piece::or_abort(&lens, false), &lens);
-        copies.iter_mut().zip(arrays).for_each(|(copy, array)| copy.copy_from_slice(array));
-        copies
+    /// The same for any number of them, where large pages are not always worth their price.
+    pub fn try_zeroed(lens: &[usize], large_pages: bool) -> Result<Vec<Self>> {
+        Ok(Self::parts(Piece::zeroed(lens, large_pages)?, lens))
     }
 
     /// Arrays of these lengths in `piece`.
@@ -189,19 +185,10 @@ mod tests {
     }
 
     #[test]
-    fn copies_are_equal_and_apart() {
-        let mut arrays = Floats::zeroed(&[20, 3]);
-        arrays[0].fill(1.0);
-        arrays[1].fill(2.0);
-        let copies = Floats::copies(&[&arrays[0], &arrays[1]]);
-        arrays[0].fill(3.0);
-        assert_eq!((&copies[0][..], &copies[1][..]), (&[1.0; 20][..], &[2.0; 3][..]));
-    }
-
-    #[test]
     fn what_no_system_has_is_refused() {
         for lens in [[usize::MAX, 1], [usize::MAX / 4, 0], [1 << 60, 1 << 60]] {
             assert!(matches!(Floats::try_zeroed_array(lens), Err(Error::Memory { .. })), "{lens:?}");
+            assert!(matches!(Floats::try_zeroed(&lens, false), Err(Error::Memory { .. })), "{lens:?}");
         }
     }
 

@@ -663,16 +663,25 @@ class Sequence:
         the tokens, see `len`, and never a part of an image.
         """
 
-    def work(self, ids: _Ids, media: _Media | None = None, sampler: Sampler | None = None) -> Work:
+    def work(
+        self,
+        ids: _Ids,
+        media: _Media | None = None,
+        sampler: Sampler | None = None,
+        places: _Seq[int] = ...,
+    ) -> Work:
         """Say what to append in steps that other sequences take part in; nothing is done yet.
 
         Args:
             ids: token ids, perhaps none.
             media: as in `append`.
             sampler: picks a token behind them.
+            places: rising numbers of these tokens after which a copy of the sequence is kept, see
+                `Work.kept`. A step goes across them.
 
         Raises:
-            TypeError, ValueError: as `append`, but ids are looked at in the first step.
+            TypeError, ValueError: as `append`, but ids are looked at in the first step; and if a place does
+                not exist or lies inside an image.
         """
 
     def reserve(self, tokens: int) -> None:
@@ -742,6 +751,13 @@ class Work:
         Raises:
             ContextError, MemoryError, NonFiniteError, ValueError: what went wrong in a step.
             RuntimeError: if the work is not finished, or the result was taken.
+        """
+
+    def kept(self) -> list[Sequence]:
+        """Return the copies of the sequence that were kept since this was last asked; the longest comes last.
+
+        Raises:
+            RuntimeError: if a step is under way with it.
         """
 
     def abandon(self) -> None:
@@ -818,13 +834,13 @@ class PrefixCache:
         """Return how many of the first `most` places some text in the cache has in common with `path`."""
 
     def find(self, path: TextPath, beyond: int, most: int) -> Sequence | None:
-        """Return a copy of the longest state of a beginning of `path`.
+        """Return a fork of the longest state of a beginning of `path`.
 
         `None` if there is none of more than `beyond` and at most `most` tokens.
         """
 
     def put(self, path: TextPath, sequence: Sequence) -> None:
-        """Keep a copy of a sequence that has read the first places of `path`, if it fits at all.
+        """Keep a fork of a sequence that has read the first places of `path`, if it fits at all.
 
         Raises:
             ValueError: if the path is shorter than the sequence, or the sequence comes from another engine.
@@ -832,6 +848,13 @@ class PrefixCache:
 
     def exchange(self, path: TextPath, sequence: Sequence) -> list[tuple[list[int], Sequence]]:
         """Do what `put` does, and return the texts without pictures that had to go for it, with their ids."""
+
+    def make_room(self, bytes: int) -> list[tuple[list[int], Sequence]]:
+        """Let go of what was used longest ago, so that so many more bytes have room, if they ever can have.
+
+        Returns:
+            The texts without pictures that had to go, with their ids.
+        """
 
     def texts(self) -> list[list[int]]:
         """Return the ids of all texts without pictures that there is a state for; the last used come last."""

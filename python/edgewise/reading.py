@@ -57,7 +57,7 @@ class Reader:
         return self.engine.sequence().nbytes
 
     def keep(self, path: TextPath, native: NativeSequence) -> None:
-        """Keep a copy of a state, in place of those used longest ago."""
+        """Keep a fork of a state, in place of those used longest ago."""
         if self.cache is None:
             return
         if self.spill is None:
@@ -65,6 +65,13 @@ class Reader:
             return
         for ids, state in self.cache.exchange(path, native):
             self.spill.put(ids, state)
+
+    def make_room(self, states: int) -> None:
+        """Let go of those used longest ago, so that what replaces them never stands beside them in memory."""
+        if self.cache is not None and states:
+            for ids, state in self.cache.make_room(states * self.state_bytes):
+                if self.spill is not None:
+                    self.spill.put(ids, state)
 
     def spill_all(self) -> int:
         """Write the states of all texts without pictures to disk; return how many are there then."""
@@ -197,17 +204,18 @@ class Text:
         self.native.reserve(len(self.ids) + room)
         features = self._encode(media, cached, progress) if media else []
         encoded()
-        kept = self._places(cached, known)
-        done, sampled = cached, None
-        for end in sorted({*kept, len(self.ids)} - {done}):
-            part = [(start - done, feature) for start, feature in features if done <= start < end]
-            work = self.native.work(self.ids[done:end], part, sampler if end == len(self.ids) else None)
+        if cached == len(self.ids):
+            return cached, None
+        places = [place - cached for place in self._places(cached, known)]
+        self._reader.make_room(len(places))
+        part = [(start - cached, feature) for start, feature in features]
+        work = self.native.work(self.ids[cached:], part, sampler, places)
+        try:
             yield work
-            sampled = work.result()
-            done = end
-            if end in kept:
-                self._keep()
-        return cached, sampled
+            return cached, work.result()
+        finally:
+            for state in work.kept():
+                self._keep(state)
 
     def sample(self, sampler: Sampler) -> Generator[Work, None, Sampled]:
         """Pick the token that follows."""
@@ -256,7 +264,7 @@ class Text:
     def _places(self, first: int, known: int) -> list[int]:
         """Where checkpoints are to be made behind `first`."""
         cache = self._reader.cache
-        if cache is None:
+        if cache is None or self._reader.state_bytes > cache.limit:
             return []
         spacing = Spacing.of(len(self.ids) - first, self._reader.state_bytes, cache.limit)
         spans = [span for medium in self.media for span in medium.spans]
@@ -284,21 +292,21 @@ class Text:
         finally:
             self.settle()
         if len(self) - self._checkpoint >= checkpoints.EVERY:
-            self._keep()
+            self._keep(self.native)
         return sampled
 
     def finish(self) -> None:
         """Keep the state at the end of an answer, if it was not short."""
         if len(self) - self._checkpoint >= SHORT:
-            self._keep()
+            self._keep(self.native)
 
-    def _keep(self) -> None:
-        """Make a checkpoint of all tokens that the state has seen."""
+    def _keep(self, state: NativeSequence) -> None:
+        """Make a checkpoint of a state after the first tokens of the text."""
         cache, path = self._reader.cache, self._path
         if cache is not None and path is not None:
-            path.extend(self.ids[len(path) : len(self.native)])
-            self._reader.keep(path, self.native)
-            self._checkpoint = len(self.native)
+            path.extend(self.ids[len(path) : len(state)])
+            self._reader.keep(path, state)
+            self._checkpoint = len(state)
 
     def become(self, prompt: Prompt, *, progress: Progress | bool | None = None) -> None:
         """Be the text of another prompt, read as far as no beginning of it is cached.

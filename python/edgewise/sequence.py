@@ -217,14 +217,15 @@ class Sequence:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the state: of constant size, and the KV cache, pages shared with forks included."""
+        """Bytes of the state: of constant size, and the KV cache, what is shared with forks included."""
         with self._text() as text:
             return text.native.nbytes
 
     def fork(self) -> Sequence:
         """Return a copy that goes its own way.
 
-        Pages of the KV cache are shared until one side writes to them; the constant part is copied.
+        Memory is shared until one side goes on: that copies the constant part of the state, and of the KV
+        cache those pages that it writes to.
         """
         with self._text() as text:
             return Sequence(self._model, text.fork())

@@ -2,12 +2,14 @@
 //!
 //! ```text
 //! for each sequence and key head, with its value heads:               a work item
-//!   for each block of 64 tokens:
+//!   take over what another sequence's state has of the head           if it goes on from that
+//!   for each block of 64 tokens, or fewer up to where a copy is kept:
 //!     q, k, v = silu(short convolution of the head's channels)         into memory of the thread's own
 //!     q, k    = q / |q| / sqrt(k_dim), k / |k|
 //!     decay, beta = gates
 //!     for each pair of tiles of the state: walk through the block's tokens, results in the place of v
 //!     out     = rms_norm(v) * weight * silu(z)
+//!     copy what the state has of the head                             if a copy is kept there
 //!   the convolution's tail moves on
 //! ```
 //!
@@ -15,6 +17,8 @@
 //! threads were hardly faster than one; as one region they are 1.85 times as fast. The likely reasons: a step reads what
 //! another core just wrote, and rows of all channels, a multiple of 4 KB apart, compete for the same few places of a cache,
 //! where a block's q, k and v (98 KB for heads of 128) stand side by side.
+//!
+//! So a state that is copied in the middle of a pass, or before it, is in the cache of the core that copies it, and all cores do.
 //!
 //! The steps are those of [`conv`], [`delta_rule`](super::delta_rule) and [`norm`](super::norm), to the bit.
 #![allow(unsafe_code, reason = "states and outputs, written in parallel by heads")]
@@ -73,15 +77,26 @@ impl GatedDelta<'_> {
     }
 }
 
+/// What the layer keeps of one sequence.
+#[derive(Debug)]
+pub struct Kept<'a> {
+    /// `[3, channels]`
+    pub tail: &'a mut [f32],
+    /// `[value_heads, v_dim / 16, k_dim, 16]`
+    pub memory: &'a mut [f32],
+}
+
 /// One sequence: how many of the tokens it has, and what the layer keeps of it.
 #[derive(Debug)]
 pub struct Sequence<'a> {
     /// Its tokens stand behind those of the sequences before.
     pub tokens: usize,
-    /// `[3, channels]`
-    pub tail: &'a mut [f32],
-    /// `[value_heads, v_dim / 16, k_dim, 16]`
-    pub memory: &'a mut [f32],
+    /// What it goes on from, tail and memory, if that does not stand in `kept`, which then may hold anything.
+    pub start: Option<[&'a [f32]; 2]>,
+    /// What is moved on.
+    pub kept: Kept<'a>,
+    /// What becomes copies of it, each after so many of the tokens, in rising order.
+    pub copies: Vec<(usize, Kept<'a>)>,
 }
 
 /// Moves `sequences`, those that are there before those that are not, on over all tokens; `out` is `[tokens, value_heads, v_dim]`. `scratch` may
@@ -113,14 +128,17 @@ pub fn gated_delta<const N: usize>(
     let scratch = Disjoint::new(scratch);
     let (mut layer, mut out) = (layer, out);
     let passes = sequences.map(|sequence| {
-        let Sequence { tokens, tail, memory } = sequence?;
-        assert_eq!((tail.len(), memory.len()), (TAIL * shape.conv_dim(), out_width * shape.key_dim));
+        let Sequence { tokens, start, kept, copies } = sequence?;
+        let lens = [TAIL * shape.conv_dim(), out_width * shape.key_dim];
+        let share = |kept| Shared::new(kept, lens);
+        assert!(start.is_none_or(|start| start.map(<[f32]>::len) == lens));
+        assert!(copies.is_sorted_by_key(|(after, _)| *after));
         let (its_layer, later_layer) = layer.split(tokens);
         let (its_out, later_out) = std::mem::take(&mut out).split_at_mut(tokens * out_width);
         (layer, out) = (later_layer, later_out);
-        let (tail, memory) = (Disjoint::new(tail), Disjoint::new(memory));
-        let (threads, out) = (cpu.pool.threads(), Disjoint::new(its_out));
-        Some(Pass { layer: its_layer, tokens, threads, tail, memory, out })
+        let copies = copies.into_iter().map(|(after, kept)| (after, share(kept))).collect();
+        let (threads, kept, out) = (cpu.pool.threads(), share(kept), Disjoint::new(its_out));
+        Some(Pass { layer: its_layer, tokens, threads, start, kept, copies, out })
     });
     cpu.pool.run_numbered(count * shape.key_heads, &|thread, item| {
         let (sequence, key_head) = (item / shape.key_heads, item % shape.key_heads);
@@ -131,13 +149,36 @@ pub fn gated_delta<const N: usize>(
     });
 }
 
+/// [`Kept`], of which every item has its own channels and heads.
+struct Shared<'a> {
+    tail: Disjoint<'a, f32>,
+    memory: Disjoint<'a, f32>,
+}
+
+impl<'a> Shared<'a> {
+    fn new(kept: Kept<'a>, lens: [usize; 2]) -> Self {
+        assert_eq!([kept.tail.len(), kept.memory.len()], lens);
+        Self { tail: Disjoint::new(kept.tail), memory: Disjoint::new(kept.memory) }
+    }
+}
+
 struct Pass<'a> {
     layer: GatedDelta<'a>,
     tokens: usize,
     threads: usize,
-    tail: Disjoint<'a, f32>,
-    memory: Disjoint<'a, f32>,
+    start: Option<[&'a [f32]; 2]>,
+    kept: Shared<'a>,
+    copies: Vec<(usize, Shared<'a>)>,
     out: Disjoint<'a, f32>,
+}
+
+impl Pass<'_> {
+    /// The block of tokens that begins with `first`.
+    fn block(&self, first: usize) -> Range<usize> {
+        let stops = self.copies.iter().map(|(after, _)| *after);
+        let stop = stops.filter(|&after| after > first).min().unwrap_or(self.tokens);
+        first..stop.min(self.tokens).min(first + BLOCK)
+    }
 }
 
 /// Floats of a block.
@@ -186,8 +227,13 @@ impl Op for Head<'_> {
         let (values, rest) = rest.split_at_mut(room.values);
         let (decay, beta) = rest.split_at_mut(room.gates);
         let head = Channels::new(shape, index);
-        for first in (0..pass.tokens).step_by(BLOCK) {
-            let tokens = first..pass.tokens.min(first + BLOCK);
+        if let Some([tail, memory]) = pass.start {
+            begin(pass, &head, tail, memory);
+        }
+        let mut first = 0;
+        while first < pass.tokens {
+            let tokens = pass.block(first);
+            first = tokens.end;
             let key = shape.key_dim;
             convolve(s, pass, &head.query, tokens.clone(), rows, 2 * key, 0);
             convolve(s, pass, &head.key, tokens.clone(), rows, 2 * key, key);
@@ -200,13 +246,47 @@ impl Op for Head<'_> {
             gates(s, &pass.layer, &head.value_heads, tokens.clone(), decay, beta);
             walk(s, pass, &head.value_heads, tokens.len(), rows, values, decay, beta);
             finish(s, pass, &head.value_heads, tokens, values);
+            for (_, copy) in pass.copies.iter().filter(|(after, _)| *after == first) {
+                leave(pass, &head, first, copy);
+            }
         }
-        for channels in [head.query, head.key, head.value] {
+        for channels in head.strips() {
             // SAFETY: every item has its own channels, and its convolutions are done.
-            let tail = unsafe { tail_of(pass, &channels) };
+            let tail = unsafe { tail_of(shape, &pass.kept, channels) };
             conv::advance_strip(pass.layer.projected, shape.conv_dim(), channels.start, tail);
         }
     }
+}
+
+/// Copies what belongs to a head from `tail` and `memory` of another sequence.
+fn begin(pass: &Pass<'_>, head: &Channels, tail: &[f32], memory: &[f32]) {
+    let shape = pass.layer.shape;
+    for channels in head.strips() {
+        // SAFETY: every item has its own channels, and nothing has been handed out yet.
+        let own = unsafe { tail_of(shape, &pass.kept, channels) };
+        for (row, own) in own.into_iter().enumerate() {
+            own.copy_from_slice(&tail[row * shape.conv_dim()..][channels.clone()]);
+        }
+    }
+    let part = head.memory(shape);
+    // SAFETY: the same for its heads.
+    unsafe { pass.kept.memory.part(part.clone()) }.copy_from_slice(&memory[part]);
+}
+
+/// Makes `copy` what the state has of a head after the first `tokens` tokens, with which its memory has just been walked.
+fn leave(pass: &Pass<'_>, head: &Channels, tokens: usize, copy: &Shared<'_>) {
+    let shape = pass.layer.shape;
+    let projected = &pass.layer.projected[..tokens * shape.conv_dim()];
+    for channels in head.strips() {
+        // SAFETY: every item has its own channels, and takes one step after the other.
+        let (own, mut copy) =
+            unsafe { (tail_of(shape, &pass.kept, channels), tail_of(shape, copy, channels)) };
+        copy.iter_mut().zip(own).for_each(|(copy, own)| copy.copy_from_slice(own));
+        conv::advance_strip(projected, shape.conv_dim(), channels.start, copy);
+    }
+    let part = head.memory(shape);
+    // SAFETY: the same for its heads.
+    unsafe { copy.memory.part(part.clone()).copy_from_slice(pass.kept.memory.part(part)) };
 }
 
 /// What belongs to a key head.
@@ -232,19 +312,33 @@ impl Channels {
             value_heads,
         }
     }
+
+    fn strips(&self) -> [&Range<usize>; 3] {
+        [&self.query, &self.key, &self.value]
+    }
+
+    /// The value heads' part of the memory.
+    fn memory(&self, shape: &DeltaConfig) -> Range<usize> {
+        let head = shape.value_dim * shape.key_dim;
+        self.value_heads.start * head..self.value_heads.end * head
+    }
 }
 
-/// `channels` of the convolution's tail.
+/// `channels` of a convolution's tail.
 ///
 /// # Safety
 /// They are the item's own, and what was handed out before is no longer used.
 #[inline(always)]
 #[allow(clippy::mut_from_ref, reason = "the caller promises disjointness")]
-unsafe fn tail_of<'a>(pass: &'a Pass<'_>, channels: &Range<usize>) -> [&'a mut [f32]; TAIL] {
+unsafe fn tail_of<'a>(
+    shape: &DeltaConfig,
+    kept: &'a Shared<'_>,
+    channels: &Range<usize>,
+) -> [&'a mut [f32]; TAIL] {
     let row = |row: usize| {
-        let start = row * pass.layer.shape.conv_dim();
+        let start = row * shape.conv_dim();
         // SAFETY: passed on.
-        unsafe { pass.tail.part(start + channels.start..start + channels.end) }
+        unsafe { kept.tail.part(start + channels.start..start + channels.end) }
     };
     [row(0), row(1), row(2)]
 }
@@ -262,7 +356,7 @@ fn convolve<S: Simd>(
 ) {
     let GatedDelta { projected, conv, shape, .. } = pass.layer;
     // SAFETY: every item has its own channels, and takes one step after the other.
-    let [t0, t1, t2] = unsafe { tail_of(pass, channels) };
+    let [t0, t1, t2] = unsafe { tail_of(shape, &pass.kept, channels) };
     let strip = Strip::new(projected, conv, shape.conv_dim(), channels.clone(), [t0, t1, t2]);
     for (row, t) in tokens.enumerate() {
         strip.prefetch(t + AHEAD);
@@ -334,7 +428,7 @@ fn walk<S: Simd>(
                     + if start + tiles < end { 0 } else { (pass.threads - 1) * value_stride * key_dim },
             };
             // SAFETY: every item has its own heads, and this is the only use of these tiles and of `values`.
-            unsafe { walk_pair(s, &walk, pass.memory.part(start..start + tiles)) };
+            unsafe { walk_pair(s, &walk, pass.kept.memory.part(start..start + tiles)) };
         }
     }
 }

@@ -99,6 +99,12 @@ impl KvCache {
         Self { kv_type, kv_heads, head_dim, len: 0, pages: Vec::new() }
     }
 
+    /// An empty cache of the same kind.
+    #[must_use]
+    pub fn empty(&self) -> Self {
+        Self::new(self.kv_type, self.kv_heads, self.head_dim)
+    }
+
     /// Tokens held.
     pub fn len(&self) -> usize {
         self.len
@@ -189,12 +195,6 @@ impl KvCache {
     /// Forgets all tokens from `len` on. Their pages stay for reuse.
     pub fn truncate(&mut self, len: usize) {
         self.len = self.len.min(len);
-    }
-
-    /// Forgets all tokens and gives their pages back.
-    pub fn clear(&mut self) {
-        self.truncate(0);
-        self.pages.clear();
     }
 
     /// Keys and values of a head in page `page`, in the order of the page.

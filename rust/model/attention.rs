@@ -12,7 +12,7 @@ use crate::kernels::profile::Operation;
 use crate::kernels::rope::RopeTable;
 use crate::weights::model::AttentionWeights;
 
-/// hidden += mixer(input), `input` `[tokens, hidden]`, `hidden` `[outputs, hidden]`: for all tokens, or the last of each member.
+/// hidden += mixer(input), `input` `[tokens, hidden]`, `hidden` `[outputs, hidden]`: for all tokens, or the last of each stretch.
 /// Appends all of them to the caches of layer `index`.
 pub fn forward(
     cpu: &Cpu,
@@ -51,18 +51,28 @@ pub fn forward(
     }
 
     let norm = QueryKeyNorm { query: &weights.query_norm, key: &weights.key_norm, eps: config.rms_norm_eps };
-    for (i, (member, rows)) in member::rows_mut(members).enumerate() {
-        let ends = if whole { rows.clone() } else { i..i + 1 };
-        let queries = &mut queries[ends.start * shape.query_width()..ends.end * shape.query_width()];
-        let of_keys = rows.start * kv_width..rows.end * kv_width;
-        let (keys, values) = (&mut keys[of_keys.clone()], &values[of_keys]);
-        prepare_query_key(cpu, shape, rope, rows.start, norm, queries, keys);
-        cpu.profile.lap(Operation::Norms, size_of_val(norm.query) + size_of_val(norm.key));
-        let cache = member.state.cache(index);
-        cache.append(cpu, keys, values);
-        let out = &mut out[ends.start * out_width..ends.end * out_width];
-        attention(cpu, shape, queries, cache, &mut scratch.partials, out);
-        cpu.profile.lap(Operation::Attention, cache.len() * cache.bytes_per_token());
+    let mut done = 0;
+    for (member, rows) in member::rows_mut(members) {
+        let (state, stretches) = member.stretches_mut();
+        let cache = state.cache(index);
+        for (stretch, copy) in stretches {
+            let stretch = rows.start + stretch.start..rows.start + stretch.end;
+            let outputs = done..done + if whole { stretch.len() } else { 1 };
+            done = outputs.end;
+            let queries =
+                &mut queries[outputs.start * shape.query_width()..outputs.end * shape.query_width()];
+            let of_keys = stretch.start * kv_width..stretch.end * kv_width;
+            let (keys, values) = (&mut keys[of_keys.clone()], &values[of_keys]);
+            prepare_query_key(cpu, shape, rope, stretch.start, norm, queries, keys);
+            cpu.profile.lap(Operation::Norms, size_of_val(norm.query) + size_of_val(norm.key));
+            cache.append(cpu, keys, values);
+            let out = &mut out[outputs.start * out_width..outputs.end * out_width];
+            attention(cpu, shape, queries, cache, &mut scratch.partials, out);
+            cpu.profile.lap(Operation::Attention, cache.len() * cache.bytes_per_token());
+            if let Some(copy) = copy {
+                *copy.cache(index) = cache.clone();
+            }
+        }
     }
     add_projection(cpu, out, &weights.out, quantized, hidden);
     cpu.profile.products(Operation::AttentionProjections, outputs, &[&weights.out]);

@@ -58,10 +58,10 @@ impl Engine {
             let range = done..(done + self.pass_tokens()).min(ids.len());
             done = range.end;
             state.reserve(done)?;
+            let mut members = [Member::new(&mut state, prompt.pass(range.clone()), Vec::new())?];
             // Nobody else computes text while this pass has it.
             let mut scratch = self.scratch();
             self.cpu.recorder.start(std::mem::take(record));
-            let mut members = [Member { state: &mut state, pass: prompt.pass(range.clone()) }];
             self.model.forward(&self.cpu, &mut scratch, &mut members, Some(&mut |_, _| {}));
             self.record_head(&mut scratch, range.len());
             *record = self.cpu.recorder.stop();

@@ -34,6 +34,8 @@ pub struct Engine {
     /// Tier and threads.
     pub cpu: Cpu,
     kv_type: KvType,
+    /// Before the first token. Its zeros are shared and only read, so they take no memory.
+    empty: State,
     workspace: Workspace,
     /// Tokens of the next pass. Results do not depend on it.
     chunk: AtomicUsize,
@@ -43,7 +45,8 @@ impl Engine {
     /// Puts `model` on `cpu`.
     pub fn new(model: Model, cpu: Cpu, kv_type: KvType) -> Self {
         let workspace = Workspace::new(&model.config, chunk(&model.config));
-        Self { model, cpu, kv_type, workspace, chunk: AtomicUsize::new(FIRST_CHUNK) }
+        let empty = State::new(&model.config, kv_type);
+        Self { model, cpu, kv_type, empty, workspace, chunk: AtomicUsize::new(FIRST_CHUNK) }
     }
 
     /// Number type of the KV cache of new sequences.
@@ -53,7 +56,9 @@ impl Engine {
 
     /// The state before the first token.
     pub fn state(&self) -> State {
-        State::new(&self.model.config, self.kv_type)
+        let mut state = self.empty.clone();
+        state.last_hidden.reserve_exact(self.model.config.hidden_size);
+        state
     }
 
     /// Appends `prompt` to `state`. `proceed` is asked before each chunk and stops the work with an error, as does a lack of
@@ -83,9 +88,11 @@ impl Engine {
     ) -> Result<()> {
         while progress.done() < prompt.ids().len() {
             proceed()?;
-            let pass = progress.begin(state, prompt, self.pass_tokens())?;
-            self.pass(&mut [Member { state, pass }]);
-            progress.end(prompt, pass);
+            let Some(member) = progress.begin(state, prompt, self.pass_tokens())? else { break };
+            let mut members = [member];
+            self.pass(&mut members);
+            let [member] = members;
+            progress.end(prompt, member);
         }
         Ok(())
     }
@@ -118,7 +125,8 @@ impl Engine {
         }
     }
 
-    /// Makes room for `tokens` tokens in all, so that appending them one at a time allocates nothing.
+    /// Makes room for `tokens` tokens in all, so that appending them one at a time allocates nothing, once a state that others
+    /// share has memory of its own.
     pub fn reserve(&self, state: &mut State, tokens: usize) -> Result<()> {
         let tokens = tokens.min(self.model.config.max_position_embeddings);
         state.reserve(tokens)?;
@@ -184,10 +192,9 @@ impl Engine {
             state.reserve(range.end)?;
             let (normed, later_norms) = norms.split_at_mut(range.len() * config.hidden_size);
             let (logits, later_scores) = scores.split_at_mut(range.len() * config.vocab_size);
+            let mut members = [Member::new(&mut state, prompt.pass(range.clone()), Vec::new())?];
             let start = Instant::now();
             let mut scratch = self.scratch();
-            let pass = prompt.pass(range.clone());
-            let mut members = [Member { state: &mut state, pass }];
             self.model.forward(&self.cpu, &mut scratch, &mut members, Some(watch));
             let hidden = std::mem::take(&mut scratch.hidden);
             self.model.head(&self.cpu, &mut scratch, &hidden[..normed.len()], normed, logits);

@@ -1,14 +1,16 @@
 //! The Gated DeltaNet mixer: projections, short convolution, gates, delta rule, gated norm, projection back.
 
 use std::array;
+use std::sync::Arc;
 
+use super::DeltaState;
 use super::input::{add_projection, set};
 use super::member::{self, Member};
 use super::scratch::{DeltaScratch, delta_widths, parts};
 use crate::config::TextConfig;
 use crate::kernels::Cpu;
 use crate::kernels::activations::QuantizedRows;
-use crate::kernels::gated_delta::{GatedDelta, Sequence, gated_delta};
+use crate::kernels::gated_delta::{GatedDelta, Kept, Sequence, gated_delta};
 use crate::kernels::linear::{Input, linear};
 use crate::kernels::profile::Operation;
 use crate::weights::model::DeltaWeights;
@@ -58,18 +60,52 @@ pub fn forward(
             eps: config.rms_norm_eps,
         };
         let mut bytes = parameters;
-        let mut members = members.iter_mut();
+        let mut each = members.iter_mut();
         let sequences: [_; TOGETHER] = array::from_fn(|_| {
-            let member = members.next()?;
-            let tokens = member.tokens();
-            let state = member.state.delta(index);
-            let (tail, memory) = (&mut state.conv_tail[..], &mut state.memory[..]);
-            bytes += size_of_val(tail) + size_of_val(memory);
-            Some(Sequence { tokens, tail, memory })
+            let sequence = sequence(each.next()?, index);
+            let start = sequence.start.iter().flatten().map(|array| size_of_val(*array)).sum::<usize>();
+            bytes += start + (1 + sequence.copies.len()) * kept_bytes(&sequence.kept);
+            Some(sequence)
         });
         gated_delta(cpu, layer, sequences, &mut scratch.blocks, &mut out[of(out_width)]);
+        for member in members {
+            if let Some(fresh) = member.fresh.get_mut(index) {
+                *member.state.delta(index) = Arc::new(fresh.take().expect("a layer is passed once"));
+            }
+        }
         cpu.profile.lap(Operation::DeltaRule, bytes);
     }
     add_projection(cpu, out, &weights.out, quantized, hidden);
     cpu.profile.products(Operation::DeltaProjections, tokens, &[&weights.out]);
+}
+
+/// What layer `index` keeps of a member.
+fn sequence<'a>(member: &'a mut Member<'_>, index: usize) -> Sequence<'a> {
+    let tokens = member.tokens();
+    let is_empty = member.state.is_empty();
+    let copies = member.stops.iter_mut().map(|stop| (stop.after, kept(own(stop.state.delta(index)))));
+    let copies = copies.collect();
+    let state = member.state.delta(index);
+    match member.fresh.get_mut(index) {
+        None => Sequence { tokens, start: None, kept: kept(own(state)), copies },
+        Some(fresh) => {
+            let fresh = fresh.as_mut().expect("a layer is passed once");
+            // Before the first token there are zeros, as in what is fresh.
+            let start = (!is_empty).then_some([&state.conv_tail[..], &state.memory[..]]);
+            Sequence { tokens, start, kept: kept(fresh), copies }
+        }
+    }
+}
+
+/// A state that nobody shares.
+fn own(state: &mut Arc<DeltaState>) -> &mut DeltaState {
+    Arc::get_mut(state).expect("members have fresh states for those that are shared")
+}
+
+fn kept(state: &mut DeltaState) -> Kept<'_> {
+    Kept { tail: &mut state.conv_tail, memory: &mut state.memory }
+}
+
+fn kept_bytes(kept: &Kept<'_>) -> usize {
+    size_of_val(&*kept.tail) + size_of_val(&*kept.memory)
 }

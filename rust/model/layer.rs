@@ -9,7 +9,7 @@ use crate::kernels::Cpu;
 use crate::weights::model::{LayerWeights, MixerWeights};
 
 /// Moves the residual stream in `scratch` `[tokens, hidden]` through layer `index`: all of it, or, if there are fewer `outputs`
-/// than tokens, only the last token of each member, which then stand in its first rows.
+/// than tokens, only the last token of each stretch, which then stand in its first rows.
 ///
 /// All tokens move the states on. After the last layer only last tokens are of interest, and a layer of attention owes the
 /// others nothing but their keys and values.

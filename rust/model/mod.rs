@@ -74,7 +74,7 @@ pub type Watch<'a> = &'a mut dyn FnMut(Stage, &[f32]);
 
 impl Model {
     /// Appends to the state of each member the tokens of its pass, and leaves the last one's hidden state before the final
-    /// norm there. If watched, all of them are left in `scratch` too.
+    /// norm there; the same at its stops. If watched, the hidden states of all tokens are left in `scratch` too.
     ///
     /// Members bring a token at least, and [`Scratch::tokens`] together at most. Each weight is read once for all of them.
     fn forward(
@@ -108,7 +108,7 @@ impl Model {
         // What is added behind the last layer stands in the rows of all tokens.
         let ends_only = !watched && !members.iter().any(|member| member.pass.has_deepstack(last));
         for (i, weights) in self.weights.layers.iter().enumerate() {
-            let outputs = if i == last && ends_only { members.len() } else { tokens };
+            let outputs = if i == last && ends_only { member::ends(members).count() } else { tokens };
             layer::forward(cpu, &self.config, weights, i, members, scratch, outputs);
             show(Stage::Layer(i), &scratch.hidden[..hidden]);
             if watched && matches!(weights.feed_forward, FeedForwardWeights::Moe(_)) {
@@ -118,15 +118,18 @@ impl Model {
                 member.pass.add_deepstack(i, &mut scratch.hidden[rows.start * width..rows.end * width]);
             }
         }
-        let mut first = 0;
-        for (i, member) in members.iter_mut().enumerate() {
-            first += member.tokens();
-            let end = if ends_only { i } else { first - 1 };
-            let state = &mut *member.state;
-            state.broken = false;
-            state.len += member.pass.ids().len();
-            state.last_hidden.clear();
-            state.last_hidden.extend_from_slice(&scratch.hidden[end * width..(end + 1) * width]);
+        let mut outputs = 0;
+        for (member, rows) in member::rows_mut(members) {
+            let (state, stretches) = member.stretches_mut();
+            state.len += rows.len();
+            for (stretch, copy) in stretches {
+                let state = copy.unwrap_or(&mut *state);
+                let row = if ends_only { outputs } else { rows.start + stretch.end - 1 };
+                outputs += 1;
+                state.broken = false;
+                state.last_hidden.clear();
+                state.last_hidden.extend_from_slice(&scratch.hidden[row * width..(row + 1) * width]);
+            }
         }
     }
 

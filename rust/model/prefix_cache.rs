@@ -178,13 +178,11 @@ impl Entries {
             .unwrap_or(usize::MAX)
     }
 
-    /// Drops entries, those used longest ago first, until there is room for this one. What it costs is asked anew after
-    /// each, which may have shared something with it.
-    fn make_room(&mut self, limit: usize, path: &TextPath, state: &State) -> Vec<Entry> {
+    /// Drops entries, those used longest ago first, until there are `bytes` more to `limit`. How many those are is asked anew
+    /// after each, which may have shared something with what is to come.
+    fn make_room(&mut self, limit: usize, bytes: impl Fn(&Self) -> usize) -> Vec<Entry> {
         let mut dropped = Vec::new();
-        while self.all.len() >= MAX_ENTRIES
-            || self.ledger.bytes().saturating_add(self.cost(path, state)) > limit
-        {
+        while self.all.len() >= MAX_ENTRIES || self.ledger.bytes().saturating_add(bytes(self)) > limit {
             let Some(oldest) = (0..self.all.len()).min_by_key(|&i| self.all[i].used) else { break };
             let entry = self.all.remove(oldest);
             entry.parts().for_each(|part| self.ledger.remove(part));
@@ -245,7 +243,7 @@ impl PrefixCache {
         known.min(most)
     }
 
-    /// A copy of the state after the most tokens of `path`, more than `beyond` and at most `most`.
+    /// A clone of the state after the most tokens of `path`, more than `beyond` and at most `most`.
     pub fn find(&self, path: &TextPath, beyond: usize, most: usize) -> Option<State> {
         let mut entries = self.lock()?;
         let found = entries.longest(path, most).filter(|&i| entries.all[i].state.len() > beyond)?;
@@ -263,9 +261,19 @@ impl PrefixCache {
         all.into_iter().map(|entry| (entry.path.clone(), entry.state.len())).collect()
     }
 
-    /// Keeps a copy of `state`, which is that after the first places of `path`, if it fits at all.
+    /// Keeps a clone of `state`, which is that after the first places of `path`, if it fits at all.
     pub fn put(&self, path: &TextPath, state: &State) -> Result<()> {
         self.exchange(path, state, |_, _| {})
+    }
+
+    /// Makes room for `bytes` bytes that are to be put, if they fit at all, so that what they replace is gone before they are
+    /// there. Calls `dropped` with each text and state that has to go.
+    pub fn make_room(&self, bytes: usize, mut dropped: impl FnMut(TextPath, Arc<State>)) {
+        let entries = self.lock().filter(|_| bytes <= self.limit);
+        let gone = entries.map(|mut entries| entries.make_room(self.limit, |_| bytes));
+        for entry in gone.into_iter().flatten() {
+            dropped(entry.path, entry.state);
+        }
     }
 
     /// Does what `put` does, and calls `dropped` with each text and state that has to go for it.
@@ -283,31 +291,18 @@ impl PrefixCache {
         if state.is_empty() || state.broken || Entries::default().cost(path, state) > self.limit {
             return Ok(());
         }
-        // Room is made before the copy, so that it never stands beside what it replaces, and looked after once more when it
-        // is there. Nobody waits for the copying itself.
-        let Some((entries, gone)) = self.prepare(path, state) else { return Ok(()) };
-        drop(entries);
-        for entry in gone {
-            dropped(entry.path, entry.state);
-        }
         let copy = Arc::new(state.clone());
-        let Some((mut entries, gone)) = self.prepare(path, &copy) else { return Ok(()) };
+        let Some(mut entries) = self.lock() else { return Ok(()) };
+        if entries.touch_same(path, len) {
+            return Ok(());
+        }
+        let gone = entries.make_room(self.limit, |entries| entries.cost(path, &copy));
         entries.add(path.clone(), copy);
         drop(entries);
         for entry in gone {
             dropped(entry.path, entry.state);
         }
         Ok(())
-    }
-
-    /// Makes room for an entry; what went is to be freed once the lock is. None if it is there already, or nothing can be kept.
-    fn prepare(&self, path: &TextPath, state: &State) -> Option<(MutexGuard<'_, Entries>, Vec<Entry>)> {
-        let mut entries = self.lock()?;
-        if entries.touch_same(path, state.len()) {
-            return None;
-        }
-        let dropped = entries.make_room(self.limit, path, state);
-        Some((entries, dropped))
     }
 
     /// Waits for the entries. None in a child whose parent was using them in another thread when it forked: that thread does

@@ -263,9 +263,14 @@ impl<'a> Reader<'a> {
         let hidden = if tokens == 0 { 0 } else { engine.model.config.hidden_size };
         state.len = tokens;
         state.last_hidden = self.floats("last_hidden", &[hidden])?;
-        for (i, layer) in state.layers.iter_mut().enumerate() {
+        let fresh = state.fresh_deltas()?;
+        for (i, (layer, fresh)) in state.layers.iter_mut().zip(fresh).enumerate() {
             match layer {
-                LayerState::GatedDelta(delta) => self.delta(i, delta)?,
+                LayerState::GatedDelta(delta) => {
+                    let mut fresh = fresh.expect("there is one for each");
+                    self.delta(i, &mut fresh)?;
+                    *delta = Arc::new(fresh);
+                }
                 LayerState::Attention(cache) => {
                     let shape = [tokens.div_ceil(PAGE), cache.page_bytes()];
                     let bytes = self.tensor(&format!("layers.{i}.kv_pages"), DType::U8, &shape)?;

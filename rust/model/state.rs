@@ -1,13 +1,16 @@
 //! What the model keeps of one sequence: constant-size states of the delta layers, and a KV cache that grows.
 
+use std::sync::Arc;
+
 use crate::config::{LayerKind, TextConfig};
 use crate::error::Result;
 use crate::floats::Floats;
 use crate::kernels::conv::TAIL;
 use crate::kernels::kv_cache::{KvCache, KvType};
 
-/// The state of one sequence. Cloning shares the pages of the KV cache until one side writes.
-#[derive(Debug)]
+/// The state of one sequence. A clone shares all of it until one side moves on: the delta layers' states, which a pass then
+/// leaves in arrays of their own, and the pages of the KV cache, of which it copies those that it writes to.
+#[derive(Clone, Debug)]
 pub struct State {
     /// Tokens so far.
     pub(super) len: usize,
@@ -22,10 +25,10 @@ pub struct State {
 }
 
 /// The state of one layer.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub enum LayerState {
     /// Gated DeltaNet.
-    GatedDelta(DeltaState),
+    GatedDelta(Arc<DeltaState>),
     /// Attention.
     Attention(KvCache),
 }
@@ -67,13 +70,6 @@ impl State {
         self.next_position
     }
 
-    /// Forgets all tokens.
-    pub(super) fn clear(&mut self) {
-        (self.len, self.next_position, self.broken) = (0, 0, false);
-        self.layers.iter_mut().for_each(LayerState::clear);
-        self.last_hidden.clear();
-    }
-
     /// The layers' states, in order.
     pub fn layers(&self) -> &[LayerState] {
         &self.layers
@@ -84,7 +80,7 @@ impl State {
         self.layers.iter().map(LayerState::nbytes).sum::<usize>() + 4 * self.last_hidden.capacity()
     }
 
-    /// Bytes of what a clone copies: all but the pages of the KV cache.
+    /// Bytes of all but the pages of the KV cache.
     pub fn constant_bytes(&self) -> usize {
         let delta = |layer: &LayerState| match layer {
             LayerState::GatedDelta(_) => layer.nbytes(),
@@ -102,11 +98,43 @@ impl State {
     }
 
     /// The state of layer `index`, a delta layer.
-    pub(super) fn delta(&mut self, index: usize) -> &mut DeltaState {
+    pub(super) fn delta(&mut self, index: usize) -> &mut Arc<DeltaState> {
         match &mut self.layers[index] {
             LayerState::GatedDelta(state) => state,
             LayerState::Attention(_) => unreachable!("weights and state are built from one list of layers"),
         }
+    }
+
+    /// Whether another state shares the delta layers' states.
+    pub(super) fn is_shared(&mut self) -> bool {
+        self.layers.iter_mut().any(|layer| match layer {
+            LayerState::GatedDelta(state) => Arc::get_mut(state).is_none(),
+            LayerState::Attention(_) => false,
+        })
+    }
+
+    /// Zeros as large as the states of the delta layers, one for each layer of the model; none for layers of attention.
+    ///
+    /// Those of a sequence that begins are asked for in large pages. A cache keeps many of the others, and before it hands out
+    /// so many large pages, a system that has run for a while has to move others: turns of a conversation waited 40 ms longer.
+    pub(super) fn fresh_deltas(&self) -> Result<Vec<Option<DeltaState>>> {
+        let deltas = self.layers.iter().filter_map(LayerState::delta);
+        let lens: Vec<usize> = deltas.flat_map(|delta| [delta.conv_tail.len(), delta.memory.len()]).collect();
+        let mut fresh = DeltaState::pair(Floats::try_zeroed(&lens, self.is_empty())?).into_iter();
+        Ok(self.layers.iter().map(|layer| layer.delta().and_then(|_| fresh.next())).collect())
+    }
+
+    /// What is to become a copy of this state later, when it has `len` tokens and the next one's position is `next_position`.
+    pub(super) fn later_copy(&self, len: usize, next_position: u32) -> Result<Self> {
+        let fresh = self.fresh_deltas()?;
+        let layer = |(layer, fresh): (&LayerState, Option<DeltaState>)| match (layer, fresh) {
+            (LayerState::Attention(cache), _) => LayerState::Attention(cache.empty()),
+            (LayerState::GatedDelta(_), Some(fresh)) => LayerState::GatedDelta(Arc::new(fresh)),
+            (LayerState::GatedDelta(_), None) => unreachable!("there is one for each"),
+        };
+        let layers = self.layers.iter().zip(fresh).map(layer).collect();
+        let last_hidden = Vec::with_capacity(self.last_hidden.capacity());
+        Ok(Self { len, next_position, broken: true, layers, last_hidden })
     }
 
     /// The cache of layer `index`, an attention layer.
@@ -132,28 +160,15 @@ impl State {
 fn zeroed_layers(config: &TextConfig, kv_type: KvType) -> Vec<LayerState> {
     let mut deltas = DeltaState::zeroed(config).into_iter();
     let mut layer = |kind: &LayerKind| match kind {
-        LayerKind::GatedDelta => LayerState::GatedDelta(deltas.next().expect("there is one for each")),
+        LayerKind::GatedDelta => {
+            LayerState::GatedDelta(Arc::new(deltas.next().expect("there is one for each")))
+        }
         LayerKind::Attention => {
             let attention = &config.attention;
             LayerState::Attention(KvCache::new(kv_type, attention.kv_heads, attention.head_dim))
         }
     };
     config.layers.iter().map(&mut layer).collect()
-}
-
-impl Clone for State {
-    fn clone(&self) -> Self {
-        let deltas: Vec<&DeltaState> = self.layers.iter().filter_map(LayerState::delta).collect();
-        let mut copies = DeltaState::copies(&deltas).into_iter();
-        let mut layer = |layer: &LayerState| match layer {
-            LayerState::GatedDelta(_) => {
-                LayerState::GatedDelta(copies.next().expect("there is one for each"))
-            }
-            LayerState::Attention(cache) => LayerState::Attention(cache.clone()),
-        };
-        let layers = self.layers.iter().map(&mut layer).collect();
-        Self { layers, last_hidden: self.last_hidden.clone(), ..*self }
-    }
 }
 
 impl DeltaState {
@@ -166,12 +181,6 @@ impl DeltaState {
         let delta = config.delta_shapes();
         let lens = [TAIL * delta.conv_dim(), delta.value_heads * delta.value_dim * delta.key_dim];
         Self::pair(Floats::zeroed(&lens.repeat(layers)))
-    }
-
-    /// Copies of the states of all such layers.
-    fn copies(states: &[&Self]) -> Vec<Self> {
-        let arrays: Vec<&Floats> = states.iter().flat_map(|s| [&s.conv_tail, &s.memory]).collect();
-        Self::pair(Floats::copies(&arrays))
     }
 
     /// States of a `conv_tail` and a `memory` each.
@@ -190,16 +199,6 @@ impl LayerState {
         match self {
             Self::GatedDelta(state) => Some(state),
             Self::Attention(_) => None,
-        }
-    }
-
-    fn clear(&mut self) {
-        match self {
-            Self::GatedDelta(delta) => {
-                delta.conv_tail.fill(0.0);
-                delta.memory.fill(0.0);
-            }
-            Self::Attention(cache) => cache.clear(),
         }
     }
 

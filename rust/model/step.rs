@@ -8,57 +8,85 @@
 //! scores(turns): one pass over the vocabulary for all that want logits
 //! ```
 //!
-//! A prompt may take several turns, with other sequences beside it in each; a decoded token takes one. What a sequence gets
+//! A prompt may take several turns, with other sequences beside it in each; a decoded token takes one. On its way it may leave
+//! copies of its state, also in the middle of a pass. What a sequence gets
 //! has the bits that it would get alone, so who else is there is of no interest to it.
 
 use super::engine::{check_scored, check_whole};
-use super::media::{Pass, Prompt};
-use super::member::Member;
+use super::media::Prompt;
+use super::member::{Member, Stop};
 use super::{Engine, State};
-use crate::error::Result;
+use crate::error::{Error, Result};
 
 /// How far a prompt has been appended to a state.
 #[derive(Debug, Default)]
 pub struct Progress {
     done: usize,
     checked: bool,
-    /// Where the image begins inside of which the prompt has got.
-    before_image: Option<Before>,
-}
-
-/// What a state was.
-#[derive(Debug)]
-enum Before {
-    /// It had no tokens, as it mostly has none: it needs no copy, which would be as large as itself.
-    Empty,
-    Some(Box<State>),
+    /// The state before the image inside of which the prompt has got.
+    before_image: Option<Box<State>>,
+    /// Numbers of tokens after which a copy of the state is kept, rising.
+    places: Vec<usize>,
+    /// The copies made so far.
+    kept: Vec<State>,
 }
 
 impl Progress {
+    /// Nothing is appended; of the state after the first so many tokens of `prompt`, for each of `places`, a copy will be kept.
+    pub fn keeping(prompt: Prompt<'_>, places: Vec<usize>) -> Result<Self> {
+        let mut last = 0;
+        for (i, &place) in places.iter().enumerate() {
+            let fault = |reason: String| Err(Error::argument(&format!("places[{i}]"), reason));
+            let tokens = prompt.ids().len();
+            if !(last + 1..=tokens).contains(&place) {
+                return fault(format!("is {place}, must be more than {last} and at most {tokens}"));
+            }
+            if prompt.cuts_span(place) {
+                return fault(format!("is {place}, inside an image"));
+            }
+            last = place;
+        }
+        Ok(Self { places, ..Self::default() })
+    }
+
     /// Tokens appended.
     pub fn done(&self) -> usize {
         self.done
     }
 
-    /// At most `tokens` tokens of `prompt` that come next, for which there is memory in `state`.
+    /// Hands out the copies made since the last time, those of fewer tokens first.
+    pub fn take_kept(&mut self) -> Vec<State> {
+        std::mem::take(&mut self.kept)
+    }
+
+    /// At most `tokens` tokens of `prompt` that come next, with memory for what they leave; none if there are none.
     pub(super) fn begin<'a>(
         &mut self,
-        state: &mut State,
+        state: &'a mut State,
         prompt: Prompt<'a>,
         tokens: usize,
-    ) -> Result<Pass<'a>> {
+    ) -> Result<Option<Member<'a>>> {
         let end = prompt.ids().len().min(self.done + tokens);
-        state.reserve(state.len() + end - self.done)?;
-        if prompt.cuts_span(end) && self.before_image.is_none() {
-            let copy = || Before::Some(Box::new(state.clone()));
-            self.before_image = Some(if state.is_empty() { Before::Empty } else { copy() });
+        if end == self.done {
+            return Ok(None);
         }
-        Ok(prompt.pass(self.done..end))
+        state.reserve(state.len() + end - self.done)?;
+        let inside = self.places.iter().filter(|&&place| self.done < place && place < end);
+        let stops = inside.map(|&place| Stop::new(state, prompt.pass(self.done..place)));
+        let stops = stops.collect::<Result<_>>()?;
+        if prompt.cuts_span(end) && self.before_image.is_none() {
+            self.before_image = Some(Box::new(state.clone()));
+        }
+        Ok(Some(Member::new(state, prompt.pass(self.done..end), stops)?))
     }
 
     /// They are appended.
-    pub(super) fn end(&mut self, prompt: Prompt<'_>, pass: Pass<'_>) {
-        self.done += pass.ids().len();
+    pub(super) fn end(&mut self, prompt: Prompt<'_>, member: Member<'_>) {
+        self.done += member.tokens();
+        self.kept.extend(member.stops.into_iter().map(|stop| stop.state));
+        if self.places.contains(&self.done) {
+            self.kept.push(member.state.clone());
+        }
         if !prompt.cuts_span(self.done) {
             self.before_image = None;
         }
@@ -66,10 +94,8 @@ impl Progress {
 
     /// Takes `state` back to the image that it is inside of, if it is: for a prompt that is given up.
     pub fn leave_image(&mut self, state: &mut State) {
-        match self.before_image.take() {
-            Some(Before::Empty) => state.clear(),
-            Some(Before::Some(before)) => *state = *before,
-            None => (),
+        if let Some(before) = self.before_image.take() {
+            *state = *before;
         }
     }
 }
@@ -110,10 +136,10 @@ impl Engine {
             let Turn { state, prompt, progress, tokens, outcome } = turn;
             let tokens = (*tokens).min(self.most_tokens());
             match self.begin(state, *prompt, progress, tokens) {
-                Ok(pass) if pass.ids().is_empty() => (),
-                Ok(pass) => {
-                    members.push(Member { state, pass });
-                    ends.push((progress, *prompt, pass));
+                Ok(None) => (),
+                Ok(Some(member)) => {
+                    members.push(member);
+                    ends.push((progress, *prompt));
                 }
                 Err(error) => *outcome = Err(error),
             }
@@ -124,19 +150,19 @@ impl Engine {
             self.pass(now);
             rest = later;
         }
-        for (progress, prompt, pass) in ends {
-            progress.end(prompt, pass);
+        for ((progress, prompt), member) in ends.into_iter().zip(members) {
+            progress.end(prompt, member);
         }
     }
 
-    /// The tokens of a turn, if it can be taken.
+    /// The tokens of a turn, if it has any and can be taken.
     fn begin<'a>(
         &self,
-        state: &mut State,
+        state: &'a mut State,
         prompt: Prompt<'a>,
         progress: &mut Progress,
         tokens: usize,
-    ) -> Result<Pass<'a>> {
+    ) -> Result<Option<Member<'a>>> {
         if progress.checked {
             check_whole(state)?;
         } else {

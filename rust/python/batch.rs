@@ -31,7 +31,6 @@ pub struct PyWork {
     finished: AtomicBool,
 }
 
-#[derive(Default)]
 struct Inner {
     progress: Progress,
     outcome: Option<Result<Option<Choice>>>,
@@ -60,14 +59,15 @@ impl PyWork {
         ids: &Bound<'_, PyAny>,
         media: Option<&Bound<'_, PyAny>>,
         sampler: Option<Py<PySampler>>,
+        places: Vec<usize>,
     ) -> PyResult<Self> {
         let engine = sequence.try_borrow()?.engine();
         let (ids, spans) = (token_ids(ids)?, spans(&engine, media)?);
-        engine.prompt(&ids, &spans)?;
+        let progress = Progress::keeping(engine.prompt(&ids, &spans)?, places)?;
         Ok(Self {
             left: AtomicUsize::new(ids.len()),
             finished: AtomicBool::new(false),
-            inner: Mutex::default(),
+            inner: Mutex::new(Inner { progress, outcome: None }),
             sequence: sequence.clone().unbind(),
             engine,
             sampler,
@@ -95,6 +95,12 @@ impl PyWork {
             Some(outcome) => Ok(outcome?.map(sampled)),
             None => Err(PyRuntimeError::new_err("work: there is no result, or it was taken before")),
         }
+    }
+
+    /// Copies of the state made so far; the docstring is in the stub.
+    fn kept(&self) -> PyResult<Vec<PySequence>> {
+        let states = self.inner()?.progress.take_kept();
+        Ok(states.into_iter().map(|state| PySequence::of(Arc::clone(&self.engine), state)).collect())
     }
 
     /// Gives it up; the docstring is in the stub.

@@ -10,7 +10,7 @@ use super::engine::PyEngine;
 use super::errors::released;
 use super::sequence::PySequence;
 use crate::error::Error;
-use crate::model::{Engine, PrefixCache, TextPath};
+use crate::model::{Engine, PrefixCache, State, TextPath};
 
 /// What stands at each place of a text.
 #[pyclass(name = "TextPath", module = "edgewise._native")]
@@ -116,14 +116,30 @@ impl PyPrefixCache {
         released(py, |_| {
             self.cache.exchange(&path.path, sequence.state(), |path, state| dropped.push((path, state)))
         })?;
-        let plain = dropped.into_iter().filter_map(|(path, state)| {
-            let ids = path.ids(state.len())?;
-            Some((ids, PySequence::of(Arc::clone(&self.engine), Arc::unwrap_or_clone(state))))
-        });
-        Ok(plain.collect())
+        Ok(self.plain(dropped))
+    }
+
+    fn make_room(&self, py: Python<'_>, bytes: usize) -> PyResult<Vec<(Vec<u32>, PySequence)>> {
+        let mut dropped = Vec::new();
+        released(py, |_| {
+            self.cache.make_room(bytes, |path, state| dropped.push((path, state)));
+            Ok(())
+        })?;
+        Ok(self.plain(dropped))
     }
 
     fn texts(&self) -> Vec<Vec<u32>> {
         self.cache.texts().iter().filter_map(|(path, tokens)| path.ids(*tokens)).collect()
+    }
+}
+
+impl PyPrefixCache {
+    /// Those without pictures, as ids and sequences.
+    fn plain(&self, states: Vec<(TextPath, Arc<State>)>) -> Vec<(Vec<u32>, PySequence)> {
+        let plain = states.into_iter().filter_map(|(path, state)| {
+            let ids = path.ids(state.len())?;
+            Some((ids, PySequence::of(Arc::clone(&self.engine), Arc::unwrap_or_clone(state))))
+        });
+        plain.collect()
     }
 }

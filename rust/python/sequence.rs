@@ -87,14 +87,15 @@ impl PySequence {
     }
 
     /// Something to be done in a step; the docstring is in the stub.
-    #[pyo3(signature = (ids, media = None, sampler = None))]
+    #[pyo3(signature = (ids, media = None, sampler = None, places = Vec::new()))]
     fn work(
         slf: &Bound<'_, Self>,
         ids: &Bound<'_, PyAny>,
         media: Option<&Bound<'_, PyAny>>,
         sampler: Option<Py<PySampler>>,
+        places: Vec<usize>,
     ) -> PyResult<PyWork> {
-        PyWork::new(slf, ids, media, sampler)
+        PyWork::new(slf, ids, media, sampler, places)
     }
 
     fn reserve(&mut self, py: Python<'_>, tokens: usize) -> PyResult<()> {

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image, ImageDraw
 
 import golden
-from edgewise import Model, Result, _native
+from edgewise import Model, Prompt, Result, _native
 from edgewise.chat import split_reasoning
 from edgewise.checkpoints import EVERY, GAP, Markers, Spacing, places
 from edgewise.reading import SHORT
@@ -144,6 +144,53 @@ class TestReuse:
             opened(wrong)
 
 
+class Steps:
+    """Watches the steps of a model that has one text at a time."""
+
+    def __init__(self, model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.native = model._scheduler._batch
+        self.taken: list[tuple[int, int]] = []
+        """Tokens of each step, and how many it had room for."""
+        monkeypatch.setattr(model._scheduler, "_batch", self)
+
+    def step(self, works: Any) -> None:
+        ((work, most),) = works
+        before = work.left
+        self.native.step(works)
+        self.taken.append((before - work.left, most))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.native, name)
+
+
+class TestPasses:
+    def test_borders_cut_no_pass(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A turn of a conversation is read across the borders in it, and its states are kept."""
+        model = Model.from_pretrained("demo", threads=2)
+        messages: list[dict[str, Any]] = [{"role": "user", "content": "Repeat: " + "coins " * 20}]
+        answer = model.generate(messages, max_new_tokens=4).text
+        messages.append({"role": "assistant", "content": answer})
+        for words in ("apples keys", "coins books"):
+            messages.append({"role": "user", "content": "Repeat: " + words * 20})
+        steps = Steps(model, monkeypatch)
+        before = len(model._reader.cache or [])
+        result = model.generate(messages, max_new_tokens=1, temperature=0)
+        computed = result.usage.prompt_tokens - result.usage.cached_tokens
+        assert sum(tokens for tokens, _ in steps.taken) == computed
+        assert all(tokens == most for tokens, most in steps.taken[:-1])
+        assert result.usage.cached_tokens > 0
+        assert len(model._reader.cache or []) >= before + 2
+        other = Model.from_pretrained("demo", threads=2, cache_bytes=0)
+        assert result.token_ids == other.generate(messages, max_new_tokens=1, temperature=0).token_ids
+
+    def test_what_has_no_room_is_not_copied(self) -> None:
+        model = opened(1000)
+        work = model._reader.text()
+        work.read(Prompt(ids(1, 100)))
+        assert work._places(0, 0) == []
+        assert model.cached_bytes == 0
+
+
 class TestBounds:
     def test_a_thousand_requests(self) -> None:
         model = opened(1_000_000)
@@ -198,6 +245,28 @@ class TestBounds:
         held.put(path, sequence)
         assert held.nbytes == sizes[-1]
         assert len(held) == 10
+
+    def test_room_is_made_beforehand(self) -> None:
+        engine = opened(0)._engine
+        probe = _native.PrefixCache(engine, 1 << 30)
+        paths = []
+        for seed in range(4):
+            sequence = engine.sequence()
+            sequence.append(ids(seed, 50))
+            paths.append(_native.TextPath())
+            paths[-1].extend(ids(seed, 50))
+            probe.put(paths[-1], sequence)
+        room = _native.PrefixCache(engine, probe.nbytes)
+        for path in paths:
+            found = probe.find(path, 0, 50)
+            assert found is not None
+            room.put(path, found)
+        assert room.make_room(room.limit + 1) == []
+        assert room.make_room(0) == []
+        assert len(room) == 4
+        gone = room.make_room(room.limit // 2)
+        assert [text for text, _ in gone] == [ids(0, 50), ids(1, 50)]
+        assert room.nbytes <= room.limit // 2
 
     def test_wrong_arguments(self) -> None:
         engine = opened(0)._engine

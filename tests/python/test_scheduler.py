@@ -390,6 +390,32 @@ class TestEnds:
         with pytest.raises(ValueError, match=r"^sequence: it is empty"):
             nothing.result()
 
+    def test_copies_kept_by_hand(self) -> None:
+        """In the middle of a step, at its end, and of what is given up."""
+        engine = demo()._engine
+        text = ids(1, 30)
+        sequence, batch = engine.sequence(), engine.batch()
+        work = sequence.work(text, None, None, [4, 10, 11, 30])
+        assert work.kept() == []
+        batch.step([(work, 10)])
+        kept = work.kept()
+        assert [len(copy) for copy in kept] == [4, 10]
+        batch.step([(work, 5)])
+        work.abandon()
+        kept += work.kept()
+        assert [len(copy) for copy in kept] == [4, 10, 11]
+        assert (len(sequence), work.kept()) == (15, [])
+        whole = engine.sequence()
+        whole.append(text)
+        for copy in [*kept, sequence]:
+            copy.append(text[len(copy) :])
+            np.testing.assert_array_equal(copy.logits(), whole.logits())
+
+    @pytest.mark.parametrize("places", [[0], [3, 3], [2, 1], [6]])
+    def test_places_that_do_not_exist(self, places: list[int]) -> None:
+        with pytest.raises(ValueError, match=r"^places\[\d\]: is \d, must be more than"):
+            demo()._engine.sequence().work([1, 2, 3, 4, 5], None, None, places)
+
     def test_ctrl_c_in_a_leader_leaves_the_others_to_the_next(self) -> None:
         """It strikes behind a step that was also for others."""
         model = opened(cache_bytes=0)

@@ -17,6 +17,7 @@ from PIL import Image
 
 import golden
 from edgewise import ContextError, Model, Prompt, Sequence
+from edgewise.checkpoints import EVERY
 
 CASES = {
     "f32": ("dense_text", "f32", "auto"),
@@ -308,34 +309,32 @@ class TestLife:
         """Ctrl-C between two of the pieces that a long text is read in."""
         used = model("f32")
         ids = text(2, 3000)
-        pieces = itertools.count()
+        steps = itertools.count()
 
         class Stopping:
             def __init__(self, native: Any) -> None:
                 self.native = native
 
-            def work(self, *arguments: Any) -> Any:
-                if next(pieces) == 1:
+            def step(self, works: Any) -> None:
+                if next(steps) == 6:
                     raise KeyboardInterrupt
-                return self.native.work(*arguments)
+                self.native.step(works)
 
             def __getattr__(self, name: str) -> Any:
                 return getattr(self.native, name)
 
-            def __len__(self) -> int:
-                return len(self.native)
-
         sequence = used.sequence()
-        held = sequence._held
-        assert held is not None
-        held.native = Stopping(held.native)  # type: ignore[assignment]
-        held._path = None
-        monkeypatch.setattr(held, "_keep", lambda: None)
+        used.clear_cache()
+        monkeypatch.setattr(used._scheduler, "_batch", Stopping(used._scheduler._batch))
         with pytest.raises(KeyboardInterrupt):
             sequence.append(ids)
         done = len(sequence)
         assert 0 < done < len(ids)
         assert sequence.token_ids == ids[:done]
+        kept = used._reader.cache
+        assert kept is not None
+        assert [len(text) for text in kept.texts()] == list(range(EVERY, done + 1, EVERY))
+        assert len(kept) > 0
         np.testing.assert_array_equal(sequence.logits(), fresh_logits(used, ids[:done]))
         sequence.append(ids[done:])
         np.testing.assert_array_equal(sequence.logits(), fresh_logits(used, ids))

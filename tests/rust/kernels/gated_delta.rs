@@ -6,7 +6,7 @@ use edgewise::config::DeltaConfig;
 use edgewise::kernels::Cpu;
 use edgewise::kernels::conv::{TAIL, TAPS, short_conv};
 use edgewise::kernels::delta_rule::{DeltaInput, delta_rule, gates, normalize_query_key};
-use edgewise::kernels::gated_delta::{GatedDelta, Sequence, gated_delta};
+use edgewise::kernels::gated_delta::{GatedDelta, Kept, Sequence, gated_delta};
 use edgewise::kernels::norm::gated_rms_norm;
 use proptest::prelude::*;
 
@@ -58,10 +58,46 @@ impl Case {
         for start in (0..self.tokens).step_by(piece) {
             let tokens = start..self.tokens.min(start + piece);
             let part = &mut out[start * width..tokens.end * width];
-            let sequence = Sequence { tokens: tokens.len(), tail: &mut tail, memory: &mut memory };
+            let kept = Kept { tail: &mut tail, memory: &mut memory };
+            let sequence = Sequence { tokens: tokens.len(), start: None, kept, copies: Vec::new() };
             gated_delta(cpu, self.layer(tokens), [Some(sequence)], &mut scratch, part);
         }
         [out, tail, memory].concat()
+    }
+
+    /// The same in one call that goes on from another sequence's state, and leaves a copy after each of `places`.
+    fn copied(&self, cpu: &Cpu, places: &[usize]) -> (Vec<f32>, Vec<[Vec<f32>; 2]>) {
+        let blank = || [self.tail.clone(), self.memory.clone()].map(|x| vec![f32::NAN; x.len()]);
+        let mut copies: Vec<_> = places.iter().map(|_| blank()).collect();
+        let ([mut tail, mut memory], mut out) = (blank(), vec![f32::NAN; self.z.len()]);
+        let left = places.iter().zip(&mut copies);
+        let sequence = Sequence {
+            tokens: self.tokens,
+            start: Some([&self.tail, &self.memory]),
+            kept: Kept { tail: &mut tail, memory: &mut memory },
+            copies: left.map(|(&after, [tail, memory])| (after, Kept { tail, memory })).collect(),
+        };
+        gated_delta(cpu, self.layer(0..self.tokens), [Some(sequence)], &mut Vec::new(), &mut out);
+        ([out, tail, memory].concat(), copies)
+    }
+
+    /// The first `tokens` tokens alone.
+    fn first(&self, tokens: usize) -> Self {
+        let cut = |x: &[f32]| x[..x.len() / self.tokens * tokens].to_vec();
+        Self {
+            tokens,
+            shape: self.shape.clone(),
+            projected: cut(&self.projected),
+            z: cut(&self.z),
+            a: cut(&self.a),
+            b: cut(&self.b),
+            conv: self.conv.clone(),
+            rate: self.rate.clone(),
+            dt_bias: self.dt_bias.clone(),
+            norm: self.norm.clone(),
+            tail: self.tail.clone(),
+            memory: self.memory.clone(),
+        }
     }
 
     fn layer(&self, tokens: Range<usize>) -> GatedDelta<'_> {
@@ -122,6 +158,27 @@ fn the_true_shape_in_pieces() {
     let expected = case.step_by_step(&cpu);
     for piece in [1, 7, 64, 69, 70] {
         assert_same_bits("gated_delta in pieces", &case.fused(&cpu, piece), &expected);
+    }
+}
+
+/// Copies are what the state has at their places, which lie anywhere in blocks and at their edges.
+#[test]
+fn copies_in_the_middle() {
+    let cpus = cpus();
+    for (i, places) in [&[1][..], &[2, 3, 4], &[64], &[63, 65, 128], &[1, 129, 130]].into_iter().enumerate() {
+        for shape in [shape(1, 1, 16, 16), shape(3, 6, 20, 48)] {
+            let case = Case::random(95 + i as u64, shape, 130);
+            let expected = case.step_by_step(&portable());
+            for cpu in &cpus {
+                let (found, copies) = case.copied(cpu, places);
+                assert_same_bits("gated_delta with copies", &found, &expected);
+                for (&place, copy) in places.iter().zip(copies) {
+                    let first = case.first(place);
+                    let expected = first.step_by_step(&portable());
+                    assert_same_bits("a copy", &copy.concat(), &expected[first.z.len()..]);
+                }
+            }
+        }
     }
 }
 
