@@ -50,14 +50,19 @@ pub fn forward(
         cpu.profile.products(Operation::AttentionProjections, outputs, &[&weights.query]);
     }
 
-    let norm = QueryKeyNorm { query: &weights.query_norm, key: &weights.key_norm, eps: config.rms_norm_eps };
+    let norm = weights.norms.as_ref().map(|norms| QueryKeyNorm {
+        query: &norms.query,
+        key: &norms.key,
+        eps: config.rms_norm_eps,
+    });
+    let norm_bytes = norm.map_or(0, |norm| size_of_val(norm.query) + size_of_val(norm.key));
     for (i, (member, rows)) in member::rows_mut(members).enumerate() {
         let ends = if whole { rows.clone() } else { i..i + 1 };
         let queries = &mut queries[ends.start * shape.query_width()..ends.end * shape.query_width()];
         let of_keys = rows.start * kv_width..rows.end * kv_width;
         let (keys, values) = (&mut keys[of_keys.clone()], &values[of_keys]);
         prepare_query_key(cpu, shape, rope, rows.start, norm, queries, keys);
-        cpu.profile.lap(Operation::Norms, size_of_val(norm.query) + size_of_val(norm.key));
+        cpu.profile.lap(Operation::Norms, norm_bytes);
         let cache = member.state.cache(index);
         cache.append(cpu, keys, values);
         let out = &mut out[ends.start * out_width..ends.end * out_width];
