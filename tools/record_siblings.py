@@ -1,4 +1,4 @@
-"""Record small models of the original code: the cases qwen3, qwen3_moe, llama and moe_image of `tests/golden`.
+"""Record small models of the original code: qwen3, qwen3_moe, llama and moe_image of `tests/golden`.
 
     pip install torch transformers safetensors
     python tools/record_siblings.py [--out tests/golden]
