@@ -188,7 +188,9 @@ fn reads_llama() {
     assert_eq!((text.layers, text.delta, text.moe), (vec![LayerKind::Attention; 3], None, None));
     let rope = RopeConfig { theta: 1e5, rotary_dim: 16, sections: [8, 0, 0], yarn: None };
     assert_eq!(text.rope, rope);
-    assert!(parse(&qwen3_vl()).unwrap().text.query_key_norms && parse(&small()).unwrap().text.query_key_norms);
+    assert!(
+        parse(&qwen3_vl()).unwrap().text.query_key_norms && parse(&small()).unwrap().text.query_key_norms
+    );
 }
 
 #[test]
