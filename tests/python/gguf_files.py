@@ -309,7 +309,11 @@ def write(
     add_config(writer, checkpoint)
     if (checkpoint.folder / "tokenizer.json").exists():
         add_tokenizer(writer, checkpoint.folder, checkpoint.text["vocab_size"])
-    adders = {int: writer.add_uint32, float: writer.add_float32, str: writer.add_string}
+    adders: dict[type, Any] = {
+        int: writer.add_uint32,
+        float: writer.add_float32,
+        str: writer.add_string,
+    }
     for key, value in (more or {}).items():
         adders[type(value)](key, value)
     for name, array in {**tensors(checkpoint), **(more_tensors or {})}.items():

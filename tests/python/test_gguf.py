@@ -652,8 +652,12 @@ def _write_with_tokenizer(
     gguf_files.add_tokenizer(writer, folder, vocabulary)
     for key, value in (changes or {}).items():
         writer.kv_data[0].pop(key, None)
-        add = {bool: writer.add_bool, float: writer.add_float32, str: writer.add_string}[type(value)]
-        add(key, value)
+        adders: dict[type, Any] = {
+            bool: writer.add_bool,
+            float: writer.add_float32,
+            str: writer.add_string,
+        }
+        adders[type(value)](key, value)
     random = np.random.default_rng(0)
     shapes = {
         "token_embd.weight": (vocabulary, 32),
