@@ -372,7 +372,7 @@ fn attention(fields: &Fields, family: &Family) -> Result<AttentionConfig> {
     let attention = AttentionConfig {
         heads,
         kv_heads: match fields.optional_size(kv_key, MAX_SIZE)? {
-            None if family.older_files => heads,
+            None if family.older_theta.is_some() => heads,
             kv_heads => fields.require(kv_key, kv_heads)?,
         },
         head_dim: attention_head_dim(fields, family, heads)?,
@@ -387,7 +387,7 @@ fn attention(fields: &Fields, family: &Family) -> Result<AttentionConfig> {
 fn attention_head_dim(fields: &Fields, family: &Family, heads: usize) -> Result<usize> {
     let (key, max) = ("head_dim", crate::kernels::attention::MAX_HEAD_DIM);
     let dim = match fields.optional_size(key, MAX_HEAD_DIM)? {
-        None if family.older_files => {
+        None if family.older_theta.is_some() => {
             let hidden = fields.size("hidden_size", MAX_SIZE)?;
             divides(fields, "hidden_size", hidden, "num_attention_heads", heads)?;
             sixteens(fields, key, hidden / heads)?

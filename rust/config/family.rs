@@ -18,8 +18,9 @@ pub(super) struct Family {
     pub(super) query_key_norms: bool,
     /// Part of a head that turns, where no other stands.
     pub(super) rotary_factor: f64,
-    /// Whether files may leave `head_dim`, `num_key_value_heads` and `rope_theta` to what they were before there were such entries.
-    pub(super) older_files: bool,
+    /// Base of the frequencies in older files, which leave it out, and perhaps `head_dim` and `num_key_value_heads` too; none where
+    /// every file has these entries.
+    pub(super) older_theta: Option<f64>,
     /// Which layers have experts.
     pub(super) experts: Experts,
 }
@@ -48,11 +49,11 @@ const QWEN3: Family = Family {
     zero_centred_norms: false,
     query_key_norms: true,
     rotary_factor: 1.0,
-    older_files: false,
+    older_theta: None,
     experts: Experts::Never,
 };
 /// What Qwen3 began with, without its norms of queries and keys.
-const LLAMA: Family = Family { text: "llama", query_key_norms: false, older_files: true, ..QWEN3 };
+const LLAMA: Family = Family { text: "llama", query_key_norms: false, older_theta: Some(1e4), ..QWEN3 };
 /// Qwen3.5 without what its siblings change.
 const QWEN3_5: Family = Family {
     full: Some("qwen3_5"),

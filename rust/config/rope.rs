@@ -9,9 +9,6 @@ use crate::error::Result;
 /// Values of `rope_type`.
 const TYPES: [&str; 2] = ["default", "yarn"];
 
-/// Base of the frequencies in files from before there was an entry for it.
-const OLDER_THETA: f64 = 10_000.0;
-
 /// Rotary settings for heads of `head_dim` in a model whose `max_position_embeddings` is `context`.
 pub(super) fn parse(fields: &Fields, family: &Family, head_dim: usize, context: usize) -> Result<RopeConfig> {
     let settings = settings(fields)?;
@@ -19,10 +16,7 @@ pub(super) fn parse(fields: &Fields, family: &Family, head_dim: usize, context: 
     let stretched = settings.is_some() && rope_type(inner)? == "yarn";
     let theta = match inner.positive("rope_theta")? {
         Some(theta) => theta,
-        None => match fields.positive("rope_theta")? {
-            None if family.older_files => OLDER_THETA,
-            theta => inner.require("rope_theta", theta)?,
-        },
+        None => inner.require("rope_theta", fields.positive("rope_theta")?.or(family.older_theta))?,
     };
     let rotary_dim = rotary_dim(inner, fields, head_dim, family.rotary_factor)?;
     let yarn = if stretched { Some(YarnConfig::parse(inner, context, theta, rotary_dim)?) } else { None };

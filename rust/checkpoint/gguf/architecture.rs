@@ -22,30 +22,36 @@ struct Known {
     model_type: &'static str,
     /// Whether there are delta layers, and 1 was added to the norms.
     hybrid: bool,
-    /// Whether value heads stand in the order that `order` tells.
-    tiled: bool,
     moe: bool,
-    /// Whether rows of queries and keys stand in the order that `order` tells.
-    paired: bool,
+    order: Order,
+}
+
+/// What stands in another order than in the original, as [`names`](super::names) tells.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Order {
+    Original,
+    /// Value heads of delta layers.
+    TiledHeads,
+    /// Rows of queries and keys.
+    PairedRows,
 }
 
 const PLAIN: Known =
-    Known { name: "qwen3", model_type: "qwen3", hybrid: false, tiled: false, moe: false, paired: false };
+    Known { name: "qwen3", model_type: "qwen3", hybrid: false, moe: false, order: Order::Original };
 const KNOWN: [Known; 7] = [
-    Known { name: "qwen35", model_type: "qwen3_5_text", hybrid: true, tiled: true, ..PLAIN },
+    Known { name: "qwen35", model_type: "qwen3_5_text", hybrid: true, order: Order::TiledHeads, ..PLAIN },
     Known {
         name: "qwen35moe",
         model_type: "qwen3_5_moe_text",
         hybrid: true,
-        tiled: true,
+        order: Order::TiledHeads,
         moe: true,
-        ..PLAIN
     },
     Known { name: "qwen3next", model_type: "qwen3_next", hybrid: true, moe: true, ..PLAIN },
     PLAIN,
     Known { name: "qwen3moe", model_type: "qwen3_moe", moe: true, ..PLAIN },
     Known { name: "qwen3vl", model_type: "qwen3_vl_text", ..PLAIN },
-    Known { name: "llama", model_type: "llama", paired: true, ..PLAIN },
+    Known { name: "llama", model_type: "llama", order: Order::PairedRows, ..PLAIN },
 ];
 /// Keys of other models that go by the name `llama`, which here would be read as something else; 0 says that there is none of it.
 const OTHERS_THAN_LLAMA: [&str; 2] = ["expert_count", "attention.sliding_window"];
@@ -113,9 +119,9 @@ pub fn read<'a>(
     if known.hybrid {
         let heads = delta(&keys, &mut config)?;
         config.insert("layer_types".into(), layer_types(&keys, layers, all)?);
-        facts.tiled = known.tiled.then_some(heads);
+        facts.tiled = (known.order == Order::TiledHeads).then_some(heads);
     }
-    if known.paired {
+    if known.order == Order::PairedRows {
         facts.paired = Some(paired(&keys, tensor)?);
     }
     if known.moe {
@@ -249,7 +255,7 @@ fn rope(keys: &Keys<'_>, head_dim: usize) -> Result<Value> {
 /// Without a type, older files stretched positions by a factor alone.
 fn not_stretched(keys: &Keys<'_>) -> Result<()> {
     for name in ["rope.scaling.factor", "rope.scale_linear"] {
-        if let Some(factor) = keys.number(name)?.filter(|&factor| factor != 1.0) {
+        if let Some(factor) = keys.number(name)?.filter(|&factor| (factor - 1.0).abs() > f64::EPSILON) {
             return Err(keys.error(name, format!("{factor} without a rope.scaling.type is not supported")));
         }
     }
