@@ -132,7 +132,7 @@ impl Bench<'_> {
         let mut keys = numbers(self.tokens * kv_width);
         self.run("rotation", ATTENTION.query_width(), |cpu, queries| {
             let norm = QueryKeyNorm { query: &weight, key: &weight, eps: EPS };
-            prepare_query_key(cpu, &ATTENTION, &rope, 0, norm, queries, &mut keys);
+            prepare_query_key(cpu, &ATTENTION, &rope, 0, Some(norm), queries, &mut keys);
         });
         for kv_type in [KvType::F16, KvType::F32] {
             let mut cache = KvCache::new(kv_type, ATTENTION.kv_heads, ATTENTION.head_dim);

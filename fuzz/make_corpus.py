@@ -168,33 +168,38 @@ GGUF_NAMES = {
 }
 
 
-def gguf(kind: int, block: int) -> bytes:
-    """Return a Qwen3 with matrices of one block type: its number, and the bytes of 32 weights."""
+def gguf(kind: int, block: int, architecture: str = "qwen3", cut: str = "qwen2") -> bytes:
+    """Return a model with matrices of one block type: its number, and the bytes of 32 weights."""
     keys: dict[str, Any] = {
-        "general.architecture": "qwen3",
+        "general.architecture": architecture,
         "general.alignment": 32,
-        "qwen3.block_count": 1,
-        "qwen3.context_length": 64,
-        "qwen3.embedding_length": 32,
-        "qwen3.feed_forward_length": 32,
-        "qwen3.attention.head_count": 1,
-        "qwen3.attention.head_count_kv": 1,
-        "qwen3.attention.key_length": 32,
-        "qwen3.attention.value_length": 32,
-        "qwen3.attention.layer_norm_rms_epsilon": 1e-6,
-        "qwen3.rope.freq_base": 1e4,
+        f"{architecture}.block_count": 1,
+        f"{architecture}.context_length": 64,
+        f"{architecture}.embedding_length": 32,
+        f"{architecture}.feed_forward_length": 32,
+        f"{architecture}.attention.head_count": 1,
+        f"{architecture}.attention.head_count_kv": 1,
+        f"{architecture}.attention.key_length": 32,
+        f"{architecture}.attention.value_length": 32,
+        f"{architecture}.attention.layer_norm_rms_epsilon": 1e-6,
+        f"{architecture}.rope.freq_base": 1e4,
         "tokenizer.ggml.model": "gpt2",
-        "tokenizer.ggml.pre": "qwen2",
+        "tokenizer.ggml.pre": cut,
         "tokenizer.ggml.tokens": [chr(97 + i) for i in range(14)] + ["ab", "<|im_end|>"],
         "tokenizer.ggml.token_type": [1] * 15 + [3],
         "tokenizer.ggml.merges": ["a b"],
         "tokenizer.ggml.eos_token_id": 15,
         "tokenizer.ggml.add_bos_token": False,
     }
-    head = struct.pack("<4sIQQ", b"GGUF", 3, len(GGUF_NAMES), len(keys))
+    names = {
+        name: shape
+        for name, shape in GGUF_NAMES.items()
+        if architecture != "llama" or not name.endswith(("q_norm", "k_norm"))
+    }
+    head = struct.pack("<4sIQQ", b"GGUF", 3, len(names), len(keys))
     head += b"".join(gguf_string(key) + gguf_value(value) for key, value in keys.items())
     data = b""
-    for name, shape in GGUF_NAMES.items():
+    for name, shape in names.items():
         is_matrix = len(shape) == 2
         elements = shape[0] * (shape[1] if is_matrix else 1)
         sides = struct.pack(f"<{len(shape)}Q", *reversed(shape))
@@ -223,7 +228,10 @@ def seeds() -> dict[str, list[bytes]]:
             safetensors({}),
             safetensors(packed(GPTQ)),
         ],
-        "gguf": [gguf(0, 128), gguf(2, 18), gguf(3, 20), gguf(8, 34), gguf(20, 18)],
+        "gguf": [
+            *(gguf(0, 128), gguf(2, 18), gguf(3, 20), gguf(8, 34), gguf(20, 18)),
+            gguf(3, 20, "llama", "smollm"),
+        ],
         "checkpoint": [b"\0".join(part) for part in parts],
     }
 

@@ -143,6 +143,8 @@ pub struct TextConfig {
     pub rms_norm_eps: f32,
     /// Whether the norms on the residual stream, queries and keys are stored as weight - 1.
     pub zero_centred_norms: bool,
+    /// Whether queries and keys go through norms before they turn.
+    pub query_key_norms: bool,
     /// Shapes of the gated delta rule; there exactly if a layer uses it.
     pub delta: Option<DeltaConfig>,
     /// Shapes of the mixture of experts; there exactly if a layer has one.
@@ -270,15 +272,18 @@ fn tied(outer: &Fields, text: &Fields) -> Result<bool> {
 
 fn text_config(fields: &Fields, family: &Family, tie_word_embeddings: bool) -> Result<TextConfig> {
     expect_text(fields, "hidden_act", "silu")?;
-    for key in ["attention_bias", "use_sliding_window"] {
+    for key in ["attention_bias", "mlp_bias", "use_sliding_window"] {
         if fields.flag(key)? == Some(true) {
             return Err(fields.error(key, "true is not supported"));
         }
     }
+    if let Some(ranks) = fields.optional_size("pretraining_tp", MAX_SIZE)?.filter(|&ranks| ranks != 1) {
+        return Err(fields.error("pretraining_tp", format!("{ranks} is not supported; known: 1")));
+    }
     let attention = attention(fields, family)?;
     let layers = layers(fields, family)?;
     let context = fields.size("max_position_embeddings", MAX_SIZE)?;
-    let rope = rope::parse(fields, attention.head_dim, family.rotary_factor, context)?;
+    let rope = rope::parse(fields, family, attention.head_dim, context)?;
     let feed_forwards = moe::kinds(fields, family, layers.len())?;
     let dense = feed_forwards.contains(&FeedForwardKind::Dense);
     let experts = feed_forwards.contains(&FeedForwardKind::Moe);
@@ -289,6 +294,7 @@ fn text_config(fields: &Fields, family: &Family, tie_word_embeddings: bool) -> R
         max_position_embeddings: rope.yarn.as_ref().map_or(context, YarnConfig::context),
         rms_norm_eps: rms_norm_eps(fields)?,
         zero_centred_norms: family.zero_centred_norms,
+        query_key_norms: family.query_key_norms,
         delta: if layers.contains(&LayerKind::GatedDelta) { Some(delta(fields)?) } else { None },
         rope,
         moe: experts.then(|| moe::parse(fields, family)).transpose()?,
@@ -361,10 +367,15 @@ fn attention(fields: &Fields, family: &Family) -> Result<AttentionConfig> {
     if output_gate && !family.hybrid {
         return Err(fields.error(gate_key, format!("true is not supported in {}", family.text)));
     }
+    let heads = fields.size("num_attention_heads", MAX_SIZE)?;
+    let kv_key = "num_key_value_heads";
     let attention = AttentionConfig {
-        heads: fields.size("num_attention_heads", MAX_SIZE)?,
-        kv_heads: fields.size("num_key_value_heads", MAX_SIZE)?,
-        head_dim: attention_head_dim(fields)?,
+        heads,
+        kv_heads: match fields.optional_size(kv_key, MAX_SIZE)? {
+            None if family.older_theta.is_some() => heads,
+            kv_heads => fields.require(kv_key, kv_heads)?,
+        },
+        head_dim: attention_head_dim(fields, family, heads)?,
         output_gate,
     };
     divides(fields, "num_attention_heads", attention.heads, "num_key_value_heads", attention.kv_heads)?;
@@ -372,19 +383,29 @@ fn attention(fields: &Fields, family: &Family) -> Result<AttentionConfig> {
     Ok(attention)
 }
 
-/// The attention kernel keeps a head's output in a buffer of fixed size.
-fn attention_head_dim(fields: &Fields) -> Result<usize> {
-    let dim = head_dim(fields, "head_dim")?;
-    if dim > crate::kernels::attention::MAX_HEAD_DIM {
-        let max = crate::kernels::attention::MAX_HEAD_DIM;
-        return Err(fields.error("head_dim", format!("must be at most {max}, not {dim}")));
+/// The dimension of one of `heads` heads; the attention kernel keeps a head's output in a buffer of fixed size.
+fn attention_head_dim(fields: &Fields, family: &Family, heads: usize) -> Result<usize> {
+    let (key, max) = ("head_dim", crate::kernels::attention::MAX_HEAD_DIM);
+    let dim = match fields.optional_size(key, MAX_HEAD_DIM)? {
+        None if family.older_theta.is_some() => {
+            let hidden = fields.size("hidden_size", MAX_SIZE)?;
+            divides(fields, "hidden_size", hidden, "num_attention_heads", heads)?;
+            sixteens(fields, key, hidden / heads)?
+        }
+        _ => head_dim(fields, key)?,
+    };
+    if dim > max {
+        return Err(fields.error(key, format!("must be at most {max}, not {dim}")));
     }
     Ok(dim)
 }
 
-/// The dimension of a head: kernels work on 16 channels at a time.
 fn head_dim(fields: &Fields, key: &str) -> Result<usize> {
-    let dim = fields.size(key, MAX_HEAD_DIM)?;
+    sixteens(fields, key, fields.size(key, MAX_HEAD_DIM)?)
+}
+
+/// The dimension of a head: kernels work on 16 channels at a time.
+fn sixteens(fields: &Fields, key: &str, dim: usize) -> Result<usize> {
     if !dim.is_multiple_of(16) {
         return Err(fields.error(key, format!("must be a multiple of 16, not {dim}")));
     }

@@ -1,4 +1,4 @@
-"""Record small models of the original code: the cases qwen3, qwen3_moe and moe_image of `tests/golden`.
+"""Record small models of the original code: qwen3, qwen3_moe, llama and moe_image of `tests/golden`.
 
     pip install torch transformers safetensors
     python tools/record_siblings.py [--out tests/golden]
@@ -20,6 +20,8 @@ import transformers
 from numpy.typing import NDArray
 from transformers import (
     DynamicCache,
+    LlamaConfig,
+    LlamaForCausalLM,
     PreTrainedModel,
     Qwen3_5MoeConfig,
     Qwen3_5MoeForConditionalGeneration,
@@ -33,6 +35,7 @@ import make_golden
 
 Arrays = dict[str, NDArray[Any]]
 
+CASES = ["qwen3", "qwen3_moe", "llama", "moe_image"]
 GREEDY = 32
 LENGTHS = [5, 70]
 GREEDY_MARGIN = 3e-3
@@ -62,6 +65,11 @@ def build(case: str, seed: int) -> PreTrainedModel:
         rope = {"rope_type": "default", "rope_theta": 1_000_000.0}
         config = Qwen3Config(**SHAPES, intermediate_size=96, rope_parameters=rope, tie_word_embeddings=True)
         model = Qwen3ForCausalLM(config)
+    elif case == "llama":
+        shapes = SHAPES | {"head_dim": None}  # hidden_size / num_attention_heads, as its files leave it
+        rope = {"rope_type": "default", "rope_theta": 100_000.0}
+        llama_config = LlamaConfig(**shapes, intermediate_size=96, rope_parameters=rope, rms_norm_eps=1e-5)
+        model = LlamaForCausalLM(llama_config)
     else:
         moe_config = Qwen3MoeConfig(
             **SHAPES,
@@ -308,10 +316,13 @@ def write_seeing(out: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("tests/golden"))
+    parser.add_argument("--cases", nargs="+", choices=CASES, default=CASES)
     options = parser.parse_args()
-    for case in ["qwen3", "qwen3_moe"]:
-        write(case, options.out)
-    write_seeing(options.out)
+    for case in options.cases:
+        if case == "moe_image":
+            write_seeing(options.out)
+        else:
+            write(case, options.out)
 
 
 if __name__ == "__main__":

@@ -14,8 +14,13 @@ pub(super) struct Family {
     pub(super) hybrid: bool,
     /// Whether norms on the residual stream, queries and keys are stored as weight - 1.
     pub(super) zero_centred_norms: bool,
+    /// Whether queries and keys go through a norm before they turn.
+    pub(super) query_key_norms: bool,
     /// Part of a head that turns, where no other stands.
     pub(super) rotary_factor: f64,
+    /// Base of the frequencies in older files, which leave it out, and perhaps `head_dim` and `num_key_value_heads` too; none where
+    /// every file has these entries.
+    pub(super) older_theta: Option<f64>,
     /// Which layers have experts.
     pub(super) experts: Experts,
 }
@@ -42,9 +47,13 @@ const QWEN3: Family = Family {
     text: "qwen3",
     hybrid: false,
     zero_centred_norms: false,
+    query_key_norms: true,
     rotary_factor: 1.0,
+    older_theta: None,
     experts: Experts::Never,
 };
+/// What Qwen3 began with, without its norms of queries and keys.
+const LLAMA: Family = Family { text: "llama", query_key_norms: false, older_theta: Some(1e4), ..QWEN3 };
 /// Qwen3.5 without what its siblings change.
 const QWEN3_5: Family = Family {
     full: Some("qwen3_5"),
@@ -52,10 +61,10 @@ const QWEN3_5: Family = Family {
     hybrid: true,
     zero_centred_norms: true,
     rotary_factor: 0.25,
-    experts: Experts::Never,
+    ..QWEN3
 };
 
-const FAMILIES: [Family; 6] = [
+const FAMILIES: [Family; 7] = [
     QWEN3_5,
     Family { full: Some("qwen3_5_moe"), text: "qwen3_5_moe_text", experts: Experts::Always, ..QWEN3_5 },
     Family {
@@ -67,6 +76,7 @@ const FAMILIES: [Family; 6] = [
     Family { full: Some("qwen3_vl"), text: "qwen3_vl_text", ..QWEN3 },
     QWEN3,
     Family { text: "qwen3_moe", experts: Experts::Listed { shared: false, renormalise: false }, ..QWEN3 },
+    LLAMA,
 ];
 
 /// Where the text model's entries stand.

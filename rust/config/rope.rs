@@ -1,5 +1,6 @@
 //! The text model's rotary settings.
 
+use super::family::Family;
 use super::fields::Fields;
 use super::{RopeConfig, YarnConfig};
 use crate::checkpoint::json::quote;
@@ -8,17 +9,16 @@ use crate::error::Result;
 /// Values of `rope_type`.
 const TYPES: [&str; 2] = ["default", "yarn"];
 
-/// Rotary settings for heads of `head_dim`, of which `factor` turns where no other part stands, in a model whose
-/// `max_position_embeddings` is `context`.
-pub(super) fn parse(fields: &Fields, head_dim: usize, factor: f64, context: usize) -> Result<RopeConfig> {
+/// Rotary settings for heads of `head_dim` in a model whose `max_position_embeddings` is `context`.
+pub(super) fn parse(fields: &Fields, family: &Family, head_dim: usize, context: usize) -> Result<RopeConfig> {
     let settings = settings(fields)?;
     let inner = settings.as_ref().unwrap_or(fields);
     let stretched = settings.is_some() && rope_type(inner)? == "yarn";
     let theta = match inner.positive("rope_theta")? {
         Some(theta) => theta,
-        None => inner.require("rope_theta", fields.positive("rope_theta")?)?,
+        None => inner.require("rope_theta", fields.positive("rope_theta")?.or(family.older_theta))?,
     };
-    let rotary_dim = rotary_dim(inner, fields, head_dim, factor)?;
+    let rotary_dim = rotary_dim(inner, fields, head_dim, family.rotary_factor)?;
     let yarn = if stretched { Some(YarnConfig::parse(inner, context, theta, rotary_dim)?) } else { None };
     Ok(RopeConfig { theta, rotary_dim, sections: sections(inner, rotary_dim)?, yarn })
 }

@@ -166,6 +166,61 @@ fn qwen3_vl_is_plain_attention() {
     expect(&with(text, "attn_output_gate", true), "attn_output_gate", reason);
 }
 
+/// A small Llama as older versions of transformers saved it.
+fn llama() -> Value {
+    json!({
+        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "attention_bias": false,
+        "bos_token_id": 1, "eos_token_id": 2, "hidden_act": "silu", "hidden_size": 96,
+        "intermediate_size": 256, "max_position_embeddings": 2048, "mlp_bias": false,
+        "num_attention_heads": 6, "num_hidden_layers": 3, "num_key_value_heads": 3, "pretraining_tp": 1,
+        "rms_norm_eps": 1e-5, "rope_interleaved": false, "rope_scaling": null, "rope_theta": 100_000,
+        "tie_word_embeddings": true, "vocab_size": 256
+    })
+}
+
+#[test]
+fn reads_llama() {
+    let config = parse(&llama()).unwrap();
+    assert_eq!((config.model_type.as_str(), config.vision), ("llama", None));
+    let text = config.text;
+    assert_eq!(text.attention, AttentionConfig { heads: 6, kv_heads: 3, head_dim: 16, output_gate: false });
+    assert!(!text.query_key_norms && !text.zero_centred_norms && text.tie_word_embeddings);
+    assert_eq!((text.layers, text.delta, text.moe), (vec![LayerKind::Attention; 3], None, None));
+    let rope = RopeConfig { theta: 1e5, rotary_dim: 16, sections: [8, 0, 0], yarn: None };
+    assert_eq!(text.rope, rope);
+    assert!(
+        parse(&qwen3_vl()).unwrap().text.query_key_norms && parse(&small()).unwrap().text.query_key_norms
+    );
+}
+
+#[test]
+fn what_files_of_llama_may_leave_out() {
+    let of = |config: &Value| parse(config).unwrap().text;
+    assert_eq!(of(&without(llama(), "num_key_value_heads")).attention.kv_heads, 6);
+    assert_eq!(of(&with(llama(), "head_dim", 32)).attention.head_dim, 32);
+    assert_eq!(of(&with(llama(), "head_dim", Value::Null)).attention.head_dim, 16);
+    assert!((of(&without(llama(), "rope_theta")).rope.theta - 1e4).abs() < f64::EPSILON);
+    expect(&with(llama(), "hidden_size", 97), "hidden_size", "97 is not a multiple of num_attention_heads 6");
+    expect(&with(llama(), "hidden_size", 60), "head_dim", "must be a multiple of 16, not 10");
+    expect(&with(llama(), "hidden_size", 6 * 4096), "head_dim", "must be at most");
+    for key in ["head_dim", "num_key_value_heads"] {
+        expect(&without(small(), key), key, "is missing");
+    }
+}
+
+#[test]
+fn llamas_of_another_arithmetic_are_refused() {
+    for key in ["attention_bias", "mlp_bias"] {
+        expect(&with(llama(), key, true), key, "true is not supported");
+    }
+    expect(&with(llama(), "pretraining_tp", 2), "pretraining_tp", "2 is not supported; known: 1");
+    expect(&with(llama(), "hidden_act", "gelu"), "hidden_act", "'gelu' is not supported");
+    for (key, name) in [("rope_type", "llama3"), ("type", "linear"), ("rope_type", "dynamic")] {
+        let scaled = with(llama(), "rope_scaling", json!({key: name, "factor": 8.0}));
+        expect(&scaled, &format!("rope_scaling.{key}"), &format!("'{name}' is not supported"));
+    }
+}
+
 #[test]
 fn delta_shapes_are_needed_where_a_layer_is_linear() {
     let attention = with(small(), "layer_types", vec!["full_attention"; 4]);
@@ -180,8 +235,8 @@ fn delta_shapes_are_needed_where_a_layer_is_linear() {
 #[test]
 fn other_models_are_refused_by_name() {
     let known = "is not supported; known: qwen3_5, qwen3_5_text, qwen3_5_moe, qwen3_5_moe_text, qwen3_next, qwen3_vl, \
-                 qwen3_vl_text, qwen3, qwen3_moe";
-    for name in ["qwen4_exp", "llama", ""] {
+                 qwen3_vl_text, qwen3, qwen3_moe, llama";
+    for name in ["qwen4_exp", "mistral", ""] {
         expect(&with(full(&small()), "model_type", name), "model_type", &format!("'{name}' {known}"));
     }
     expect(&without(small(), "model_type"), "model_type", "is missing");

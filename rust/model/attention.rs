@@ -50,7 +50,12 @@ pub fn forward(
         cpu.profile.products(Operation::AttentionProjections, outputs, &[&weights.query]);
     }
 
-    let norm = QueryKeyNorm { query: &weights.query_norm, key: &weights.key_norm, eps: config.rms_norm_eps };
+    let norm = weights.norms.as_ref().map(|norms| QueryKeyNorm {
+        query: &norms.query,
+        key: &norms.key,
+        eps: config.rms_norm_eps,
+    });
+    let norm_bytes = norm.map_or(0, |norm| size_of_val(norm.query) + size_of_val(norm.key));
     let mut done = 0;
     for (member, rows) in member::rows_mut(members) {
         let (state, stretches) = member.stretches_mut();
@@ -64,7 +69,7 @@ pub fn forward(
             let of_keys = stretch.start * kv_width..stretch.end * kv_width;
             let (keys, values) = (&mut keys[of_keys.clone()], &values[of_keys]);
             prepare_query_key(cpu, shape, rope, stretch.start, norm, queries, keys);
-            cpu.profile.lap(Operation::Norms, size_of_val(norm.query) + size_of_val(norm.key));
+            cpu.profile.lap(Operation::Norms, norm_bytes);
             cache.append(cpu, keys, values);
             let out = &mut out[outputs.start * out_width..outputs.end * out_width];
             attention(cpu, shape, queries, cache, &mut scratch.partials, out);

@@ -12,8 +12,7 @@ impl Engine {
     /// Second moments of what every matrix of the text model reads over `ids`, cut into windows that are read each on its own.
     /// `proceed` is told before each window how many tokens are done, and stops the work with an error.
     ///
-    /// An embedding that is the vocabulary head as well is left out: its rows are also read as they are, where an error in one
-    /// column makes up for none in another. The moments do not depend on tier, threads or passes, nor on what else is computed
+    /// The moments do not depend on tier, threads or passes, nor on what else is computed
     /// meanwhile.
     pub fn input_statistics(
         &self,
@@ -35,13 +34,15 @@ impl Engine {
                 names[index].push(name);
             }
         });
+        let tied = record.input_of(&self.model.weights.embedding);
         let mut statistics = InputStatistics::new(ids.len());
-        for (input, names) in record.inputs().iter().zip(names) {
+        for (i, (input, names)) in record.inputs().iter().zip(names).enumerate() {
             if !input.sums.iter().all(|sum| sum.is_finite()) {
                 self.model.check_finite(&[f32::NAN])?;
             }
             // An input that was always 0 tells nothing.
-            if let Some(moments) = Moments::from_sums(input.cols, &input.sums) {
+            let moments = if tied == Some(i) { Moments::of_read_rows } else { Moments::from_sums };
+            if let Some(moments) = moments(input.cols, &input.sums) {
                 statistics.add(moments, names);
             }
         }
@@ -69,13 +70,10 @@ impl Engine {
         Ok(())
     }
 
-    /// Records what a vocabulary head of its own reads of the tokens in `scratch`. Its products are not needed.
+    /// Records what the vocabulary head reads of the tokens in `scratch`. Its products are not needed.
     fn record_head(&self, scratch: &mut Scratch, tokens: usize) {
         let _standard = StandardFloat::enter();
         let weights = &self.model.weights;
-        if std::ptr::eq(weights.head.bytes(), weights.embedding.bytes()) {
-            return;
-        }
         let size = tokens * self.model.config.hidden_size;
         let (hidden, normed) = (&scratch.hidden[..size], &mut scratch.normed[..size]);
         let eps = self.model.config.rms_norm_eps;

@@ -22,10 +22,11 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use super::fused::{self, Part};
+use super::gguf;
 use super::imports::{Imports, Name, Packed};
 use super::matrix::{BLOCK_ROWS, Format};
 use super::moments::{InputStatistics, Moments};
-use super::quantize::{Rows, SquaredError, matrices, quantize_parallel_for};
+use super::quantize::{Rows, SquaredError, has_calibrated_levels, matrices, quantize_parallel_for};
 use super::recipe::{Recipe, Treatment};
 use super::stored::{BlockEntry, TENSORS_KEY, block_shape};
 use crate::checkpoint::writer::{Planned, Writer};
@@ -317,7 +318,7 @@ impl Item {
         name: &str,
         statistics: Option<&'a InputStatistics>,
     ) -> Result<Option<&'a Moments>> {
-        let weights = self.weights().filter(|(format, _)| *format == Format::Int4);
+        let weights = self.weights().filter(|(format, _)| has_calibrated_levels(*format));
         let Some((statistics, (_, shape))) = statistics.zip(weights) else { return Ok(None) };
         let [_, _, cols] = matrices(&shape).unwrap_or_default();
         statistics.find(name, cols)
@@ -409,10 +410,12 @@ fn write_items(
             done = before + (u128::from(size) * part as u128 / of.max(1) as u128) as u64;
             progress(done, total, &planned.name)
         };
-        let moments = item.moments(&planned.name, statistics)?;
+        let mut moments = item.moments(&planned.name, statistics)?;
         let (kind, error) = match item {
             Item::Weights(part, format) => {
-                (format.name(), write_weights(&part.load()?, *format, moments, writer, pool, &mut advance)?)
+                let view = part.load()?;
+                moments = moments.filter(|_| !gguf::keeps_levels(view.dtype, *format));
+                (format.name(), write_weights(&view, *format, moments, writer, pool, &mut advance)?)
             }
             Item::Raw(part) => {
                 let view = part.load()?;

@@ -35,6 +35,11 @@ pub fn natural_format(dtype: DType) -> Option<Format> {
     }
 }
 
+/// Whether blocks of this type keep their levels in `format`, if these fit.
+pub(super) fn keeps_levels(dtype: DType, format: Format) -> bool {
+    matches!(dtype, DType::Block(block) if block.has_levels()) && natural_format(dtype) == Some(format)
+}
+
 /// Moves levels and scales to `out` without rounding a weight anew, and tells what that lost; `None` if format, levels or scales
 /// do not allow that, with `out` unspecified.
 ///
@@ -43,7 +48,7 @@ pub fn natural_format(dtype: DType) -> Option<Format> {
 pub(super) fn repack(format: Format, source: Rows<'_>, out: &mut [u8]) -> Option<SquaredError> {
     let DType::Block(block) = source.view.dtype else { return None };
     let levels = Levels::of(format)?;
-    if !block.has_levels() || natural_format(source.view.dtype) != Some(format) {
+    if !keeps_levels(source.view.dtype, format) {
         return None;
     }
     let block_bytes = format.block_bytes();

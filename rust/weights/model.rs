@@ -82,12 +82,19 @@ pub struct AttentionWeights {
     pub key: Matrix,
     /// `[Hkv D, H]`
     pub value: Matrix,
-    /// `[D]`
-    pub query_norm: Vec<f32>,
-    /// `[D]`
-    pub key_norm: Vec<f32>,
+    /// Those of queries and keys, in families that have them.
+    pub norms: Option<HeadNorms>,
     /// `[H, Hq D]`
     pub out: Matrix,
+}
+
+/// Norms of each head.
+#[derive(Debug)]
+pub struct HeadNorms {
+    /// `[D]`
+    pub query: Vec<f32>,
+    /// `[D]`
+    pub key: Vec<f32>,
 }
 
 impl AttentionWeights {
@@ -321,10 +328,12 @@ impl LayerWeights {
                 ("linear_attn.dt_bias", &delta.dt_bias[..]),
                 ("linear_attn.norm.weight", &delta.norm[..]),
             ]),
-            MixerWeights::Attention(attention) => all.extend([
-                ("self_attn.q_norm.weight", &attention.query_norm[..]),
-                ("self_attn.k_norm.weight", &attention.key_norm[..]),
-            ]),
+            MixerWeights::Attention(attention) => {
+                if let Some(norms) = &attention.norms {
+                    all.push(("self_attn.q_norm.weight", &norms.query[..]));
+                    all.push(("self_attn.k_norm.weight", &norms.key[..]));
+                }
+            }
         }
         all
     }

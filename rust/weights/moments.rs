@@ -10,7 +10,8 @@
 //! handed on: GPTQ (Frantar et al. 2022, arXiv 2210.17323) with groups in the place of columns.
 //!
 //! Moments are divided by their mean over all K channels, and `DAMPING` is added on the diagonal, so that channels which the
-//! text left idle do not count as free.
+//! text left idle do not count as free. More is added where rows are also read as they are: the rows of an embedding that is the
+//! vocabulary head as well are the beginning of all, and there each error counts by its square alone.
 
 use std::collections::BTreeMap;
 
@@ -21,6 +22,8 @@ use crate::error::{Error, Result};
 pub const SPAN: usize = 4 * BLOCK_COLS;
 /// Added to the diagonal, as a part of the mean over the diagonal.
 const DAMPING: f64 = 0.02;
+/// The same where rows of the matrix are also read as they are.
+const DAMPING_OF_ROWS: f64 = 0.3;
 
 /// A symmetric matrix of 32 channels, `[32, 32]`.
 pub type GroupMoments = [[f32; BLOCK_COLS]; BLOCK_COLS];
@@ -45,6 +48,16 @@ impl Moments {
     /// From sums over tokens `[spans, SPAN, SPAN]`, of which only the upper triangles are read; `None` if they are all zeros or not
     /// finite.
     pub fn from_sums(cols: usize, sums: &[f64]) -> Option<Self> {
+        Self::damped(cols, sums, DAMPING)
+    }
+
+    /// The same for a matrix whose rows are also read as they are, such as an embedding that is the vocabulary head as well: there,
+    /// an error in one column makes up for none in another.
+    pub fn of_read_rows(cols: usize, sums: &[f64]) -> Option<Self> {
+        Self::damped(cols, sums, DAMPING_OF_ROWS)
+    }
+
+    fn damped(cols: usize, sums: &[f64], damping: f64) -> Option<Self> {
         let diagonal = |square: &[f64]| (0..SPAN).map(|i| square[i * SPAN + i]).sum::<f64>();
         let mean = sums.chunks_exact(SPAN * SPAN).map(diagonal).sum::<f64>() / cols.max(1) as f64;
         // A sum of squares that is finite bounds the products too.
@@ -57,7 +70,7 @@ impl Moments {
             let mut square = Square::zeros(width);
             for i in 0..width {
                 for j in i..width {
-                    let damping = if i == j { DAMPING } else { 0.0 };
+                    let damping = if i == j { damping } else { 0.0 };
                     square.set(i, j, sums[i * SPAN + j] / mean + damping);
                 }
             }

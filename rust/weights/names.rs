@@ -1,15 +1,15 @@
 //! From named tensors to the fields of [`Weights`]: every checkpoint name and every quirk of the families stands here.
 //!
 //! Quirks: the norms on the residual stream, queries and keys of hybrid models are zero-centred, so 1 is added to their
-//! weights (the gated norm of the delta layers is not, nor is any norm of Qwen3 and Qwen3-VL); the convolution is stored
+//! weights (the gated norm of the delta layers is not, nor is any norm of other models); the convolution is stored
 //! `[C, 1, 4]` and used `[4, C]`; `A_log` is used as its exponential; a tied head is the embedding; experts are tensors of
 //! their own, or stand stacked with gate and up projection in one. How Qwen3-Next's fused projections come apart is told
 //! in [`fused`](super::fused).
 
 use super::matrix::Matrix;
 use super::model::{
-    AttentionWeights, DeltaWeights, FeedForwardWeights, LayerWeights, MixerWeights, MoeWeights, SharedExpert,
-    SwiGluWeights, Weights,
+    AttentionWeights, DeltaWeights, FeedForwardWeights, HeadNorms, LayerWeights, MixerWeights, MoeWeights,
+    SharedExpert, SwiGluWeights, Weights,
 };
 use crate::config::{FeedForwardKind, LayerKind, TextConfig};
 use crate::error::Result;
@@ -102,14 +102,21 @@ impl Layer<'_> {
     fn attention(&mut self) -> Result<AttentionWeights> {
         let (hidden, attention) = (self.config.hidden_size, &self.config.attention);
         let (query_width, head_dim) = (attention.query_width(), attention.head_dim);
+        let query_key_norms = self.config.query_key_norms;
         let (kv_width, out_width) = (attention.kv_heads * head_dim, attention.heads * head_dim);
         Ok(AttentionWeights {
             query: self.matrix("self_attn.q_proj", [query_width, hidden])?,
             key: self.matrix("self_attn.k_proj", [kv_width, hidden])?,
             value: self.matrix("self_attn.v_proj", [kv_width, hidden])?,
-            query_norm: self.norm("self_attn.q_norm", head_dim)?,
-            key_norm: self.norm("self_attn.k_norm", head_dim)?,
+            norms: query_key_norms.then(|| self.head_norms(head_dim)).transpose()?,
             out: self.matrix("self_attn.o_proj", [hidden, out_width])?,
+        })
+    }
+
+    fn head_norms(&mut self, head_dim: usize) -> Result<HeadNorms> {
+        Ok(HeadNorms {
+            query: self.norm("self_attn.q_norm", head_dim)?,
+            key: self.norm("self_attn.k_norm", head_dim)?,
         })
     }
 
@@ -217,9 +224,11 @@ mod tests {
 
     #[test]
     fn norms_are_zero_centred_in_hybrid_families_only() {
-        for (model_type, factor) in [("qwen3_5_text", 1.5f32), ("qwen3_vl_text", 0.5), ("qwen3", 0.5)] {
+        for (model_type, factor, count) in
+            [("qwen3_5_text", 1.5f32, 5), ("qwen3_vl_text", 0.5, 5), ("qwen3", 0.5, 5), ("llama", 0.5, 3)]
+        {
             let norms = norms(model_type);
-            assert_eq!(norms.len(), 5, "two of the layer, queries, keys, last");
+            assert_eq!(norms.len(), count, "two of the layer, the last, and perhaps queries and keys");
             for (name, x) in norms {
                 assert_eq!(x.to_bits(), factor.to_bits(), "{model_type} {name}");
             }

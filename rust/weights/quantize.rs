@@ -75,16 +75,23 @@ pub fn quantize_rows(
     Ok(())
 }
 
-/// As [`quantize_rows`] for INT4: the levels that lose least where the weights meet inputs of these moments.
+/// As [`quantize_rows`] for formats of 4 bits: the levels that lose least where the weights meet inputs of these moments.
 fn quantize_rows_for(
+    format: Format,
+    levels: &Levels,
     moments: &Moments,
     weights: &[f32],
     cols: usize,
     out: &mut [u8],
 ) -> Result<(), NotRepresentable> {
-    check(Format::Int4, weights, cols)?;
-    calibrated::quantize_rows(moments, weights, cols, out);
+    check(format, weights, cols)?;
+    calibrated::quantize_rows(levels, format.block_bytes(), moments, weights, cols, out);
     Ok(())
+}
+
+/// Whether the levels of this format depend on moments, where there are some.
+pub(super) fn has_calibrated_levels(format: Format) -> bool {
+    calibrated::levels(format).is_some()
 }
 
 /// What storing lost, and of how much.
@@ -175,7 +182,7 @@ pub fn quantize_parallel(
     quantize_parallel_for(pool, format, None, source, out)
 }
 
-/// As [`quantize_parallel`]; INT4 levels are those that lose least where the weights meet inputs of these moments.
+/// As [`quantize_parallel`]; levels of 4 bits are those that lose least where the weights meet inputs of these moments.
 ///
 /// # Panics
 /// Also if the moments are not those of as many columns.
@@ -236,9 +243,9 @@ fn quantize_item(
     }
     let mut weights = vec![0.0; rows * cols];
     view.read_f32(start, &mut weights)?;
-    let done = match moments.filter(|_| format == Format::Int4) {
+    let done = match moments.zip(calibrated::levels(format)) {
         None => quantize_rows(format, &weights, rows, cols, out),
-        Some(moments) => quantize_rows_for(moments, &weights, cols, out),
+        Some((moments, levels)) => quantize_rows_for(format, levels, moments, &weights, cols, out),
     };
     done.map_err(|bad| view.error(NotRepresentable { row: start / cols + bad.row, ..bad }.to_string()))?;
     let mut total = SquaredError::default();

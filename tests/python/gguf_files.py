@@ -1,6 +1,6 @@
 """Writes GGUF files of small checkpoints, ordered as llama.cpp's converter orders them.
 
-Source: `conversion/qwen.py` and `conversion/base.py` of llama.cpp, written anew with NumPy.
+Source: `qwen.py`, `llama.py` and `base.py` in `conversion` of llama.cpp, written anew with NumPy.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ ARCHITECTURES = {
     "qwen3": "qwen3",
     "qwen3_moe": "qwen3moe",
     "qwen3_vl_text": "qwen3vl",
+    "llama": "llama",
 }
 LAYER = {
     "input_layernorm.weight": "attn_norm.weight",
@@ -128,6 +129,8 @@ def tensors(checkpoint: Checkpoint) -> dict[str, Array]:
     out = {}
     for name, array in _stacked(_separate(checkpoint)).items():
         array = _values_tiled(name, array, checkpoint)
+        if checkpoint.architecture == "llama":
+            array = _paired(name, array, checkpoint.text)
         if name.endswith(".A_log"):
             array = -np.exp(array)
         elif "conv1d" in name or "shared_expert_gate" in name:
@@ -215,6 +218,16 @@ def _values_tiled(name: str, array: Array, checkpoint: Checkpoint) -> Array:
     return tiled(array, 1) if "out_proj." in name else array
 
 
+def _paired(name: str, array: Array, text: dict[str, Any]) -> Array:
+    """With the rows of queries and keys that turn together beside each other."""
+    key = {"self_attn.q_proj.weight": "num_attention_heads", "self_attn.k_proj.weight": "num_key_value_heads"}
+    heads = next((text[key[end]] for end in key if name.endswith(end)), None)
+    if heads is None:
+        return array
+    rows, columns = array.shape
+    return array.reshape(heads, 2, rows // heads // 2, columns).swapaxes(1, 2).reshape(rows, columns)
+
+
 def add_config(writer: gguf.GGUFWriter, checkpoint: Checkpoint) -> None:
     text = checkpoint.text
     writer.add_block_count(text["num_hidden_layers"] + checkpoint.extra_layers)
@@ -264,11 +277,11 @@ def vocabulary(tokenizer: dict[str, Any], size: int) -> tuple[list[str], list[in
     return [text for text, _ in listed], [kind for _, kind in listed]
 
 
-def add_tokenizer(writer: gguf.GGUFWriter, folder: Path, size: int) -> None:
+def add_tokenizer(writer: gguf.GGUFWriter, folder: Path, size: int, cut: str = "qwen35") -> None:
     tokenizer = json.loads((folder / "tokenizer.json").read_text())
     tokens, kinds = vocabulary(tokenizer, size)
     writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre("qwen35")
+    writer.add_tokenizer_pre(cut)
     writer.add_token_list(tokens)
     writer.add_token_types(kinds)
     merges = tokenizer["model"]["merges"]
@@ -281,13 +294,29 @@ def add_tokenizer(writer: gguf.GGUFWriter, folder: Path, size: int) -> None:
         writer.add_chat_template(template.read_text())
 
 
-def write(checkpoint: Checkpoint, path: Path, kind: Types = Types.F32) -> Path:
-    """Write the model with matrices of type `kind`, where their rows are whole blocks; the rest in f32."""
+def write(
+    checkpoint: Checkpoint,
+    path: Path,
+    kind: Types = Types.F32,
+    more: dict[str, int | float | str] | None = None,
+    more_tensors: dict[str, Array] | None = None,
+) -> Path:
+    """Write the model with matrices of type `kind`, where their rows are whole blocks; the rest in f32.
+
+    Metadata and tensors of `more` and `more_tensors` are added as they are.
+    """
     writer = gguf.GGUFWriter(path, checkpoint.architecture)
     add_config(writer, checkpoint)
     if (checkpoint.folder / "tokenizer.json").exists():
         add_tokenizer(writer, checkpoint.folder, checkpoint.text["vocab_size"])
-    for name, array in tensors(checkpoint).items():
+    adders: dict[type, Any] = {
+        int: writer.add_uint32,
+        float: writer.add_float32,
+        str: writer.add_string,
+    }
+    for key, value in (more or {}).items():
+        adders[type(value)](key, value)
+    for name, array in {**tensors(checkpoint), **(more_tensors or {})}.items():
         chosen = kind if is_matrix(name, array, kind) else Types.F32
         writer.add_tensor(name, gguf.quantize(array, chosen), raw_dtype=chosen)
     writer.write_header_to_file()

@@ -24,6 +24,7 @@ TEXT_CASES = [
     "qwen3_next_text",
     "qwen3",
     "qwen3_moe",
+    "llama",
 ]
 
 Array = NDArray[Any]

@@ -23,6 +23,7 @@ MODELS = [
     (str(golden.FOLDER / "dense_text"), "int8", 80),
     (str(golden.FOLDER / "dense_text_d128"), "int4", 150),
     (str(golden.FOLDER / "dense_text_kv_groups/v2x_untied"), "int4", 80),
+    (str(golden.FOLDER / "llama"), "int4", 80),
 ]
 
 SCRIPT = """

@@ -116,6 +116,20 @@ class TestLlamaCpp:
         text = "<|im_start|>user\nRepeat: coins, 12 apples' <think>\n"
         assert model.tokenizer.encode(text) == other.tokenize(text.encode(), add_bos=False, special=True)
 
+    def test_llama(self, tmp_path: Path) -> None:
+        llama_cpp = pytest.importorskip("llama_cpp")
+        path = tmp_path / "t.gguf"
+        _write_with_tokenizer(path, DEMO, 640, {"tokenizer.ggml.pre": "smollm"}, "llama")
+        other = llama_cpp.Llama(str(path), n_ctx=64, logits_all=True, verbose=False)
+        other.eval(IDS)
+        model = edgewise.Model.from_pretrained(path, dtype="f32")
+        want = np.array(other.scores[: len(IDS)])
+        # It rounds activations to 8 bits where weights are blocks.
+        assert np.sqrt(((model.logits(IDS) - want) ** 2).mean()) < 0.02 * want.std()
+        for row in golden.read_json("tokenizer/case.json")["rows"]:
+            wanted = other.tokenize(row["text"].encode(), add_bos=False, special=True)
+            assert model.tokenizer.encode(row["text"]) == wanted, row["text"]
+
 
 class TestFormats:
     def test_q4_0_is_int4_of_the_same_numbers(self, tmp_path: Path) -> None:
@@ -229,6 +243,33 @@ class TestText:
             assert model.tokenizer.decode(row["ids"]) == row["decoded"]
         assert model.eos_token_ids == (248046, 248044)
 
+    def test_every_digit_is_a_word_of_its_own_in_smollm(self, tmp_path: Path) -> None:
+        """Its parts as the original's `tokenizer.json` names them, around the demo's vocabulary."""
+        path = tmp_path / "t.gguf"
+        _write_with_tokenizer(path, DEMO, 640, {"tokenizer.ggml.pre": "smollm"})
+        tokenizer = edgewise.Model.from_pretrained(path).tokenizer
+        original = json.loads((DEMO / "tokenizer.json").read_text())
+        byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+        digits = {"type": "Digits", "individual_digits": True}
+        original["normalizer"] = None
+        original["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": [digits, byte_level]}
+        wanted = Tokenizer(json.dumps(original).encode())
+        texts = [row["text"] for row in golden.read_json("tokenizer/case.json")["rows"]]
+        texts += [
+            "12,345.60 and 007",
+            "x1 y22\n\n  333",
+            "I'M it's 4'll",
+            "\u0664\u0662 \u00bd \u2163",
+            "e\u0301",
+        ]
+        for text in texts:
+            assert tokenizer.encode(text) == wanted.encode(text), text
+        # The other rules take the space before a digit, or compose letters.
+        assert any(
+            tokenizer.encode(text) != Tokenizer((DEMO / "tokenizer.json").read_bytes()).encode(text)
+            for text in texts
+        )
+
     def test_the_demo_answers(self, tmp_path: Path) -> None:
         path = gguf_files.write(Checkpoint(DEMO), tmp_path / "demo.gguf", Types.Q8_0)
         model = edgewise.Model.from_pretrained(path)
@@ -248,8 +289,12 @@ class TestText:
     @pytest.mark.parametrize(
         ("changes", "message"),
         [
-            ({"tokenizer.ggml.pre": "llama-bpe"}, "'llama-bpe' is not supported; known: qwen2, qwen35"),
+            (
+                {"tokenizer.ggml.pre": "llama-bpe"},
+                "'llama-bpe' is not supported; known: qwen2, qwen35, smollm",
+            ),
             ({"tokenizer.ggml.model": "llama"}, "'llama' is not supported; known: gpt2"),
+            ({"tokenizer.ggml.add_bos_token": True}, "add_bos_token': true is not supported"),
         ],
     )
     def test_other_tokenizers_are_refused(
@@ -411,8 +456,8 @@ class TestHostile:
         ("architecture", "message"),
         [
             (
-                "llama",
-                "is not supported; known: qwen35, qwen35moe, qwen3next, qwen3, qwen3moe, qwen3vl",
+                "gemma3",
+                "is not supported; known: qwen35, qwen35moe, qwen3next, qwen3, qwen3moe, qwen3vl, llama",
             ),
             ("clip", "this file holds a vision tower and no language model"),
         ],
@@ -448,6 +493,36 @@ class TestHostile:
         (at,) = gguf_files.strings_at(data, was)
         path.write_bytes(data[: at + 8] + becomes.encode() + data[at + 8 + len(was) :])
         assert message in refusal(path)
+
+    @pytest.mark.parametrize(
+        ("key", "value", "message"),
+        [
+            ("expert_count", 8, "'llama.expert_count': 8 is not supported; known: 0"),
+            ("attention.sliding_window", 4096, "'llama.attention.sliding_window': 4096 is not supported"),
+            ("rope.dimension_count", 8, "'llama.rope.dimension_count': 8 of 16 channels is not supported"),
+            ("rope.scaling.type", "linear", "'llama.rope.scaling.type': 'linear' is not supported"),
+            ("rope.scaling.factor", 8.0, "'llama.rope.scaling.factor': 8 without a rope.scaling.type"),
+            ("rope.scale_linear", 2.0, "'llama.rope.scale_linear': 2 without a rope.scaling.type"),
+        ],
+    )
+    def test_other_models_by_the_name_of_llama(
+        self, key: str, value: int | str | float, message: str, tmp_path: Path
+    ) -> None:
+        path = tmp_path / "m.gguf"
+        gguf_files.write(golden_checkpoint("llama"), path, more={f"llama.{key}": value})
+        assert f"m.gguf: metadata {message}" in refusal(path)
+
+    @pytest.mark.parametrize(
+        ("name", "message"),
+        [
+            ("blk.0.attn_q.bias", "is none that this architecture is known to have"),
+            ("rope_freqs.weight", "is not supported: frequencies that are changed one by one"),
+        ],
+    )
+    def test_tensors_that_plain_llamas_lack(self, name: str, message: str, tmp_path: Path) -> None:
+        checkpoint, path = golden_checkpoint("llama"), tmp_path / "m.gguf"
+        gguf_files.write(checkpoint, path, more_tensors={name: np.ones(8, np.float32)})
+        assert f"tensor '{name}': {message}" in refusal(path)
 
     def test_a_shape_that_does_not_fit_the_metadata(self, tmp_path: Path) -> None:
         checkpoint = golden_checkpoint("dense_text")
@@ -561,19 +636,28 @@ def _blocks(random: np.random.Generator, kind: Types, count: int) -> Array:
 
 
 def _write_with_tokenizer(
-    path: Path, folder: Path, vocabulary: int, changes: dict[str, Any] | None = None
+    path: Path,
+    folder: Path,
+    vocabulary: int,
+    changes: dict[str, Any] | None = None,
+    architecture: str = "qwen3",
 ) -> None:
     """A model of one layer, 32 wide, with the tokenizer of a folder."""
-    writer = gguf.GGUFWriter(path, "qwen3")
-    config = json.loads((golden.FOLDER / "qwen3" / "config.json").read_text())
+    writer = gguf.GGUFWriter(path, architecture)
+    config = json.loads((golden.FOLDER / architecture / "config.json").read_text())
     config |= {"num_hidden_layers": 1, "hidden_size": 32, "intermediate_size": 32}
     config |= {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 16}
-    checkpoint = Checkpoint.of_text("qwen3", config)
+    checkpoint = Checkpoint.of_text(architecture, config)
     gguf_files.add_config(writer, checkpoint)
     gguf_files.add_tokenizer(writer, folder, vocabulary)
     for key, value in (changes or {}).items():
         writer.kv_data[0].pop(key, None)
-        (writer.add_float32 if isinstance(value, float) else writer.add_string)(key, value)
+        adders: dict[type, Any] = {
+            bool: writer.add_bool,
+            float: writer.add_float32,
+            str: writer.add_string,
+        }
+        adders[type(value)](key, value)
     random = np.random.default_rng(0)
     shapes = {
         "token_embd.weight": (vocabulary, 32),
@@ -588,13 +672,10 @@ def _write_with_tokenizer(
     for name, shape in shapes.items():
         array = gguf.quantize(random.normal(0, 0.2, shape).astype(np.float32), Types.Q4_0)
         writer.add_tensor(name, array, raw_dtype=Types.Q4_0)
-    for name, width in {
-        "output_norm.weight": 32,
-        "blk.0.attn_norm.weight": 32,
-        "blk.0.ffn_norm.weight": 32,
-        "blk.0.attn_q_norm.weight": 16,
-        "blk.0.attn_k_norm.weight": 16,
-    }.items():
+    norms = {"output_norm.weight": 32, "blk.0.attn_norm.weight": 32, "blk.0.ffn_norm.weight": 32}
+    if architecture == "qwen3":
+        norms |= {"blk.0.attn_q_norm.weight": 16, "blk.0.attn_k_norm.weight": 16}
+    for name, width in norms.items():
         writer.add_tensor(name, np.ones(width, np.float32))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()

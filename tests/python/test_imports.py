@@ -215,7 +215,7 @@ def logits(model: Model, case: str) -> Array:
     )
 
 
-@pytest.mark.parametrize("case", ["dense_text", "moe_text", "qwen3_next_text", "qwen3", "qwen3_moe"])
+@pytest.mark.parametrize("case", ["dense_text", "moe_text", "qwen3_next_text", "qwen3", "qwen3_moe", "llama"])
 @pytest.mark.parametrize("method", MODELS)
 class TestModels:
     def test_in_f32_it_is_the_model_of_the_weights_that_are_meant(
@@ -239,7 +239,7 @@ class TestModels:
         assert 0 < np.linalg.norm(opened - exact) < 1.2 * np.linalg.norm(int8 - exact)
 
 
-@pytest.mark.parametrize("case", ["dense_text", "moe_text", "qwen3_next_text", "qwen3", "qwen3_moe"])
+@pytest.mark.parametrize("case", ["dense_text", "moe_text", "qwen3_next_text", "qwen3", "qwen3_moe", "llama"])
 @pytest.mark.parametrize(("bits", "apart"), [(4, False), (8, True)])
 def test_models_as_mlx_saves_them(case: str, bits: int, apart: bool, tmp_path: Path) -> None:
     packer, config = packers.mlx(32, bits), imported.mlx(32, bits)

@@ -125,7 +125,7 @@ class TestShares:
 
 class TestBits:
     @pytest.mark.parametrize(
-        "name", ["dense_text", "moe_text", "qwen3_next_text", "qwen3", "qwen3_moe", "yarn"]
+        "name", ["dense_text", "moe_text", "qwen3_next_text", "qwen3", "qwen3_moe", "llama", "yarn"]
     )
     @pytest.mark.parametrize("dtype", ["f32", "int4"])
     def test_logits_on_reference_checkpoints(self, name: str, dtype: str) -> None:

@@ -24,6 +24,7 @@ CASES = {
     "int4 and int8 cache": ("dense_text", "int4", "int8"),
     "experts": ("moe_text", "int8", "auto"),
     "attention alone": ("qwen3", "int4", "f16"),
+    "without norms of queries and keys": ("llama", "int4", "f16"),
 }
 CACHES = {"no cache": 0, "a small cache": 400_000, "a large cache": 1 << 28}
 

@@ -131,6 +131,17 @@ fn experts() {
     }
 }
 
+/// Nothing but attention, with and without norms of queries and keys.
+#[test]
+fn attention_alone() {
+    for path in ["tests/golden/qwen3", "tests/golden/llama"] {
+        for dtype in ["f32", "int4"] {
+            check_everything(Model::new(path, dtype), SHORT);
+        }
+    }
+    check_everything(Model { kv_dtype: "int8", ..Model::new("tests/golden/llama", "int4") }, SHORT);
+}
+
 #[test]
 fn demo_model() {
     check_everything(DEMO, LONG);

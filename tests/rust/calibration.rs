@@ -18,6 +18,7 @@ use edgewise::weights::recipe::Recipe;
 
 use crate::models::{Model, TINY, append, text};
 
+const TIED: &str = "tests/golden/dense_text_kv_groups/v2x_tied";
 const MOE: &str = "tests/golden/moe_text";
 const WINDOW: usize = 70;
 const TOKENS: usize = 150;
@@ -53,6 +54,19 @@ fn the_heads_input_is_that_of_the_trace() {
     let found = statistics(&engine, &ids);
     assert_eq!(found.tokens(), TOKENS);
     assert_eq!(found.find("lm_head.weight", width).unwrap(), Some(&wanted));
+}
+
+#[test]
+fn a_tied_embedding_is_both_a_head_and_rows() {
+    let engine = Model::new(TIED, "f32").open_fastest(2);
+    let ids = text(&engine, WINDOW, 3);
+    let rows = engine.trace(Prompt::text(&ids), &mut || Ok(()), &mut |_, _| {}).unwrap().final_norm;
+    let width = engine.model.config.hidden_size;
+    let sums = sums(&rows, width);
+    let found = statistics(&engine, &ids);
+    let found = found.find("model.embed_tokens.weight", width).unwrap();
+    assert_eq!(found, Moments::of_read_rows(width, &sums).as_ref());
+    assert_ne!(found, Moments::from_sums(width, &sums).as_ref());
 }
 
 #[test]
@@ -110,22 +124,28 @@ fn nothing_is_recorded_before_and_after() {
 
 #[test]
 fn every_matrix_of_the_text_model_but_down_projections_of_experts_is_known() {
-    for (path, missing) in [(TINY, &[][..]), (MOE, &["experts.", "shared_expert.down"][..])] {
+    for (path, missing) in [(TINY, &[][..]), (TIED, &[][..]), (MOE, &["experts.", "shared_expert.down"][..])]
+    {
         let engine = Model::new(path, "f32").open_fastest(1);
         let found = statistics(&engine, &text(&engine, 80, 6));
         engine.model.weights.each_matrix(&mut |name, matrix| {
             let known = found.find(&name, matrix.cols()).unwrap().is_some();
             // The embedding is read by rows; where the head is a matrix of its own, nothing is multiplied with it.
-            let idle = name.starts_with("embed_tokens")
+            let idle = name.starts_with("embed_tokens") && !engine.model.config.tie_word_embeddings
                 || name.contains("down_proj") && missing.iter().any(|part| name.contains(part));
             assert_eq!(known, !idle, "{path} {name}");
         });
     }
 }
 
-fn quantized(path: &str, statistics: Option<&InputStatistics>, threads: usize) -> (Vec<u8>, Report) {
+fn quantized(
+    path: &str,
+    recipe: &str,
+    statistics: Option<&InputStatistics>,
+    threads: usize,
+) -> (Vec<u8>, Report) {
     let folder = tempfile::tempdir().unwrap();
-    let (file, recipe) = (folder.path().join("out"), Recipe::by_name("int4").unwrap());
+    let (file, recipe) = (folder.path().join("out"), Recipe::by_name_or_file(recipe).unwrap());
     let source = Checkpoint::open(&Path::new(env!("CARGO_MANIFEST_DIR")).join(path)).unwrap();
     let (pool, mut progress) = (Pool::new(threads), |_: u64, _: u64, _: &str| Ok(()));
     let report = match statistics {
@@ -137,18 +157,20 @@ fn quantized(path: &str, statistics: Option<&InputStatistics>, threads: usize) -
 
 #[test]
 fn a_calibrated_file_differs_and_does_not_depend_on_threads() {
-    for path in [TINY, MOE] {
+    for (path, recipe, format) in
+        [(TINY, "int4", "int4"), (MOE, "int4", "int4"), (TINY, "tests/int4_asym.json", "int4_asym")]
+    {
         let engine = Model::new(path, "f32").open_fastest(2);
         let statistics = statistics(&engine, &text(&engine, TOKENS, 7));
-        let (wanted, report) = quantized(path, Some(&statistics), 1);
-        assert!(quantized(path, Some(&statistics), 3).0 == wanted, "{path}");
-        let (plain, plain_report) = quantized(path, None, 2);
+        let (wanted, report) = quantized(path, recipe, Some(&statistics), 1);
+        assert!(quantized(path, recipe, Some(&statistics), 3).0 == wanted, "{path}");
+        let (plain, plain_report) = quantized(path, recipe, None, 2);
         assert!(plain != wanted && plain.len() == wanted.len(), "{path}");
-        assert_eq!(plain_report.formats["int4"].calibrated, 0);
-        let int4 = &report.formats["int4"];
-        assert!(int4.calibrated > 0 && int4.calibrated < int4.tensors, "{int4:?}");
+        assert_eq!(plain_report.formats[format].calibrated, 0);
+        let tally = &report.formats[format];
+        assert!(tally.calibrated > 0 && tally.calibrated < tally.tensors, "{tally:?}");
         // No search by another measure can lose less in the plain one.
-        assert!(int4.error.lost > plain_report.formats["int4"].error.lost);
+        assert!(tally.error.lost > plain_report.formats[format].error.lost);
         assert_eq!(report.formats["int8"].error, plain_report.formats["int8"].error);
     }
 }
@@ -182,7 +204,8 @@ fn formats_without_levels_to_choose_are_as_without_moments() {
     };
     let moments = Moments::from_sums(cols, &sums(&vec![0.5; 4 * cols], cols)).unwrap();
     let source = Rows { view: &view, start: 0, rows, cols };
-    for format in Format::ALL.into_iter().filter(|format| *format != Format::Int4) {
+    for format in Format::ALL.into_iter().filter(|format| !matches!(format, Format::Int4 | Format::Int4Asym))
+    {
         let mut plain = vec![0; format.bytes(rows, cols).unwrap()];
         let mut calibrated = plain.clone();
         let pool = Pool::new(2);

@@ -76,7 +76,7 @@ fn each_has_the_bits_it_has_alone() {
 
 #[test]
 fn in_every_family() {
-    for path in ["moe_text", "qwen3_next_text", "qwen3", "qwen3_moe", "yarn", "deepstack_qwen3_vl"] {
+    for path in ["moe_text", "qwen3_next_text", "qwen3", "qwen3_moe", "llama", "yarn", "deepstack_qwen3_vl"] {
         for dtype in ["f32", "int4"] {
             let path: &'static str = format!("tests/golden/{path}").leak();
             check_steps(&Model::new(path, dtype).open_fastest(2), 4, &format!("{path} {dtype}"));

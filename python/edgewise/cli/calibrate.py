@@ -33,11 +33,12 @@ def run(arguments: argparse.Namespace) -> int:
         report = _native.quantize(
             source, str(destination), arguments.recipe, threads, progress, statistics=statistics
         )
-    int4 = report["formats"].get("int4", {"tensors": 0, "calibrated": 0})
+    tallies = [report["formats"][name] for name in ("int4", "int4_asym") if name in report["formats"]]
+    calibrated, tensors = (sum(tally[key] for tally in tallies) for key in ("calibrated", "tensors"))
     seconds.append(time.monotonic() - start - seconds[0])
     print(closing(destination, report, seconds[1]))
     print(
-        f"calibrated {int4['calibrated']} of {int4['tensors']} INT4 tensors on the first {len(seen)} tokens, "
+        f"calibrated {calibrated} of {tensors} INT4 tensors on the first {len(seen)} tokens, "
         f"read in {seconds[0]:.1f} s"
     )
 

@@ -22,19 +22,39 @@ struct Known {
     model_type: &'static str,
     /// Whether there are delta layers, and 1 was added to the norms.
     hybrid: bool,
-    /// Whether value heads stand in the order that `order` tells.
-    tiled: bool,
     moe: bool,
+    order: Order,
 }
 
-const KNOWN: [Known; 6] = [
-    Known { name: "qwen35", model_type: "qwen3_5_text", hybrid: true, tiled: true, moe: false },
-    Known { name: "qwen35moe", model_type: "qwen3_5_moe_text", hybrid: true, tiled: true, moe: true },
-    Known { name: "qwen3next", model_type: "qwen3_next", hybrid: true, tiled: false, moe: true },
-    Known { name: "qwen3", model_type: "qwen3", hybrid: false, tiled: false, moe: false },
-    Known { name: "qwen3moe", model_type: "qwen3_moe", hybrid: false, tiled: false, moe: true },
-    Known { name: "qwen3vl", model_type: "qwen3_vl_text", hybrid: false, tiled: false, moe: false },
+/// What stands in another order than in the original, as [`names`](super::names) tells.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Order {
+    Original,
+    /// Value heads of delta layers.
+    TiledHeads,
+    /// Rows of queries and keys.
+    PairedRows,
+}
+
+const PLAIN: Known =
+    Known { name: "qwen3", model_type: "qwen3", hybrid: false, moe: false, order: Order::Original };
+const KNOWN: [Known; 7] = [
+    Known { name: "qwen35", model_type: "qwen3_5_text", hybrid: true, order: Order::TiledHeads, ..PLAIN },
+    Known {
+        name: "qwen35moe",
+        model_type: "qwen3_5_moe_text",
+        hybrid: true,
+        order: Order::TiledHeads,
+        moe: true,
+    },
+    Known { name: "qwen3next", model_type: "qwen3_next", hybrid: true, moe: true, ..PLAIN },
+    PLAIN,
+    Known { name: "qwen3moe", model_type: "qwen3_moe", moe: true, ..PLAIN },
+    Known { name: "qwen3vl", model_type: "qwen3_vl_text", ..PLAIN },
+    Known { name: "llama", model_type: "llama", order: Order::PairedRows, ..PLAIN },
 ];
+/// Keys of other models that go by the name `llama`, which here would be read as something else; 0 says that there is none of it.
+const OTHERS_THAN_LLAMA: [&str; 2] = ["expert_count", "attention.sliding_window"];
 
 /// What the order of a model's tensors depends on.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -47,6 +67,8 @@ pub struct Facts {
     pub norms_plus_one: bool,
     /// Heads of the delta layers whose value heads are tiled.
     pub tiled: Option<DeltaHeads>,
+    /// Heads of attention whose rows stand in pairs.
+    pub paired: Option<AttentionHeads>,
     /// Experts of a layer, 0 if there are none.
     pub experts: usize,
 }
@@ -62,6 +84,17 @@ pub struct DeltaHeads {
     pub key_dim: usize,
     /// Width of a value head.
     pub value_dim: usize,
+}
+
+/// Heads of attention layers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AttentionHeads {
+    /// Query heads.
+    pub queries: usize,
+    /// Key heads.
+    pub keys: usize,
+    /// Width of each, an even number.
+    pub dim: usize,
 }
 
 /// A model's `config.json`, and what the order of its tensors depends on.
@@ -86,7 +119,10 @@ pub fn read<'a>(
     if known.hybrid {
         let heads = delta(&keys, &mut config)?;
         config.insert("layer_types".into(), layer_types(&keys, layers, all)?);
-        facts.tiled = known.tiled.then_some(heads);
+        facts.tiled = (known.order == Order::TiledHeads).then_some(heads);
+    }
+    if known.order == Order::PairedRows {
+        facts.paired = Some(paired(&keys, tensor)?);
     }
     if known.moe {
         facts.experts = experts(&keys, layers, tensor, &mut config)?;
@@ -141,28 +177,53 @@ fn text_config<'a>(
     let vocabulary =
         vocabulary.ok_or_else(|| Error::tensor(keys.metadata.path(), "token_embd.weight", "is missing"))?;
     let hidden = keys.require_size("embedding_length")?;
-    let heads = keys.require_size("attention.head_count")?;
-    let head_dim = match keys.size("attention.key_length")? {
-        Some(dim) => dim,
-        None => hidden.checked_div(heads).unwrap_or(0),
-    };
-    if keys.size("attention.value_length")?.is_some_and(|dim| dim != head_dim) {
-        return Err(keys.error("attention.value_length", format!("differs from the keys' {head_dim}")));
+    let heads = attention_heads(keys)?;
+    if keys.size("attention.value_length")?.is_some_and(|dim| dim != heads.dim) {
+        return Err(keys.error("attention.value_length", format!("differs from the keys' {}", heads.dim)));
     }
     let mut config = json!({
         "vocab_size": vocabulary,
         "hidden_size": hidden,
         "max_position_embeddings": keys.require_size("context_length")?,
-        "num_attention_heads": heads,
-        "num_key_value_heads": keys.size("attention.head_count_kv")?.unwrap_or(heads),
-        "head_dim": head_dim,
+        "num_attention_heads": heads.queries,
+        "num_key_value_heads": heads.keys,
+        "head_dim": heads.dim,
         "rms_norm_eps": keys.metadata.require_number(&keys.key("attention.layer_norm_rms_epsilon"))?,
         "tie_word_embeddings": tensor("output.weight").is_none(),
-        "rope_parameters": rope(keys, head_dim)?,
+        "rope_parameters": rope(keys, heads.dim)?,
     });
     let width = keys.size("feed_forward_length")?;
     let config = config.as_object_mut().map(std::mem::take).unwrap_or_default();
     Ok(config.into_iter().chain(width.map(|width| ("intermediate_size".to_owned(), width.into()))).collect())
+}
+
+fn attention_heads(keys: &Keys<'_>) -> Result<AttentionHeads> {
+    let queries = keys.require_size("attention.head_count")?;
+    let dim = match keys.size("attention.key_length")? {
+        Some(dim) => dim,
+        None => keys.require_size("embedding_length")?.checked_div(queries).unwrap_or(0),
+    };
+    Ok(AttentionHeads { queries, keys: keys.size("attention.head_count_kv")?.unwrap_or(queries), dim })
+}
+
+/// The heads of a `llama`, all of whose channels turn.
+fn paired<'a>(keys: &Keys<'_>, tensor: &dyn Fn(&str) -> Option<&'a Entry>) -> Result<AttentionHeads> {
+    for name in OTHERS_THAN_LLAMA {
+        if let Some(number) = keys.size(name)?.filter(|&number| number != 0) {
+            return Err(keys.error(name, format!("{number} is not supported; known: 0")));
+        }
+    }
+    if tensor("rope_freqs.weight").is_some() {
+        let reason = "is not supported: frequencies that are changed one by one, as in Llama 3.1";
+        return Err(Error::tensor(keys.metadata.path(), "rope_freqs.weight", reason));
+    }
+    let heads = attention_heads(keys)?;
+    let turning = keys.size("rope.dimension_count")?.unwrap_or(heads.dim);
+    if turning != heads.dim || !heads.dim.is_multiple_of(2) {
+        let reason = format!("{turning} of {} channels is not supported; known: all, in pairs", heads.dim);
+        return Err(keys.error("rope.dimension_count", reason));
+    }
+    Ok(heads)
 }
 
 fn rope(keys: &Keys<'_>, head_dim: usize) -> Result<Value> {
@@ -180,7 +241,8 @@ fn rope(keys: &Keys<'_>, head_dim: usize) -> Result<Value> {
         }
     }
     match keys.metadata.text(&keys.key("rope.scaling.type"))? {
-        None | Some("none") => {}
+        Some("none") => {}
+        None => not_stretched(keys)?,
         Some("yarn") => yarn(keys, &mut rope)?,
         Some(other) => {
             let reason = format!("'{}' is not supported; known: none, yarn", quote(other));
@@ -188,6 +250,16 @@ fn rope(keys: &Keys<'_>, head_dim: usize) -> Result<Value> {
         }
     }
     Ok(rope)
+}
+
+/// Without a type, older files stretched positions by a factor alone.
+fn not_stretched(keys: &Keys<'_>) -> Result<()> {
+    for name in ["rope.scaling.factor", "rope.scale_linear"] {
+        if let Some(factor) = keys.number(name)?.filter(|&factor| (factor - 1.0).abs() > f64::EPSILON) {
+            return Err(keys.error(name, format!("{factor} without a rope.scaling.type is not supported")));
+        }
+    }
+    Ok(())
 }
 
 fn yarn(keys: &Keys<'_>, rope: &mut Value) -> Result<()> {

@@ -308,7 +308,7 @@ fn generation_config(metadata: &Metadata) -> Result<Value> {
 
 /// The names of special tokens.
 fn tokenizer_config(metadata: &Metadata) -> Result<Value> {
-    let mut config = json!({"tokenizer_class": "Qwen2Tokenizer", "add_prefix_space": false});
+    let mut config = json!({"tokenizer_class": tokenizer::class(metadata)?, "add_prefix_space": false});
     for (ours, key) in [
         ("eos_token", "tokenizer.ggml.eos_token_id"),
         ("pad_token", "tokenizer.ggml.padding_token_id"),

@@ -8,10 +8,12 @@
 //! - `qwen35` and `qwen35moe`, where r value heads share each of K key heads: value heads stand *tiled*, head j of key head k at place
 //!   `j K + k`, not at `k r + j`. That concerns rows of the projections that make values, output gates, rates and decays, channels
 //!   of the convolution, and columns of the output projection. `qwen3next` keeps the original order.
+//! - `llama`: of each query and key head, the two rows that turn together stand beside each other, channel i of the first half at
+//!   place 2 i and channel i of the second at 2 i + 1.
 //! - Qwen3-Next's fused projections come apart, or stay fused (`ssm_ba`, in older files `ssm_in`).
 //! - Layers that predict further tokens (`mtp.` in the original) are the last blocks, with `nextn` tensors beside the usual ones.
 //!
-//! Source: `conversion/qwen.py` and `gguf-py/gguf/constants.py` of llama.cpp.
+//! Source: `conversion/qwen.py`, `conversion/llama.py` and `gguf-py/gguf/constants.py` of llama.cpp.
 
 use super::architecture::Facts;
 
@@ -32,6 +34,10 @@ pub enum Change {
     Convolution,
     /// As `ValueHeads`, and `-e^x` stands for `x`.
     Decay,
+    /// Its rows are query heads, in `llama` with the rows that turn together beside each other.
+    QueryRows,
+    /// The same of key heads.
+    KeyRows,
     /// Its columns are value heads, `value_dim` columns each, tiled.
     ValueColumns,
     /// A first dimension of size 1 was left out.
@@ -43,7 +49,8 @@ pub enum Change {
 }
 
 use Change::{
-    Convolution, Decay, Norm, OneRow, QueryKeyValueRows, Same, Stack, ValueColumns, ValueHeads, ValueRows,
+    Convolution, Decay, KeyRows, Norm, OneRow, QueryKeyValueRows, QueryRows, Same, Stack, ValueColumns,
+    ValueHeads, ValueRows,
 };
 
 type Row = (&'static str, &'static str, Change);
@@ -60,8 +67,8 @@ const LAYER: [Row; 31] = [
     ("attn_norm.weight", "input_layernorm.weight", Norm),
     ("post_attention_norm.weight", "post_attention_layernorm.weight", Norm),
     ("ffn_norm.weight", "post_attention_layernorm.weight", Norm),
-    ("attn_q.weight", "self_attn.q_proj.weight", Same),
-    ("attn_k.weight", "self_attn.k_proj.weight", Same),
+    ("attn_q.weight", "self_attn.q_proj.weight", QueryRows),
+    ("attn_k.weight", "self_attn.k_proj.weight", KeyRows),
     ("attn_v.weight", "self_attn.v_proj.weight", Same),
     ("attn_output.weight", "self_attn.o_proj.weight", Same),
     ("attn_q_norm.weight", "self_attn.q_norm.weight", Norm),

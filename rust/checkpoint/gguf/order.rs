@@ -5,7 +5,7 @@
 
 use std::ops::Range;
 
-use super::architecture::{DeltaHeads, Facts};
+use super::architecture::{AttentionHeads, DeltaHeads, Facts};
 use super::names::Change;
 use crate::error::Result;
 use crate::tensor::{Bytes, DType, TensorView};
@@ -136,6 +136,13 @@ impl Undo {
                 let columns = shape.last().copied().unwrap_or(0);
                 Self::Columns { columns: value_heads(view, columns, 0, heads, heads.value_dim)? }
             }
+            (Change::QueryRows | Change::KeyRows, _) => match facts.paired {
+                Some(AttentionHeads { queries, keys, dim }) => {
+                    let heads = if change == Change::QueryRows { queries } else { keys };
+                    Self::Rows { shape: shape.clone(), rows: unpaired_rows(view, heads, dim)? }
+                }
+                None => Self::Nothing,
+            },
             _ => Self::Nothing,
         };
         Ok(undo)
@@ -168,6 +175,16 @@ fn value_heads(
     let shared = heads.values / heads.keys;
     let place = |head: usize| before + unit * (head % shared * heads.keys + head / shared);
     Ok((0..heads.values).map(|head| place(head)..place(head) + unit).collect())
+}
+
+/// The places, in the original order, of the rows of heads in which the two that turn together stand beside each other.
+fn unpaired_rows(view: &TensorView, heads: usize, dim: usize) -> Result<Vec<Range<usize>>> {
+    if heads.checked_mul(dim) != Some(view.shape[0]) {
+        let reason = format!("has shape {:?}, which does not hold {heads} heads of {dim}", view.shape);
+        return Err(view.error(reason));
+    }
+    let place = |row: usize| row / dim * dim + row % dim % (dim / 2) * 2 + row % dim / (dim / 2);
+    Ok((0..view.shape[0]).map(|row| place(row)..place(row) + 1).collect())
 }
 
 /// Copies parts of `bytes`, which are `count` equal units, in the given order.
@@ -327,6 +344,35 @@ mod tests {
         );
         let message = tensor.unwrap().load().unwrap_err().to_string();
         assert_eq!(message, "f: tensor 't': element 2 is 0.5, not a number below 0 as -e^A_log is");
+    }
+
+    /// What llama.cpp's `permute` makes of rows `[heads, 2, dim / 2]`: `swapaxes(1, 2)`.
+    fn paired(original: &[f32], dim: usize, width: usize) -> Vec<f32> {
+        let mut out = Vec::new();
+        for head in original.chunks(dim * width) {
+            for i in 0..dim / 2 {
+                for half in 0..2 {
+                    let row = half * dim / 2 + i;
+                    out.extend_from_slice(&head[row * width..(row + 1) * width]);
+                }
+            }
+        }
+        out
+    }
+
+    #[test]
+    fn rows_that_turn_together_go_back_to_their_halves() {
+        let heads = AttentionHeads { queries: 3, keys: 2, dim: 6 };
+        for (change, count_of) in [(Change::QueryRows, 3), (Change::KeyRows, 2)] {
+            let rows = count(count_of * 6 * 2);
+            let stored = view(&[count_of * 6, 2], &paired(&rows, 6, 2));
+            let of = |paired| Tensor::new("n".into(), stored.clone(), change, &Facts { paired, ..facts() });
+            assert_eq!(of(Some(heads)).unwrap().load().unwrap().to_f32().unwrap(), rows);
+            // In other architectures they stand as they are.
+            assert_eq!(of(None).unwrap().load().unwrap().bytes[..], stored.bytes[..]);
+            let other = of(Some(AttentionHeads { dim: 4, ..heads })).unwrap_err().to_string();
+            assert!(other.contains(&format!("which does not hold {count_of} heads of 4")), "{other}");
+        }
     }
 
     #[test]

@@ -24,16 +24,44 @@ const CONTROL: usize = 3;
 const USER_DEFINED: usize = 4;
 const UNUSED: usize = 5;
 
-/// Rules by which a text is cut into words: the names of those that share one, and its regular expression.
-const CUTS: [(&[&str], &str); 2] = [
-    (
-        &["qwen2"],
-        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
-    ),
-    (
-        &["qwen35"],
-        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
-    ),
+/// Switches by which a file asks for tokens around each text. Here none are added.
+const AROUND: [&str; 2] = ["tokenizer.ggml.add_bos_token", "tokenizer.ggml.add_eos_token"];
+
+/// How a text is cut into words, and what was done to it before.
+struct Cut {
+    /// In [`PRE`].
+    name: &'static str,
+    /// The class that the original's `tokenizer_config.json` names.
+    class: &'static str,
+    normalizer: Option<&'static str>,
+    /// Each cuts what the one before it left whole.
+    regexes: &'static [&'static str],
+}
+
+const CUTS: [Cut; 3] = [
+    Cut {
+        name: "qwen2",
+        class: "Qwen2Tokenizer",
+        normalizer: Some("NFC"),
+        regexes: &[
+            r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+        ],
+    },
+    Cut {
+        name: "qwen35",
+        class: "Qwen2Tokenizer",
+        normalizer: Some("NFC"),
+        regexes: &[
+            r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+        ],
+    },
+    // GPT-2's rule, with every digit a word of its own before.
+    Cut {
+        name: "smollm",
+        class: "GPT2Tokenizer",
+        normalizer: None,
+        regexes: &[r"\p{N}", r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"],
+    },
 ];
 
 /// Whether the file has a tokenizer.
@@ -64,6 +92,11 @@ pub(super) fn json(metadata: &Metadata) -> Result<String> {
             other => {
                 return Err(metadata.error(TYPES, format!("element {id} is {other}, which is not supported")));
             }
+        }
+    }
+    for key in AROUND {
+        if metadata.flag(key)? == Some(true) {
+            return Err(metadata.error(key, "true is not supported: nothing is added to a text"));
         }
     }
     let merges = merges(metadata)?;
@@ -127,8 +160,14 @@ fn merges(metadata: &Metadata) -> Result<String> {
     Ok(out)
 }
 
-/// The rule by which a text is cut.
-fn cut(metadata: &Metadata) -> Result<&'static str> {
+/// The class that runs the tokenizer in the original code, if it is of a known kind.
+pub(super) fn class(metadata: &Metadata) -> Result<Option<&'static str>> {
+    let name = metadata.text(PRE)?;
+    Ok(CUTS.iter().find(|cut| Some(cut.name) == name).map(|cut| cut.class))
+}
+
+/// How a text is cut.
+fn cut(metadata: &Metadata) -> Result<&'static Cut> {
     match metadata.text(MODEL)? {
         Some("gpt2") => {}
         other => {
@@ -137,24 +176,21 @@ fn cut(metadata: &Metadata) -> Result<&'static str> {
         }
     }
     let name = metadata.text(PRE)?.ok_or_else(|| metadata.missing(PRE))?;
-    let found = CUTS.iter().find(|(names, _)| names.contains(&name));
-    found.map(|&(_, cut)| cut).ok_or_else(|| {
-        let known = CUTS.iter().flat_map(|(names, _)| names.iter().copied()).collect::<Vec<_>>().join(", ");
+    CUTS.iter().find(|cut| cut.name == name).ok_or_else(|| {
+        let known = CUTS.each_ref().map(|cut| cut.name).join(", ");
         metadata.error(PRE, format!("'{}' is not supported; known: {known}", quote(name)))
     })
 }
 
 /// What stands around the model: normalisation, cuts, and bytes written as characters.
-fn settings(cut: &str) -> String {
+fn settings(cut: &Cut) -> String {
     let byte_level = |prefix: bool, trim: bool, regex: bool| json!({"type": "ByteLevel", "add_prefix_space": prefix, "trim_offsets": trim, "use_regex": regex});
-    let split = json!({"type": "Split", "pattern": {"Regex": cut}, "behavior": "Isolated", "invert": false});
+    let split = |regex: &&str| json!({"type": "Split", "pattern": {"Regex": regex}, "behavior": "Isolated", "invert": false});
+    let steps: Vec<Value> = cut.regexes.iter().map(split).chain([byte_level(false, true, false)]).collect();
     let mut out = String::new();
     for (key, value) in [
-        ("normalizer", json!({"type": "NFC"})),
-        (
-            "pre_tokenizer",
-            json!({"type": "Sequence", "pretokenizers": [split, byte_level(false, true, false)]}),
-        ),
+        ("normalizer", cut.normalizer.map_or(Value::Null, |kind| json!({"type": kind}))),
+        ("pre_tokenizer", json!({"type": "Sequence", "pretokenizers": steps})),
         ("post_processor", byte_level(true, false, true)),
         ("decoder", byte_level(true, true, true)),
     ] {

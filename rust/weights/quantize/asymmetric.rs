@@ -34,19 +34,12 @@ pub(super) fn choose_levels(tile: &mut Tile) -> Affine {
 
 /// For each row the scale and offset with the least squared error among the candidates.
 fn search(tile: &Tile) -> Affine {
-    let (low, high) = range(tile);
-    let (mut middle, mut spread) = ([0.0; BLOCK_ROWS], [0.0; BLOCK_ROWS]);
-    for r in 0..BLOCK_ROWS {
-        middle[r] = 0.5 * low[r] + 0.5 * high[r];
-        spread[r] = high[r] - low[r];
-    }
+    let range = Range::of(tile);
     let mut best = Affine { scales: means(tile).map(round_to_f16), offsets: [0.0; BLOCK_ROWS] };
     let mut least = squared_error(tile, &[[1.0; BLOCK_ROWS]; BLOCK_COLS], &best);
-    let mut rounded = [[0.0; BLOCK_ROWS]; BLOCK_COLS];
     for &width in INT4_ASYM.targets {
-        let inverse = spread.map(|spread| (width / spread).min(MAX_INVERSE));
-        let start = 0.5 * width.min(STEPS) + INT4_ASYM.lowest;
-        let found = refine(tile, &middle, &inverse, start, &mut rounded);
+        let rounded = range.levels(tile, width);
+        let found = fit(tile, &range.middle, &rounded);
         let error = squared_error(tile, &rounded, &found);
         for r in 0..BLOCK_ROWS {
             let better = error[r] < least[r];
@@ -58,8 +51,41 @@ fn search(tile: &Tile) -> Affine {
     best
 }
 
+/// Where each row's weights lie.
+pub(super) struct Range {
+    /// Between the least and the greatest.
+    middle: Lanes,
+    /// From the one to the other.
+    spread: Lanes,
+}
+
+impl Range {
+    pub(super) fn of(tile: &Tile) -> Self {
+        let (low, high) = ends(tile);
+        let (mut middle, mut spread) = ([0.0; BLOCK_ROWS], [0.0; BLOCK_ROWS]);
+        for r in 0..BLOCK_ROWS {
+            middle[r] = 0.5 * low[r] + 0.5 * high[r];
+            spread[r] = high[r] - low[r];
+        }
+        Self { middle, spread }
+    }
+
+    /// The nearest levels where `width` steps make the spread.
+    pub(super) fn levels(&self, tile: &Tile, width: f32) -> Tile {
+        let inverse = self.spread.map(|spread| (width / spread).min(MAX_INVERSE));
+        let start = 0.5 * width.min(STEPS) + INT4_ASYM.lowest;
+        let mut levels = *tile;
+        for lanes in &mut levels {
+            for r in 0..BLOCK_ROWS {
+                lanes[r] = round_to_level(&INT4_ASYM, (lanes[r] - self.middle[r]) * inverse[r] + start);
+            }
+        }
+        levels
+    }
+}
+
 /// Each row's least and greatest weight.
-fn range(tile: &Tile) -> (Lanes, Lanes) {
+fn ends(tile: &Tile) -> (Lanes, Lanes) {
     let (mut low, mut high) = (tile[0], tile[0]);
     for lanes in tile {
         for r in 0..BLOCK_ROWS {
@@ -81,14 +107,12 @@ fn means(tile: &Tile) -> Lanes {
     sums.map(|sum| sum / BLOCK_COLS as f32)
 }
 
-/// Rounds to the levels given by the inverse scales, `start` for the middle, and returns what suits these levels best.
-fn refine(tile: &Tile, middle: &Lanes, inverse: &Lanes, start: f32, rounded: &mut Tile) -> Affine {
+/// What suits these levels best.
+fn fit(tile: &Tile, middle: &Lanes, rounded: &Tile) -> Affine {
     let [mut sums, mut levels, mut products, mut squares] = [[0.0; BLOCK_ROWS]; 4];
     for (lanes, rounded) in tile.iter().zip(rounded) {
         for r in 0..BLOCK_ROWS {
-            let weight = lanes[r] - middle[r];
-            let level = round_to_level(&INT4_ASYM, weight * inverse[r] + start);
-            rounded[r] = level;
+            let (weight, level) = (lanes[r] - middle[r], rounded[r]);
             sums[r] += weight;
             levels[r] += level;
             products[r] += weight * level;

@@ -1,15 +1,15 @@
-//! The search for INT4 levels and scales where it is known what the weights will be multiplied with.
+//! The search for levels, scales and offsets of 4 bits where it is known what the weights will be multiplied with.
 //!
 //! Of a group of 32 columns with moments M (S in [`moments`](crate::weights::moments)) and a row's weights w:
 //!
 //! ```text
-//! loss(levels, scale) = e^T M e,  e = w - levels * scale
-//! for each start: what the plain search gives, and w * t / extreme rounded for each target t
+//! loss(levels, scale, offset) = e^T M e,  e = w - (levels + offset) * scale
+//! for each start: what the plain search gives, and w rounded for each of a few scales (and the range's middle as offset)
 //!     ROUNDS times:
-//!         scale = f16(levels^T M w / levels^T M levels)               least squares for these levels
+//!         scale and offset = least squares for these levels, in f16   scale = levels^T M w / levels^T M levels without offsets
 //!         for each column k: the whole step of level[k] that loses least, all others being as they are
 //!                            = round((M e)[k] / (scale M[k][k])), clamped
-//!     keep levels and scale if the loss is the least so far
+//!     keep all if the loss is the least so far
 //! w of the columns behind += F e
 //! ```
 //!
@@ -19,47 +19,64 @@
 //!
 //! Plain f32 arithmetic in one order with a lane for each row: the same bits on every machine.
 
-use super::super::int4;
-use super::super::matrix::{BLOCK_COLS, BLOCK_ROWS};
+use super::super::matrix::{BLOCK_COLS, BLOCK_ROWS, Format};
 use super::super::moments::{Group, GroupMoments, Moments, SPAN};
-use super::gather;
-use super::search::{
-    Affine, INT4, Lanes, MAX_INVERSE, Tile, choose_levels, extremes, round_to_f16, round_to_level,
-};
+use super::search::{Affine, Lanes, Levels, Tile, choose_levels, round_to_f16, round_to_level};
+use super::{asymmetric, gather, search};
 
 /// Where the group's extreme may land at the start.
 const TARGETS: [f32; 6] = [-8.0, -7.5, -8.5, -7.0, -9.0, -6.5];
+/// In how many steps the group's extremes may be apart at the start, where there is an offset.
+const WIDTHS: [f32; 5] = [15.0, 14.0, 16.0, 13.0, 17.0];
 /// Groups of a span.
 const GROUPS: usize = SPAN / BLOCK_COLS;
 /// Rounds of scale and levels from each start.
 const ROUNDS: usize = 3;
 
-/// As `quantize_rows` for INT4, with the moments of the `cols` columns. The weights are finite and fit the format.
-pub(super) fn quantize_rows(moments: &Moments, weights: &[f32], cols: usize, out: &mut [u8]) {
+/// The levels of `format` if they are searched here.
+pub(super) fn levels(format: Format) -> Option<&'static Levels> {
+    Levels::of(format).filter(|_| matches!(format, Format::Int4 | Format::Int4Asym))
+}
+
+/// As `quantize_rows`, with the moments of the `cols` columns. The weights are finite and fit the format.
+pub(super) fn quantize_rows(
+    format: &Levels,
+    block_bytes: usize,
+    moments: &Moments,
+    weights: &[f32],
+    cols: usize,
+    out: &mut [u8],
+) {
     assert_eq!(moments.cols(), cols, "moments are those of the columns");
-    let panel_bytes = cols.div_ceil(BLOCK_COLS) * int4::BLOCK_BYTES;
+    let panel_bytes = cols.div_ceil(BLOCK_COLS) * block_bytes;
     let mut span = [[[0.0; BLOCK_ROWS]; BLOCK_COLS]; GROUPS];
     for (panel, out) in weights.chunks(BLOCK_ROWS * cols).zip(out.chunks_exact_mut(panel_bytes)) {
-        let parts = out.chunks_mut(GROUPS * int4::BLOCK_BYTES).zip(moments.groups().chunks(GROUPS));
+        let parts = out.chunks_mut(GROUPS * block_bytes).zip(moments.groups().chunks(GROUPS));
         for (i, (out, groups)) in parts.enumerate() {
             let tiles = &mut span[..groups.len()];
             for (j, tile) in tiles.iter_mut().enumerate() {
                 gather(panel, cols, i * SPAN + j * BLOCK_COLS, tile);
             }
-            quantize_span(groups, tiles, out);
+            quantize_span(format, block_bytes, groups, tiles, out);
         }
     }
 }
 
 /// Writes the blocks of one panel and span, one after another, and hands the errors on.
-fn quantize_span(groups: &[Group], mut tiles: &mut [Tile], out: &mut [u8]) {
-    for (group, out) in groups.iter().zip(out.chunks_exact_mut(int4::BLOCK_BYTES)) {
+fn quantize_span(
+    format: &Levels,
+    block_bytes: usize,
+    groups: &[Group],
+    mut tiles: &mut [Tile],
+    out: &mut [u8],
+) {
+    for (group, out) in groups.iter().zip(out.chunks_exact_mut(block_bytes)) {
         let Some((tile, behind)) = tiles.split_first_mut() else { return };
-        let found = search(&group.moments, tile);
-        int4::write_block(&found.levels, &Affine { scales: found.scales, ..Affine::ZERO }, out);
-        for (weights, levels) in tile.iter_mut().zip(&found.levels) {
+        let Found { levels, affine, .. } = search(format, &group.moments, tile);
+        (format.write)(&levels, &affine, out);
+        for (weights, levels) in tile.iter_mut().zip(&levels) {
             for r in 0..BLOCK_ROWS {
-                weights[r] -= levels[r] * found.scales[r];
+                weights[r] -= (levels[r] + affine.offsets[r]) * affine.scales[r];
             }
         }
         for (weights, feedback) in behind.as_flattened_mut().iter_mut().zip(&group.feedback) {
@@ -73,54 +90,68 @@ fn quantize_span(groups: &[Group], mut tiles: &mut [Tile], out: &mut [u8]) {
     }
 }
 
-/// Levels and scales with what they lose.
+/// Levels and what they mean, with what they lose.
 struct Found {
     levels: Tile,
-    scales: Lanes,
+    affine: Affine,
     loss: Lanes,
 }
 
 /// The best of all starts for each row.
-fn search(moments: &GroupMoments, weights: &Tile) -> Found {
+fn search(format: &Levels, moments: &GroupMoments, weights: &Tile) -> Found {
     let mut levels = *weights;
-    let scales = choose_levels(&INT4, &mut levels).scales;
-    let mut descent = Descent::new(moments, weights, &levels, scales);
-    let mut best = Found { levels, scales, loss: descent.loss() };
+    let affine = choose_levels(format, &mut levels);
+    let mut descent = Descent::new(format, moments, weights, &levels, affine);
+    let mut best = Found { levels, affine, loss: descent.loss() };
     descent.run(&mut best);
-    let extremes = extremes(weights);
-    for target in TARGETS {
-        let inverse = extremes.map(|w| (target / w).clamp(-MAX_INVERSE, MAX_INVERSE));
-        for (levels, weights) in levels.iter_mut().zip(weights) {
-            for r in 0..BLOCK_ROWS {
-                levels[r] = round_to_level(&INT4, weights[r] * inverse[r]);
-            }
+    let mut start =
+        |levels: &Tile| Descent::new(format, moments, weights, levels, Affine::ZERO).run(&mut best);
+    if format.asymmetric {
+        let range = asymmetric::Range::of(weights);
+        for width in WIDTHS {
+            start(&range.levels(weights, width));
         }
-        Descent::new(moments, weights, &levels, [0.0; BLOCK_ROWS]).run(&mut best);
+    } else {
+        let extremes = search::extremes(weights);
+        for target in TARGETS {
+            let inverse = search::inverse_scales(&extremes, target);
+            start(&search::nearest_levels(format, weights, &inverse));
+        }
     }
     best
 }
 
 /// Levels on their way to less loss.
 struct Descent<'a> {
+    format: &'a Levels,
     moments: &'a GroupMoments,
     weights: &'a Tile,
     levels: Tile,
-    scales: Lanes,
+    affine: Affine,
     /// M w
     weighted: Tile,
     /// M levels
     weighted_levels: Tile,
+    /// M 1: what an offset of 1 adds to them.
+    weighted_ones: [f32; BLOCK_COLS],
 }
 
 impl<'a> Descent<'a> {
-    fn new(moments: &'a GroupMoments, weights: &'a Tile, levels: &Tile, scales: Lanes) -> Self {
+    fn new(
+        format: &'a Levels,
+        moments: &'a GroupMoments,
+        weights: &'a Tile,
+        levels: &Tile,
+        affine: Affine,
+    ) -> Self {
         let (weighted, weighted_levels) = (times(moments, weights), times(moments, levels));
-        Self { moments, weights, levels: *levels, scales, weighted, weighted_levels }
+        let weighted_ones = moments.map(|row| row.iter().sum());
+        Self { format, moments, weights, levels: *levels, affine, weighted, weighted_levels, weighted_ones }
     }
 
     fn run(&mut self, best: &mut Found) {
         for _ in 0..ROUNDS {
-            self.fit_scales();
+            self.fit();
             self.keep(best);
             for k in 0..BLOCK_COLS {
                 self.step(k);
@@ -129,18 +160,42 @@ impl<'a> Descent<'a> {
         }
     }
 
-    /// The scales that suit the levels best, 0 where all levels are.
-    fn fit_scales(&mut self) {
-        let mut products = [0.0; BLOCK_ROWS];
-        let mut squares = [0.0; BLOCK_ROWS];
+    /// The scales and offsets that suit the levels best; scales are 0 where all levels are.
+    fn fit(&mut self) {
+        let [mut products, mut squares] = [[0.0; BLOCK_ROWS]; 2];
         for k in 0..BLOCK_COLS {
             for r in 0..BLOCK_ROWS {
                 products[r] += self.levels[k][r] * self.weighted[k][r];
                 squares[r] += self.levels[k][r] * self.weighted_levels[k][r];
             }
         }
+        if self.format.asymmetric {
+            self.fit_lines(&products, &squares);
+            return;
+        }
         for r in 0..BLOCK_ROWS {
-            self.scales[r] = if squares[r] > 0.0 { round_to_f16(products[r] / squares[r]) } else { 0.0 };
+            self.affine.scales[r] =
+                if squares[r] > 0.0 { round_to_f16(products[r] / squares[r]) } else { 0.0 };
+        }
+    }
+
+    /// Of `w = scale * levels + constant`, the constant being `scale * offset`. `products` are levels^T M w, `squares` levels^T M levels.
+    fn fit_lines(&mut self, products: &Lanes, squares: &Lanes) {
+        let [mut sums, mut levels] = [[0.0; BLOCK_ROWS]; 2];
+        for k in 0..BLOCK_COLS {
+            for r in 0..BLOCK_ROWS {
+                sums[r] += self.weighted[k][r];
+                levels[r] += self.weighted_levels[k][r];
+            }
+        }
+        let count: f32 = self.weighted_ones.iter().sum();
+        for r in 0..BLOCK_ROWS {
+            let covariance = count * products[r] - sums[r] * levels[r];
+            let variance = count * squares[r] - levels[r] * levels[r];
+            let scale = if variance > 0.0 { round_to_f16(covariance / variance) } else { 0.0 };
+            let constant = (sums[r] - scale * levels[r]) / count;
+            self.affine.scales[r] = scale;
+            self.affine.offsets[r] = if scale == 0.0 { 0.0 } else { round_to_f16(constant / scale) };
         }
     }
 
@@ -149,11 +204,12 @@ impl<'a> Descent<'a> {
         let mut steps = [0.0; BLOCK_ROWS];
         let mut moved = false;
         for r in 0..BLOCK_ROWS {
-            let (level, scale) = (self.levels[k][r], self.scales[r]);
-            let gradient = self.weighted[k][r] - scale * self.weighted_levels[k][r];
+            let (level, scale) = (self.levels[k][r], self.affine.scales[r]);
+            let gradient = self.weighted_error(k, r);
             // The limits keep what `round_to_level` can round, and 0 / 0 out.
             let step = if scale == 0.0 { 0.0 } else { gradient / (scale * self.moments[k][k]) };
-            let new = round_to_level(&INT4, (level + step).clamp(INT4.lowest, INT4.highest));
+            let new =
+                round_to_level(self.format, (level + step).clamp(self.format.lowest, self.format.highest));
             steps[r] = new - level;
             moved |= steps[r] != 0.0;
             self.levels[k][r] = new;
@@ -168,13 +224,21 @@ impl<'a> Descent<'a> {
         }
     }
 
+    /// `(M e)[k]` of row `r`.
+    #[inline(always)]
+    fn weighted_error(&self, k: usize, r: usize) -> f32 {
+        let levels = self.weighted_levels[k][r] + self.affine.offsets[r] * self.weighted_ones[k];
+        self.weighted[k][r] - self.affine.scales[r] * levels
+    }
+
     /// `e^T M e` of each row.
     fn loss(&self) -> Lanes {
         let mut loss = [0.0; BLOCK_ROWS];
         for k in 0..BLOCK_COLS {
             for r in 0..BLOCK_ROWS {
-                let error = self.weights[k][r] - self.levels[k][r] * self.scales[r];
-                loss[r] += error * (self.weighted[k][r] - self.weighted_levels[k][r] * self.scales[r]);
+                let level = self.levels[k][r] + self.affine.offsets[r];
+                let error = self.weights[k][r] - level * self.affine.scales[r];
+                loss[r] += error * self.weighted_error(k, r);
             }
         }
         loss
@@ -185,7 +249,8 @@ impl<'a> Descent<'a> {
         for r in 0..BLOCK_ROWS {
             if loss[r] < best.loss[r] {
                 best.loss[r] = loss[r];
-                best.scales[r] = self.scales[r];
+                best.affine.scales[r] = self.affine.scales[r];
+                best.affine.offsets[r] = self.affine.offsets[r];
                 for (best, levels) in best.levels.iter_mut().zip(&self.levels) {
                     best[r] = levels[r];
                 }
@@ -209,9 +274,12 @@ fn times(moments: &GroupMoments, x: &Tile) -> Tile {
 
 #[cfg(test)]
 mod tests {
+    use super::super::search::{INT4, INT4_ASYM};
     use super::*;
-    use crate::weights::matrix::Format;
+    use crate::weights::matrix::read_row;
     use crate::weights::quantize::matrices;
+
+    const BOTH: [&Levels; 2] = [&INT4, &INT4_ASYM];
 
     /// Numbers between -1 and 1, more of them near 0.
     fn numbers(count: usize, seed: u32) -> Vec<f32> {
@@ -248,8 +316,9 @@ mod tests {
     }
 
     /// `e^T M e` of row `r`, by its definition in f64.
-    fn loss(moments: &GroupMoments, weights: &Tile, levels: &Tile, scales: &Lanes, r: usize) -> f64 {
-        let error = |k: usize| f64::from(weights[k][r]) - f64::from(levels[k][r]) * f64::from(scales[r]);
+    fn loss(moments: &GroupMoments, weights: &Tile, levels: &Tile, affine: &Affine, r: usize) -> f64 {
+        let level = |k: usize| f64::from(levels[k][r]) + f64::from(affine.offsets[r]);
+        let error = |k: usize| f64::from(weights[k][r]) - level(k) * f64::from(affine.scales[r]);
         let mut sum = 0.0;
         for i in 0..BLOCK_COLS {
             for j in 0..BLOCK_COLS {
@@ -286,10 +355,10 @@ mod tests {
             let moments = moments(200, seed);
             let mut weights = tile(50 + seed);
             weights[4..].fill([0.0; BLOCK_ROWS]);
-            let found = search(&moments, &weights);
+            let found = search(&INT4, &moments, &weights);
             for r in 0..BLOCK_ROWS {
                 let least = least(&moments, &weights, r);
-                let reached = loss(&moments, &weights, &found.levels, &found.scales, r);
+                let reached = loss(&moments, &weights, &found.levels, &found.affine, r);
                 // Rounding the scale to f16 may cost a little, and nothing beats the best.
                 assert!(reached >= least * 0.999 - 1e-9, "seed {seed}, row {r}: {reached} below {least}");
                 ratios += reached / least / 64.0;
@@ -302,15 +371,15 @@ mod tests {
 
     #[test]
     fn no_group_loses_more_than_by_the_plain_search() {
-        for seed in 0..20 {
+        for (seed, format) in (0..20).flat_map(|seed| BOTH.map(|format| (seed, format))) {
             let (moments, weights) = (moments(40, seed), tile(seed));
-            let found = search(&moments, &weights);
+            let found = search(format, &moments, &weights);
             let mut plain = weights;
-            let scales = choose_levels(&INT4, &mut plain).scales;
+            let affine = choose_levels(format, &mut plain);
             let (mut all_found, mut all_plain) = (0.0, 0.0);
             for r in 0..BLOCK_ROWS {
-                let of_found = loss(&moments, &weights, &found.levels, &found.scales, r);
-                let of_plain = loss(&moments, &weights, &plain, &scales, r);
+                let of_found = loss(&moments, &weights, &found.levels, &found.affine, r);
+                let of_plain = loss(&moments, &weights, &plain, &affine, r);
                 assert!(of_found <= of_plain * 1.0001, "seed {seed}, row {r}: {of_found} {of_plain}");
                 (all_found, all_plain) = (all_found + of_found, all_plain + of_plain);
             }
@@ -319,15 +388,30 @@ mod tests {
     }
 
     #[test]
+    fn offsets_leave_less() {
+        let (mut symmetric, mut asymmetric) = (0.0, 0.0);
+        for seed in 0..20 {
+            let (moments, weights) = (moments(40, seed), tile(seed));
+            for (format, sum) in BOTH.into_iter().zip([&mut symmetric, &mut asymmetric]) {
+                let found = search(format, &moments, &weights);
+                *sum += (0..BLOCK_ROWS)
+                    .map(|r| loss(&moments, &weights, &found.levels, &found.affine, r))
+                    .sum::<f64>();
+            }
+        }
+        assert!(asymmetric < 0.9 * symmetric, "{asymmetric} {symmetric}");
+    }
+
+    #[test]
     fn levels_are_whole_and_in_range_and_scales_f16() {
-        for seed in 0..5 {
+        for (seed, format) in (0..5).flat_map(|seed| BOTH.map(|format| (seed, format))) {
             let weights = tile(seed).map(|lanes| lanes.map(|w| w * 10_f32.powi(10 * seed as i32 - 30)));
-            let found = search(&moments(40, seed), &weights);
+            let found = search(format, &moments(40, seed), &weights);
             for level in found.levels.as_flattened() {
                 assert!((-8.0..=7.0).contains(level) && level.fract() == 0.0, "{level}");
             }
-            for scale in found.scales {
-                assert_eq!(half::f16::from_f32(scale).to_f32().to_bits(), scale.to_bits());
+            for x in found.affine.scales.into_iter().chain(found.affine.offsets) {
+                assert_eq!(half::f16::from_f32(x).to_f32().to_bits(), x.to_bits());
             }
         }
     }
@@ -336,13 +420,20 @@ mod tests {
     fn what_the_format_holds_stays() {
         let levels: Tile =
             std::array::from_fn(|k| std::array::from_fn(|r| ((k * 5 + r * 3) % 16) as f32 - 8.0));
-        let weights = levels.map(|lanes| lanes.map(|level| level * 0.375));
-        let found = search(&moments(40, 1), &weights);
-        for (levels, weights) in found.levels.iter().zip(&weights) {
-            for r in 0..BLOCK_ROWS {
-                assert_eq!((levels[r] * found.scales[r]).to_bits(), weights[r].to_bits());
+        for (format, offset) in [(&INT4, 0.0), (&INT4_ASYM, 0.0), (&INT4_ASYM, 3.25)] {
+            let weights = levels.map(|lanes| lanes.map(|level| (level + offset) * 0.375));
+            let Found { levels, affine, .. } = search(format, &moments(40, 1), &weights);
+            for (levels, weights) in levels.iter().zip(&weights) {
+                for r in 0..BLOCK_ROWS {
+                    let weight = (levels[r] + affine.offsets[r]) * affine.scales[r];
+                    assert!((weight - weights[r]).abs() <= 1e-6, "{weight} {}", weights[r]);
+                }
             }
         }
+    }
+
+    fn write(format: Format, moments: &Moments, weights: &[f32], cols: usize, out: &mut [u8]) {
+        quantize_rows(levels(format).unwrap(), format.block_bytes(), moments, weights, cols, out);
     }
 
     #[test]
@@ -350,11 +441,13 @@ mod tests {
         let (rows, cols) = (3, 40);
         assert_eq!(matrices(&[rows, cols]), Some([1, rows, cols]));
         let moments = Moments::from_sums(cols, &vec![1.0; SPAN * SPAN]).unwrap();
-        let mut out = vec![1; 2 * int4::BLOCK_BYTES];
-        quantize_rows(&moments, &vec![0.0; rows * cols], cols, &mut out);
-        let mut row = vec![1.0; cols];
-        int4::read_row(&out, cols, 2, &mut row);
-        assert!(row.iter().all(|&w| w == 0.0));
+        for format in [Format::Int4, Format::Int4Asym] {
+            let mut out = vec![1; 2 * format.block_bytes()];
+            write(format, &moments, &vec![0.0; rows * cols], cols, &mut out);
+            let mut row = vec![1.0; cols];
+            read_row(format, &out, cols, 2, &mut row);
+            assert!(row.iter().all(|&w| w == 0.0));
+        }
     }
 
     #[test]
@@ -377,24 +470,26 @@ mod tests {
         let mut alone = moments.clone();
         alone.forget_feedback();
         let weights = numbers(20 * COLS, 5);
-        let error = |write: &dyn Fn(&mut [u8])| {
-            let mut out = vec![0; Format::Int4.bytes(20, COLS).unwrap()];
-            write(&mut out);
-            let (mut row, mut sum) = (vec![0.0; COLS], 0.0);
-            for (r, weights) in weights.chunks_exact(COLS).enumerate() {
-                int4::read_row(&out, COLS, r, &mut row);
-                for x in &samples {
-                    let product: f64 =
-                        (0..COLS).map(|k| f64::from(weights[k] - row[k]) * f64::from(x[k])).sum();
-                    sum += product * product;
+        for format in [Format::Int4, Format::Int4Asym] {
+            let error = |write: &dyn Fn(&mut [u8])| {
+                let mut out = vec![0; format.bytes(20, COLS).unwrap()];
+                write(&mut out);
+                let (mut row, mut sum) = (vec![0.0; COLS], 0.0);
+                for (r, weights) in weights.chunks_exact(COLS).enumerate() {
+                    read_row(format, &out, COLS, r, &mut row);
+                    for x in &samples {
+                        let product: f64 =
+                            (0..COLS).map(|k| f64::from(weights[k] - row[k]) * f64::from(x[k])).sum();
+                        sum += product * product;
+                    }
                 }
-            }
-            sum
-        };
-        let plain = error(&|out| super::super::quantize_rows(Format::Int4, &weights, 20, COLS, out).unwrap());
-        let without = error(&|out| quantize_rows(&alone, &weights, COLS, out));
-        let with = error(&|out| quantize_rows(&moments, &weights, COLS, out));
-        eprintln!("plain {plain:.4e}, calibrated {without:.4e}, with feedback {with:.4e}");
-        assert!(without < 0.8 * plain && with < 0.8 * without, "{plain} {without} {with}");
+                sum
+            };
+            let plain = error(&|out| super::super::quantize_rows(format, &weights, 20, COLS, out).unwrap());
+            let without = error(&|out| write(format, &alone, &weights, COLS, out));
+            let with = error(&|out| write(format, &moments, &weights, COLS, out));
+            eprintln!("plain {plain:.4e}, calibrated {without:.4e}, with feedback {with:.4e}");
+            assert!(without < 0.8 * plain && with < 0.8 * without, "{plain} {without} {with}");
+        }
     }
 }

@@ -115,11 +115,7 @@ pub(in crate::weights) fn choose_levels(levels: &Levels, tile: &mut Tile) -> Aff
     }
     let scales = best_scales(levels, tile);
     let inverse = scales.map(|scale| if scale == 0.0 { 0.0 } else { 1.0 / scale });
-    for lanes in tile {
-        for r in 0..BLOCK_ROWS {
-            lanes[r] = round_to_level(levels, lanes[r] * inverse[r]);
-        }
-    }
+    *tile = nearest_levels(levels, tile, &inverse);
     Affine { scales, ..Affine::ZERO }
 }
 
@@ -130,7 +126,7 @@ fn best_scales(levels: &Levels, tile: &Tile) -> Lanes {
     let mut least = squared_error(tile, &[[0.0; BLOCK_ROWS]; BLOCK_COLS], &best);
     let mut rounded = [[0.0; BLOCK_ROWS]; BLOCK_COLS];
     for &target in levels.targets {
-        let inverse = extremes.map(|w| (target / w).clamp(-MAX_INVERSE, MAX_INVERSE));
+        let inverse = inverse_scales(&extremes, target);
         let scale = refine(levels, tile, &inverse, &mut rounded);
         let error = squared_error(tile, &rounded, &scale);
         for r in 0..BLOCK_ROWS {
@@ -151,6 +147,22 @@ pub(super) fn extremes(tile: &Tile) -> Lanes {
         }
     }
     extremes
+}
+
+/// One over the scales with which the extremes land on `target`.
+pub(super) fn inverse_scales(extremes: &Lanes, target: f32) -> Lanes {
+    extremes.map(|w| (target / w).clamp(-MAX_INVERSE, MAX_INVERSE))
+}
+
+/// The levels nearest to weights, given the inverse scales.
+pub(super) fn nearest_levels(levels: &Levels, tile: &Tile, inverse: &Lanes) -> Tile {
+    let mut rounded = *tile;
+    for lanes in &mut rounded {
+        for r in 0..BLOCK_ROWS {
+            lanes[r] = round_to_level(levels, lanes[r] * inverse[r]);
+        }
+    }
+    rounded
 }
 
 /// Rounds to the levels given by the inverse scales, and returns the f16 scales that suit these levels best.

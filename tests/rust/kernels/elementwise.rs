@@ -192,8 +192,11 @@ fn rotary_positions_turn_queries_and_keys() {
         (1, 2, 1, 16, 8, [4, 0, 0], false),
         (9, 4, 2, 64, 16, [4, 2, 2], true),
         (17, 6, 2, 256, 64, [11, 11, 10], true),
+        (9, 4, 2, 64, 64, [32, 0, 0], false),
     ];
-    for (tokens, heads, kv_heads, head_dim, rotary_dim, sections, output_gate) in cases {
+    for ((tokens, heads, kv_heads, head_dim, rotary_dim, sections, output_gate), normed) in
+        cases.into_iter().zip([true, true, true, false])
+    {
         let config = AttentionConfig { heads, kv_heads, head_dim, output_gate };
         let rope = RopeConfig { theta: 1e7, rotary_dim, sections, yarn: None };
         let positions = positions(&mut random, tokens);
@@ -205,7 +208,7 @@ fn rotary_positions_turn_queries_and_keys() {
         let keys = random.numbers(tokens * kv_heads * head_dim);
         let found = same_on_all("prepare_query_key", &cpus, |cpu| {
             let (mut queries, mut keys) = (queries.clone(), keys.clone());
-            prepare_query_key(cpu, &config, &table, 0, norm, &mut queries, &mut keys);
+            prepare_query_key(cpu, &config, &table, 0, normed.then_some(norm), &mut queries, &mut keys);
             [queries, keys].concat()
         });
         let turn = |x: &[f32], heads| reference::rope(&rope, x, &positions, heads, head_dim);
@@ -216,9 +219,11 @@ fn rotary_positions_turn_queries_and_keys() {
             gates.extend_from_slice(&head[head_dim..]);
         }
         let scale = 1.0 / (head_dim as f32).sqrt();
+        let norm_of =
+            |x: &[f32], weight| if normed { reference::rms_norm(x, weight, 1e-6) } else { x.to_vec() };
         let expected_queries: Vec<f32> =
-            turn(&reference::rms_norm(&bare, norm.query, 1e-6), heads).iter().map(|x| x * scale).collect();
-        let expected_keys = turn(&reference::rms_norm(&keys, norm.key, 1e-6), kv_heads);
+            turn(&norm_of(&bare, norm.query), heads).iter().map(|x| x * scale).collect();
+        let expected_keys = turn(&norm_of(&keys, norm.key), kv_heads);
 
         let (found_queries, found_keys) = found.split_at(queries.len());
         let found_bare: Vec<f32> =
