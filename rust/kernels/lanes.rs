@@ -17,6 +17,8 @@
 //! value of a tier's type can exist only if the CPU has the features: that is the proof its
 //! intrinsics rest on.
 
+use super::tiles::{Block, QuantizedTile, TileOut, by_blocks};
+
 /// Lanes of the virtual vector.
 pub const LANES: usize = 16;
 
@@ -41,6 +43,10 @@ pub trait Simd: Copy + Send + Sync + 'static {
 
     /// Tokens whose accumulators fit the registers beside one weight block.
     const TILE: usize;
+    /// Tokens from which a tile is computed by strips, see [`Self::tile`].
+    const STRIPS: usize = usize::MAX;
+    /// Whether strips read activations as pairs.
+    const PAIRS: bool = false;
     /// Whether registers hold more than 16 vectors of lanes: then attention computes twice as much side by side.
     const WIDE: bool;
 
@@ -162,6 +168,13 @@ pub trait Simd: Copy + Send + Sync + 'static {
         blocks: [&[u8; 512]; N],
         a: [&[i16; 32]; T],
     ) -> [[Self::I; T]; N];
+
+    /// One panel of quantised weights x `T` tokens, each result by the operations that [`tiles`](super::tiles) names. Tiers with
+    /// few registers go over a panel in strips of a few rows, with more tokens than there would be room for otherwise.
+    #[inline(always)]
+    fn tile<B: Block, const T: usize>(self, tile: QuantizedTile<'_, T>, out: &mut TileOut) {
+        by_blocks::<Self, B, T>(self, tile, out);
+    }
 
     /// The sum of all lanes by the fixed tree.
     fn sum(self, a: Self::F) -> f32;

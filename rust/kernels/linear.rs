@@ -16,7 +16,7 @@ use super::cpu::Cpu;
 use super::disjoint::Disjoint;
 use super::lanes::{LANES, Op, Simd};
 use super::shares::Shares;
-use super::tiles::{Fetch, NO_TILE, Panels, Places, Rows, even_part, panel_tile};
+use super::tiles::{Fetch, NO_TILE, Panels, Places, Rows, TileRows, even_part, panel_tile};
 use crate::weights::matrix::{BLOCK_ROWS, Matrix};
 
 /// What becomes of a result.
@@ -164,9 +164,10 @@ impl Op for JobItem<'_> {
         for i in 0..job.tokens.div_ceil(S::TILE) {
             let tokens = even_part(job.tokens, S::TILE, i);
             let places = Places { first: tokens.start, count: tokens.len(), list: None };
+            let rows = TileRows::new::<S>(job.weights, job.input, places);
             for panel in panels.clone() {
                 let fetch = if i == 0 { Fetch::Then(job.weights.bytes(panel + 1)) } else { Fetch::Nothing };
-                panel_tile(s, job.weights, panel, job.input, places, fetch, &mut tile);
+                panel_tile(s, job.weights, panel, &rows, fetch, &mut tile);
                 for (token, values) in tokens.clone().zip(&tile) {
                     // SAFETY: these rows belong to this item.
                     unsafe { job.put(s, token, panel * BLOCK_ROWS, values) };

@@ -25,19 +25,20 @@ use super::activations::Group;
 use super::elements::{Bf16, Element, F16, F32};
 use super::lanes::{LANES, Simd};
 use super::math::padded;
+use super::pairs::{Pair, Pairs};
 use super::prefetch;
 use crate::weights::matrix::{BLOCK_COLS, BLOCK_ROWS, Format, Matrix};
 use crate::weights::{int4, int4_asym, int8};
 
 /// The most tokens of a tile, on any tier.
-pub(super) const MAX_TILE: usize = 8;
+pub(super) const MAX_TILE: usize = if cfg!(target_arch = "aarch64") { 12 } else { 8 };
 /// Blocks from one that is used to one that is fetched: at full speed some 250 ns, which memory answers in.
 const AHEAD: usize = 24;
 /// Rows of dense weights that share their activations' loads.
 const DENSE_ROWS: usize = 4;
 
 /// The results of a tile: for each token 16 rows.
-pub(super) type TileOut = [[f32; LANES]; MAX_TILE];
+pub type TileOut = [[f32; LANES]; MAX_TILE];
 /// A tile of zeros.
 pub(super) const NO_TILE: TileOut = [[0.0; LANES]; MAX_TILE];
 
@@ -100,6 +101,14 @@ pub(super) struct Rows<'a> {
     pub(super) group_stride: usize,
 }
 
+impl<'a> Rows<'a> {
+    /// The first `blocks` groups of row `row`.
+    #[inline(always)]
+    fn groups(&self, row: usize, blocks: usize) -> &'a [Group] {
+        &self.groups[row * self.group_stride..][..blocks]
+    }
+}
+
 /// Which rows a tile reads.
 #[derive(Clone, Copy)]
 pub(super) struct Places<'a> {
@@ -122,7 +131,7 @@ impl Places<'_> {
 /// What is fetched from memory while a tile of quantised weights is computed. A tile of many tokens takes so long over a
 /// block that the processor by itself does not look far enough ahead.
 #[derive(Clone, Copy)]
-pub(super) enum Fetch<'a> {
+pub enum Fetch<'a> {
     /// Nothing: the panel was read just now, and with it what follows was fetched.
     Nothing,
     /// What comes up next in the panel, and behind its end the beginning of these bytes, the panel read next.
@@ -136,24 +145,49 @@ pub(super) fn even_part(tokens: usize, most: usize, i: usize) -> std::ops::Range
     i * tokens / parts..(i + 1) * tokens / parts
 }
 
-/// Panel `panel` of `weights` x the tokens of `places`, at most `S::TILE`; rows that the matrix does not have are 0.
+/// The rows of a tile, made ready once for all panels that they are multiplied with.
+pub(super) struct TileRows<'a> {
+    input: Rows<'a>,
+    places: Places<'a>,
+    pairs: Pairs,
+}
+
+impl<'a> TileRows<'a> {
+    /// The rows that `places` names, at most `S::TILE`, to be multiplied with panels of `weights`.
+    ///
+    /// # Panics
+    /// If `input` does not hold these rows.
+    #[inline(always)]
+    pub(super) fn new<S: Simd>(weights: Panels<'_>, input: Rows<'a>, places: Places<'a>) -> Self {
+        let paired = S::PAIRS && places.count >= S::STRIPS && weights.format.is_quantized();
+        let pairs = if paired {
+            let blocks = weights.cols.div_ceil(BLOCK_COLS);
+            Pairs::new(places.count, blocks, |t| input.groups(places.row(t), blocks))
+        } else {
+            Pairs::none()
+        };
+        Self { input, places, pairs }
+    }
+}
+
+/// Panel `panel` of `weights` x the tokens of `rows`, which were made for `weights`; rows that the matrix does not have are 0.
 ///
 /// # Panics
-/// If there is no such panel, or `input` does not hold these rows.
+/// If there is no such panel, or the rows are narrower than it.
 #[inline(always)]
 pub(super) fn panel_tile<S: Simd>(
     s: S,
     weights: Panels<'_>,
     panel: usize,
-    input: Rows<'_>,
-    places: Places<'_>,
+    rows: &TileRows<'_>,
     fetch: Fetch<'_>,
     out: &mut TileOut,
 ) {
+    let (input, places) = (rows.input, rows.places);
     match weights.format {
-        Format::Int4 => quantized_panel::<S, Int4>(s, weights, panel, input, places, fetch, out),
-        Format::Int4Asym => quantized_panel::<S, Int4Asym>(s, weights, panel, input, places, fetch, out),
-        Format::Int8 => quantized_panel::<S, Int8>(s, weights, panel, input, places, fetch, out),
+        Format::Int4 => quantized_panel::<S, Int4>(s, weights, panel, rows, fetch, out),
+        Format::Int4Asym => quantized_panel::<S, Int4Asym>(s, weights, panel, rows, fetch, out),
+        Format::Int8 => quantized_panel::<S, Int8>(s, weights, panel, rows, fetch, out),
         Format::F32 => dense_panel::<S, F32>(s, weights, panel, input, places, out),
         Format::F16 => dense_panel::<S, F16>(s, weights, panel, input, places, out),
         Format::BF16 => dense_panel::<S, Bf16>(s, weights, panel, input, places, out),
@@ -161,12 +195,14 @@ pub(super) fn panel_tile<S: Simd>(
 }
 
 /// A block format: where its weights stand, and which dot product they want.
-trait Block {
+pub trait Block {
     const BYTES: usize;
     /// Bytes of weights before the scales.
     const WEIGHTS: usize;
     /// Whether offsets follow the scales.
     const OFFSETS: bool;
+    /// Whether weights are nibbles, else bytes.
+    const NIBBLES: bool;
     /// # Safety
     /// `block` points to `BYTES` readable bytes.
     unsafe fn dots<S: Simd, const T: usize>(s: S, block: *const u8, a: [&Group; T]) -> [S::I; T];
@@ -177,6 +213,7 @@ impl Block for Int4 {
     const BYTES: usize = int4::BLOCK_BYTES;
     const WEIGHTS: usize = 256;
     const OFFSETS: bool = false;
+    const NIBBLES: bool = true;
     #[inline(always)]
     unsafe fn dots<S: Simd, const T: usize>(s: S, block: *const u8, a: [&Group; T]) -> [S::I; T] {
         // SAFETY: 256 of the block's bytes, by the contract.
@@ -190,6 +227,7 @@ impl Block for Int4Asym {
     const BYTES: usize = int4_asym::BLOCK_BYTES;
     const WEIGHTS: usize = Int4::WEIGHTS;
     const OFFSETS: bool = true;
+    const NIBBLES: bool = true;
     #[inline(always)]
     unsafe fn dots<S: Simd, const T: usize>(s: S, block: *const u8, a: [&Group; T]) -> [S::I; T] {
         // SAFETY: 256 of the block's bytes, by the contract.
@@ -203,6 +241,7 @@ impl Block for Int8 {
     const BYTES: usize = int8::BLOCK_BYTES;
     const WEIGHTS: usize = 512;
     const OFFSETS: bool = false;
+    const NIBBLES: bool = false;
     #[inline(always)]
     unsafe fn dots<S: Simd, const T: usize>(s: S, block: *const u8, a: [&Group; T]) -> [S::I; T] {
         // SAFETY: 512 of the block's bytes, by the contract.
@@ -211,53 +250,78 @@ impl Block for Int8 {
     }
 }
 
-/// One panel of a quantised matrix x the tokens of `places`.
+/// What one panel of quantised weights x `T` tokens is computed from.
+pub struct QuantizedTile<'a, const T: usize> {
+    /// `[blocks]`
+    pub weights: &'a [u8],
+    /// `[tokens][blocks]`
+    pub rows: [&'a [Group]; T],
+    /// `[blocks, ceil(tokens / 2)]`; none where [`Simd::PAIRS`] is not, or tokens are fewer than [`Simd::STRIPS`].
+    pub pairs: &'a [Pair],
+    /// What else to fetch.
+    pub fetch: Fetch<'a>,
+}
+
+/// One panel of a quantised matrix x the tokens of `rows`.
 #[inline(always)]
 fn quantized_panel<S: Simd, B: Block>(
     s: S,
     weights: Panels<'_>,
     panel: usize,
-    input: Rows<'_>,
-    places: Places<'_>,
+    rows: &TileRows<'_>,
+    fetch: Fetch<'_>,
+    out: &mut TileOut,
+) {
+    let count = rows.places.count;
+    match count {
+        1 => quantized_rows::<S, B, 1>(s, weights, panel, rows, fetch, out),
+        2 => quantized_rows::<S, B, 2>(s, weights, panel, rows, fetch, out),
+        3 if S::TILE > 2 => quantized_rows::<S, B, 3>(s, weights, panel, rows, fetch, out),
+        4 if S::TILE > 2 => quantized_rows::<S, B, 4>(s, weights, panel, rows, fetch, out),
+        5 if S::TILE > 4 => quantized_rows::<S, B, 5>(s, weights, panel, rows, fetch, out),
+        6 if S::TILE > 4 => quantized_rows::<S, B, 6>(s, weights, panel, rows, fetch, out),
+        7 if S::TILE > 4 => quantized_rows::<S, B, 7>(s, weights, panel, rows, fetch, out),
+        8 if S::TILE > 4 => quantized_rows::<S, B, 8>(s, weights, panel, rows, fetch, out),
+        9 if S::TILE > 8 => quantized_rows::<S, B, 9>(s, weights, panel, rows, fetch, out),
+        10 if S::TILE > 8 => quantized_rows::<S, B, 10>(s, weights, panel, rows, fetch, out),
+        11 if S::TILE > 8 => quantized_rows::<S, B, 11>(s, weights, panel, rows, fetch, out),
+        12 if S::TILE > 8 => quantized_rows::<S, B, 12>(s, weights, panel, rows, fetch, out),
+        count => panic!("a tile of {count} tokens"),
+    }
+    // A file may hold anything in rows that the matrix does not have.
+    let height = weights.height(panel);
+    if height < BLOCK_ROWS {
+        out[..count].iter_mut().for_each(|out| out[height..].fill(0.0));
+    }
+}
+
+/// One panel x `T` tokens.
+#[inline(always)]
+fn quantized_rows<S: Simd, B: Block, const T: usize>(
+    s: S,
+    weights: Panels<'_>,
+    panel: usize,
+    rows: &TileRows<'_>,
     fetch: Fetch<'_>,
     out: &mut TileOut,
 ) {
     let blocks = weights.cols.div_ceil(BLOCK_COLS);
-    let bytes = weights.bytes(panel);
-    match places.count {
-        1 => quantized_tile::<S, B, 1>(s, bytes, blocks, input, places, fetch, out),
-        2 => quantized_tile::<S, B, 2>(s, bytes, blocks, input, places, fetch, out),
-        3 if S::TILE > 2 => quantized_tile::<S, B, 3>(s, bytes, blocks, input, places, fetch, out),
-        4 if S::TILE > 2 => quantized_tile::<S, B, 4>(s, bytes, blocks, input, places, fetch, out),
-        5 if S::TILE > 4 => quantized_tile::<S, B, 5>(s, bytes, blocks, input, places, fetch, out),
-        6 if S::TILE > 4 => quantized_tile::<S, B, 6>(s, bytes, blocks, input, places, fetch, out),
-        7 if S::TILE > 4 => quantized_tile::<S, B, 7>(s, bytes, blocks, input, places, fetch, out),
-        8 if S::TILE > 4 => quantized_tile::<S, B, 8>(s, bytes, blocks, input, places, fetch, out),
-        count => panic!("a tile of {count} tokens"),
+    let mut groups = [&rows.input.groups[..0]; T];
+    for t in 0..T {
+        groups[t] = rows.input.groups(rows.places.row(t), blocks);
     }
-    // A file may hold anything in rows that the matrix does not have.
-    let rows = weights.height(panel);
-    if rows < BLOCK_ROWS {
-        out[..places.count].iter_mut().for_each(|out| out[rows..].fill(0.0));
-    }
+    let weights = weights.bytes(panel);
+    assert_eq!(weights.len(), blocks * B::BYTES);
+    s.tile::<B, T>(QuantizedTile { weights, rows: groups, pairs: rows.pairs.all(), fetch }, out);
 }
 
-/// One panel x `T` tokens. See the pseudo-code above.
+/// One panel x `T` tokens, block by block. See the pseudo-code above.
 #[inline(always)]
-fn quantized_tile<S: Simd, B: Block, const T: usize>(
-    s: S,
-    weights: &[u8],
-    blocks: usize,
-    input: Rows<'_>,
-    places: Places<'_>,
-    fetch: Fetch<'_>,
-    out: &mut TileOut,
-) {
+pub fn by_blocks<S: Simd, B: Block, const T: usize>(s: S, tile: QuantizedTile<'_, T>, out: &mut TileOut) {
+    let QuantizedTile { weights, rows, fetch, .. } = tile;
+    let blocks = rows[0].len();
     assert_eq!(weights.len(), blocks * B::BYTES);
-    let mut rows = [&input.groups[..0]; T];
-    for t in 0..T {
-        rows[t] = &input.groups[places.row(t) * input.group_stride..][..blocks];
-    }
+    assert!(rows.iter().all(|row| row.len() == blocks));
     let mut acc = [s.splat(0.0); T];
     for b in 0..blocks {
         if let Fetch::Then(then) = fetch {
@@ -265,7 +329,7 @@ fn quantized_tile<S: Simd, B: Block, const T: usize>(
             let (bytes, block) = if ahead < blocks { (weights, ahead) } else { (then, ahead - blocks) };
             prefetch::stream(bytes.as_ptr().wrapping_add(block * B::BYTES), B::BYTES);
         }
-        // SAFETY: each row was sliced to `blocks` groups, of which there is then one.
+        // SAFETY: each row has `blocks` groups, asserted above, of which there is then one.
         let mut a = [unsafe { rows[0].get_unchecked(b) }; T];
         for t in 1..T {
             // SAFETY: as above.

@@ -13,8 +13,9 @@
 #![allow(unsafe_code, reason = "smmla, argued by the token, and loads")]
 
 use std::arch::aarch64::{
-    int8x16_t, int32x4_t, vcombine_s8, vdupq_n_s32, vdupq_n_s64, vld1_s8, vreinterpretq_s32_s64, vuzp1q_s32,
-    vuzp2q_s32,
+    float32x4_t, int8x16_t, int32x4_t, vcombine_s8, vcvtq_f32_s32, vdupq_n_f32, vdupq_n_s32, vdupq_n_s64, vfmaq_f32,
+    vld1_s8, vld1q_f32, vld1q_s8, vld1q_s32, vmulq_f32, vreinterpretq_s32_s64, vst1q_f32, vuzp1q_f32, vuzp1q_s32,
+    vuzp2q_f32, vuzp2q_s32, vzip1q_f32, vzip2q_f32,
 };
 use std::arch::asm;
 
@@ -22,8 +23,11 @@ use super::Products;
 use super::dotprod::DotProd;
 use super::intrinsics;
 use super::neon::{Int4, Neon};
-use super::weights::Weights;
+use super::strips::{Strip, four_halves, four_offsets, in_turn, unrolled};
+use super::weights::{self, Weights};
 use crate::kernels::lanes::Op;
+use crate::kernels::pairs::Pair;
+use crate::kernels::tiles::{Block, QuantizedTile, TileOut};
 
 /// Proof that this CPU has `smmla` and `sdot`.
 #[derive(Clone, Copy, Debug)]
@@ -31,6 +35,8 @@ pub struct I8mm(DotProd);
 
 /// Pairs of tokens of the largest tile: their sums take 16 of 32 registers. More would be spilled.
 const PAIRS: usize = 2;
+/// Pairs of tokens of the largest tile that goes by strips.
+const STRIP_PAIRS: usize = 6;
 
 impl I8mm {
     /// The instructions, if this CPU and operating system support them.
@@ -125,7 +131,9 @@ fn load_pair<const T: usize>(a: [&[i8; 32]; T], p: usize, j: usize) -> int8x16_t
 }
 
 impl Products for I8mm {
-    const TILE: usize = 4;
+    const TILE: usize = 12;
+    const STRIPS: usize = 3;
+    const PAIRS: bool = true;
 
     #[inline]
     fn run<O: Op>(tier: Neon<Self>, op: O) -> O::Output {
@@ -149,4 +157,74 @@ impl Products for I8mm {
     fn dots_i8<W: Weights, const T: usize>(self, w: W, a: [&[i8; 32]; T]) -> [Int4; T] {
         if T == 1 { self.0.dots_i8(w, a) } else { self.dots(w, a, [0; T]) }
     }
+
+    #[inline(always)]
+    unsafe fn strip<B: Block, const T: usize>(self, tile: &QuantizedTile<'_, T>, strip: Strip, out: &mut TileOut) {
+        let Strip { first, count, q } = strip;
+        let pairs = T.div_ceil(2);
+        // SAFETY: by the contract, all blocks and pairs below are there.
+        unsafe {
+            let mut block = tile.weights.as_ptr().add(first * B::BYTES + 16 * q);
+            let scales = B::WEIGHTS - 8 * q;
+            let mut acc = [[vdupq_n_f32(0.0); 2]; STRIP_PAIRS];
+            for p in 0..pairs {
+                let (even, odd) = tokens::<T>(p);
+                let (even, odd) = (vld1q_f32(out[even].as_ptr().add(4 * q)), vld1q_f32(out[odd].as_ptr().add(4 * q)));
+                acc[p] = [vzip1q_f32(even, odd), vzip2q_f32(even, odd)];
+            }
+            let mut a = tile.pairs.as_ptr().add(first * pairs);
+            for _ in 0..count {
+                let w = weights::zipped_strip::<B>(block);
+                let scale = twice(four_halves(block.add(scales)));
+                let offset = if B::OFFSETS { twice(four_offsets(block.add(scales + 32))) } else { scale };
+                unrolled!(p < pairs, {
+                    self.strip_pair::<B>(&w, scale, offset, &*a.add(p), &mut acc[p]);
+                });
+                a = a.add(pairs);
+                block = block.add(B::BYTES);
+            }
+            for p in 0..pairs {
+                let (even, odd) = tokens::<T>(p);
+                vst1q_f32(out[odd].as_mut_ptr().add(4 * q), vuzp2q_f32(acc[p][0], acc[p][1]));
+                vst1q_f32(out[even].as_mut_ptr().add(4 * q), vuzp1q_f32(acc[p][0], acc[p][1]));
+            }
+        }
+    }
+}
+
+impl I8mm {
+    /// Adds the products of four rows of a block and two tokens to `acc`.
+    #[inline(always)]
+    fn strip_pair<B: Block>(
+        self,
+        w: &[[int8x16_t; 2]; 4],
+        scale: [float32x4_t; 2],
+        offset: [float32x4_t; 2],
+        a: &Pair,
+        acc: &mut [float32x4_t; 2],
+    ) {
+        intrinsics! {
+            let (scale_a, offset_a) = (vld1q_f32(a.scales.as_ptr()), vld1q_s32(a.offsets.as_ptr()));
+            let mut sums = [if B::NIBBLES && !B::OFFSETS { offset_a } else { vdupq_n_s32(0) }; 2];
+            for eight in 0..4 {
+                let a = vld1q_s8(a.values[eight].as_ptr().cast());
+                for rows in 0..2 {
+                    sums[rows] = self.smmla(sums[rows], w[eight][rows], a);
+                }
+            }
+            for rows in 0..2 {
+                let mut dot = vcvtq_f32_s32(sums[rows]);
+                if B::OFFSETS {
+                    dot = vfmaq_f32(dot, offset[rows], vcvtq_f32_s32(offset_a));
+                }
+                acc[rows] = in_turn(vfmaq_f32(acc[rows], dot, vmulq_f32(scale[rows], scale_a)));
+            }
+        }
+    }
+}
+
+/// Each of four rows' numbers twice, for two tokens: those of two rows in a register.
+#[inline(always)]
+fn twice(rows: float32x4_t) -> [float32x4_t; 2] {
+    intrinsics! { [vzip1q_f32(rows, rows), vzip2q_f32(rows, rows)] }
 }

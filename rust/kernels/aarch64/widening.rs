@@ -20,8 +20,10 @@ use std::arch::asm;
 use super::Products;
 use super::intrinsics;
 use super::neon::{Int4, Neon};
+use super::strips::Strip;
 use super::weights::Weights;
 use crate::kernels::lanes::Op;
+use crate::kernels::tiles::{Block, QuantizedTile, TileOut};
 
 /// `smlal`: every 64-bit ARM processor has it.
 #[derive(Clone, Copy, Debug)]
@@ -30,6 +32,8 @@ pub struct Widening;
 impl Products for Widening {
     /// With four, sums were spilled: 210 instructions instead of 147 for a block of INT4 and a token.
     const TILE: usize = 2;
+    const STRIPS: usize = usize::MAX;
+    const PAIRS: bool = false;
 
     #[inline]
     fn run<O: Op>(tier: Neon<Self>, op: O) -> O::Output {
@@ -66,6 +70,10 @@ impl Products for Widening {
             }
             out
         }
+    }
+
+    unsafe fn strip<B: Block, const T: usize>(self, _: &QuantizedTile<'_, T>, _: Strip, _: &mut TileOut) {
+        todo!()
     }
 }
 

@@ -20,7 +20,7 @@ use crate::kernels::lanes::{LANES, Op, Simd};
 use crate::kernels::linear::Store;
 use crate::kernels::prefetch;
 use crate::kernels::shares::Shares;
-use crate::kernels::tiles::{Fetch, NO_TILE, Panels, Places, Rows, even_part, panel_tile};
+use crate::kernels::tiles::{Fetch, NO_TILE, Panels, Places, Rows, TileRows, even_part, panel_tile};
 use crate::weights::matrix::BLOCK_ROWS;
 
 /// The most sums of a token and a panel that an item takes: 1 MB, which should stay in a cache.
@@ -105,6 +105,7 @@ fn add_expert<S: Simd>(
         let tile = even_part(run.count, S::TILE, i);
         let slots = run.first + tile.start..run.first + tile.end;
         let places = Places { first: slots.start, count: slots.len(), list: None };
+        let rows = TileRows::new::<S>(down, pass.activations, places);
         let tokens = &pass.plan.tokens()[slots.clone()];
         let weights = &pass.plan.weights()[slots];
         for panel in panels.clone() {
@@ -114,7 +115,7 @@ fn add_expert<S: Simd>(
             }
             let then = if panel + 1 < panels.end { down.bytes(panel + 1) } else { next };
             let fetch = if i == 0 { Fetch::Then(then) } else { Fetch::Nothing };
-            panel_tile(s, down, panel, pass.activations, places, fetch, &mut out);
+            panel_tile(s, down, panel, &rows, fetch, &mut out);
             for (t, (&token, &weight)) in tokens.iter().zip(weights).enumerate() {
                 let sum = &mut sums[at(token)];
                 s.store(s.fma(s.splat(weight), s.load(&out[t]), s.load(sum)), sum);

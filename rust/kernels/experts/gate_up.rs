@@ -20,7 +20,7 @@ use crate::kernels::cpu::Cpu;
 use crate::kernels::disjoint::Disjoint;
 use crate::kernels::lanes::{LANES, Op, Simd};
 use crate::kernels::math::silu;
-use crate::kernels::tiles::{Fetch, NO_TILE, Panels, Places, Rows, TileOut, even_part, panel_tile};
+use crate::kernels::tiles::{Fetch, NO_TILE, Panels, Places, Rows, TileOut, TileRows, even_part, panel_tile};
 use crate::weights::matrix::{BLOCK_COLS, BLOCK_ROWS};
 use crate::weights::model::SwiGluWeights;
 
@@ -103,12 +103,13 @@ impl GateUp<'_> {
                 let panels = start..last.min(start + PANELS);
                 for (i, tile) in tiles.clone().enumerate() {
                     let tile = self.tile::<S>(tile);
+                    let rows = self.rows::<S>(matrix, &tile);
                     let at = |panel: usize| (panel - first) * tiles.len() + i;
                     for panel in panels.clone() {
                         let out = if is_up { &mut out[panel - start] } else { &mut waiting[at(panel)] };
                         let then = if panel + 1 < last { matrix.bytes(panel + 1) } else { then };
                         let fetch = if i == 0 { Fetch::Then(then) } else { Fetch::Nothing };
-                        self.multiply(s, matrix, panel, &tile, fetch, out);
+                        multiply(s, matrix, panel, &rows, fetch, out);
                     }
                     if is_up {
                         for panel in panels.clone().step_by(GROUP_PANELS) {
@@ -143,23 +144,11 @@ impl GateUp<'_> {
         first + tile.start..first + tile.end
     }
 
-    /// One panel x the tokens of slots `tile`.
+    /// The rows of slots `tile`.
     #[inline(always)]
-    fn multiply<S: Simd>(
-        &self,
-        s: S,
-        matrix: Panels<'_>,
-        panel: usize,
-        tile: &Range<usize>,
-        fetch: Fetch<'_>,
-        out: &mut TileOut,
-    ) {
-        if panel < matrix.count() {
-            let places = Places { first: tile.start, count: tile.len(), list: Some(self.pass.plan.tokens()) };
-            panel_tile(s, matrix, panel, self.pass.input, places, fetch, out);
-        } else {
-            *out = NO_TILE;
-        }
+    fn rows<S: Simd>(&self, matrix: Panels<'_>, tile: &Range<usize>) -> TileRows<'_> {
+        let places = Places { first: tile.start, count: tile.len(), list: Some(self.pass.plan.tokens()) };
+        TileRows::new::<S>(matrix, self.pass.input, places)
     }
 
     /// `SwiGLU` of one group of slots `tile`, stored as the down projection reads it.
@@ -192,5 +181,22 @@ impl GateUp<'_> {
                 out.copy_from_slice(&values.as_flattened()[..count]);
             }
         }
+    }
+}
+
+/// One panel x the tokens of `rows`; zeros if the matrix does not have it.
+#[inline(always)]
+fn multiply<S: Simd>(
+    s: S,
+    matrix: Panels<'_>,
+    panel: usize,
+    rows: &TileRows<'_>,
+    fetch: Fetch<'_>,
+    out: &mut TileOut,
+) {
+    if panel < matrix.count() {
+        panel_tile(s, matrix, panel, rows, fetch, out);
+    } else {
+        *out = NO_TILE;
     }
 }

@@ -1,0 +1,79 @@
+//! Rows of activations two by two, as products of 8-bit matrices take them.
+//!
+//! Such a product multiplies two rows of weights with two tokens over eight columns, so it wants the two tokens' columns in
+//! one register. They are brought together once for a tile and serve all panels that it is multiplied with.
+
+use std::cell::Cell;
+
+use super::activations::Group;
+use crate::weights::matrix::BLOCK_COLS;
+
+/// Groups of two tokens, `a` and `b`.
+#[repr(C, align(16))]
+#[derive(Clone, Copy, Debug)]
+pub struct Pair {
+    /// -8 x the sums of a, b, a, b, see [`Group::offset_u4`].
+    pub offsets: [i32; 4],
+    /// Eight columns of a and the same of b, four times.
+    pub values: [[[i8; 8]; 2]; BLOCK_COLS / 8],
+    /// Scales of a, b, a, b.
+    pub scales: [f32; 4],
+}
+
+impl Pair {
+    fn new(a: &Group, b: &Group) -> Self {
+        let (scales, offsets) = ([a.scale, b.scale], [a.offset_u4, b.offset_u4]);
+        let mut values = [[[0; 8]; 2]; BLOCK_COLS / 8];
+        let columns = a.values.as_chunks().0.iter().zip(b.values.as_chunks().0);
+        for (values, (a, b)) in values.iter_mut().zip(columns) {
+            *values = [*a, *b];
+        }
+        Self {
+            scales: [scales[0], scales[1], scales[0], scales[1]],
+            offsets: [offsets[0], offsets[1], offsets[0], offsets[1]],
+            values,
+        }
+    }
+}
+
+thread_local! {
+    /// Room for the pairs of one tile: it grows to the widest matrix and is not given back.
+    static ROOM: Cell<Vec<Pair>> = const { Cell::new(Vec::new()) };
+}
+
+/// The pairs of a tile, `[blocks, pairs]`, in the thread's room for them.
+#[derive(Debug)]
+pub struct Pairs(Vec<Pair>);
+
+impl Pairs {
+    /// No pairs.
+    pub fn none() -> Self {
+        Self(Vec::new())
+    }
+
+    /// Pairs the first `blocks` groups of `tokens` rows: `row(t)` is the row of token t. The last of an odd number is
+    /// paired with itself.
+    pub fn new<'a>(tokens: usize, blocks: usize, row: impl Fn(usize) -> &'a [Group]) -> Self {
+        let count = tokens.div_ceil(2);
+        let mut pairs = ROOM.take();
+        pairs.clear();
+        pairs.reserve(blocks * count);
+        for b in 0..blocks {
+            pairs.extend((0..count).map(|p| Pair::new(&row(2 * p)[b], &row((2 * p + 1).min(tokens - 1))[b])));
+        }
+        Self(pairs)
+    }
+
+    /// `[blocks, pairs]`
+    pub fn all(&self) -> &[Pair] {
+        &self.0
+    }
+}
+
+impl Drop for Pairs {
+    fn drop(&mut self) {
+        if self.0.capacity() > 0 {
+            ROOM.set(std::mem::take(&mut self.0));
+        }
+    }
+}
