@@ -43,10 +43,8 @@ pub trait Simd: Copy + Send + Sync + 'static {
 
     /// Tokens whose accumulators fit the registers beside one weight block.
     const TILE: usize;
-    /// Tokens from which a tile is computed by strips, see [`Self::tile`].
-    const STRIPS: usize = usize::MAX;
-    /// Whether strips read activations as pairs.
-    const PAIRS: bool = false;
+    /// Tokens from which a tile of quantised weights reads its activations as pairs.
+    const PAIRS: usize = usize::MAX;
     /// Whether registers hold more than 16 vectors of lanes: then attention computes twice as much side by side.
     const WIDE: bool;
 

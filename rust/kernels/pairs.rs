@@ -12,17 +12,31 @@ use crate::weights::matrix::BLOCK_COLS;
 #[repr(C, align(16))]
 #[derive(Clone, Copy, Debug)]
 pub struct Pair {
-    /// -8 x the sums of a, b, a, b, see [`Group::offset_u4`].
-    pub offsets: [i32; 4],
+    /// -8 x the sums of a, b, a, b, see [`Group::offset_u4`], as [`Sums`] has it.
+    pub offsets: [u32; 4],
     /// Eight columns of a and the same of b, four times.
     pub values: [[[i8; 8]; 2]; BLOCK_COLS / 8],
     /// Scales of a, b, a, b.
     pub scales: [f32; 4],
 }
 
+/// What the bits of [`Pair::offsets`] are.
+#[derive(Clone, Copy, Debug)]
+pub enum Sums {
+    /// i32, from which sums of products start.
+    Integers,
+    /// f32, which asymmetric weights multiply.
+    Floats,
+}
+
 impl Pair {
-    fn new(a: &Group, b: &Group) -> Self {
-        let (scales, offsets) = ([a.scale, b.scale], [a.offset_u4, b.offset_u4]);
+    #[inline(always)]
+    fn new(a: &Group, b: &Group, sums: Sums) -> Self {
+        let scales = [a.scale, b.scale];
+        let offsets = [a.offset_u4, b.offset_u4].map(|offset| match sums {
+            Sums::Integers => offset.cast_unsigned(),
+            Sums::Floats => (offset as f32).to_bits(),
+        });
         let mut values = [[[0; 8]; 2]; BLOCK_COLS / 8];
         let columns = a.values.as_chunks().0.iter().zip(b.values.as_chunks().0);
         for (values, (a, b)) in values.iter_mut().zip(columns) {
@@ -53,13 +67,16 @@ impl Pairs {
 
     /// Pairs the first `blocks` groups of `tokens` rows: `row(t)` is the row of token t. The last of an odd number is
     /// paired with itself.
-    pub fn new<'a>(tokens: usize, blocks: usize, row: impl Fn(usize) -> &'a [Group]) -> Self {
+    pub fn new<'a>(tokens: usize, blocks: usize, sums: Sums, row: impl Fn(usize) -> &'a [Group]) -> Self {
         let count = tokens.div_ceil(2);
         let mut pairs = ROOM.take();
         pairs.clear();
         pairs.reserve(blocks * count);
         for b in 0..blocks {
-            pairs.extend((0..count).map(|p| Pair::new(&row(2 * p)[b], &row((2 * p + 1).min(tokens - 1))[b])));
+            pairs.extend((0..count).map(|p| {
+                let (even, odd) = (2 * p, (2 * p + 1).min(tokens - 1));
+                Pair::new(&row(even)[b], &row(odd)[b], sums)
+            }));
         }
         Self(pairs)
     }

@@ -25,7 +25,7 @@ use super::activations::Group;
 use super::elements::{Bf16, Element, F16, F32};
 use super::lanes::{LANES, Simd};
 use super::math::padded;
-use super::pairs::{Pair, Pairs};
+use super::pairs::{Pair, Pairs, Sums};
 use super::prefetch;
 use crate::weights::matrix::{BLOCK_COLS, BLOCK_ROWS, Format, Matrix};
 use crate::weights::{int4, int4_asym, int8};
@@ -159,10 +159,10 @@ impl<'a> TileRows<'a> {
     /// If `input` does not hold these rows.
     #[inline(always)]
     pub(super) fn new<S: Simd>(weights: Panels<'_>, input: Rows<'a>, places: Places<'a>) -> Self {
-        let paired = S::PAIRS && places.count >= S::STRIPS && weights.format.is_quantized();
-        let pairs = if paired {
+        let pairs = if places.count >= S::PAIRS && weights.format.is_quantized() {
             let blocks = weights.cols.div_ceil(BLOCK_COLS);
-            Pairs::new(places.count, blocks, |t| input.groups(places.row(t), blocks))
+            let sums = if weights.format == Format::Int4Asym { Sums::Floats } else { Sums::Integers };
+            Pairs::new(places.count, blocks, sums, |t| input.groups(places.row(t), blocks))
         } else {
             Pairs::none()
         };
@@ -256,7 +256,7 @@ pub struct QuantizedTile<'a, const T: usize> {
     pub weights: &'a [u8],
     /// `[tokens][blocks]`
     pub rows: [&'a [Group]; T],
-    /// `[blocks, ceil(tokens / 2)]`; none where [`Simd::PAIRS`] is not, or tokens are fewer than [`Simd::STRIPS`].
+    /// `[blocks, ceil(tokens / 2)]`; none if tokens are fewer than [`Simd::PAIRS`].
     pub pairs: &'a [Pair],
     /// What else to fetch.
     pub fetch: Fetch<'a>,

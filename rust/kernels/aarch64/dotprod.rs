@@ -10,19 +10,22 @@
 #![allow(unsafe_code, reason = "sdot, argued by the token, and loads")]
 
 use std::arch::aarch64::{
-    float32x4_t, int8x16_t, int32x4_t, vcvtq_f32_s32, vdupq_laneq_s32, vdupq_n_f32, vdupq_n_s32, vfmaq_f32,
-    vfmaq_laneq_f32, vld1q_f32, vld1q_s8, vld1q_s32, vmulq_laneq_f32, vst1q_f32,
+    float32x4_t, int8x16_t, int32x4_t, vcvtq_f32_s32, vdupq_laneq_f32, vdupq_laneq_s32, vdupq_n_f32,
+    vdupq_n_s32, vfmaq_f32, vld1q_f32, vld1q_s8, vld1q_s32, vmulq_f32, vst1q_f32,
 };
 use std::arch::asm;
 
 use super::Products;
 use super::intrinsics;
 use super::neon::{Int4, Neon};
-use super::strips::{Strip, four_halves, four_offsets, in_turn, unrolled};
+use super::strips::{self, FourRows, Strip, Strips, in_turn, unrolled};
 use super::weights::{self, Weights};
 use crate::kernels::lanes::Op;
 use crate::kernels::pairs::Pair;
-use crate::kernels::tiles::{Block, QuantizedTile, TileOut};
+use crate::kernels::tiles::{Block, QuantizedTile, TileOut, by_blocks};
+
+/// Tokens of a strip whose sums grow in turn.
+const GROUP: usize = 4;
 
 /// Proof that this CPU has `sdot`.
 #[derive(Clone, Copy, Debug)]
@@ -97,8 +100,7 @@ fn load_half(a: &[i8; 32], half: usize) -> int8x16_t {
 
 impl Products for DotProd {
     const TILE: usize = 12;
-    const STRIPS: usize = 4;
-    const PAIRS: bool = true;
+    const PAIRS: usize = 4;
 
     #[inline]
     fn run<O: Op>(tier: Neon<Self>, op: O) -> O::Output {
@@ -130,7 +132,23 @@ impl Products for DotProd {
     }
 
     #[inline(always)]
-    unsafe fn strip<B: Block, const T: usize>(self, tile: &QuantizedTile<'_, T>, strip: Strip, out: &mut TileOut) {
+    fn tile<B: Block, const T: usize>(tier: Neon<Self>, tile: QuantizedTile<'_, T>, out: &mut TileOut) {
+        if T >= Self::PAIRS {
+            strips::tile::<_, B, T>(tier.0, tile, out)
+        } else {
+            by_blocks::<_, B, T>(tier, tile, out)
+        }
+    }
+}
+
+impl Strips for DotProd {
+    #[inline(always)]
+    unsafe fn strip<B: Block, const T: usize>(
+        self,
+        tile: &QuantizedTile<'_, T>,
+        strip: Strip,
+        out: &mut TileOut,
+    ) {
         let Strip { first, count, q } = strip;
         // SAFETY: by the contract, all blocks and groups below are there.
         unsafe {
@@ -142,15 +160,16 @@ impl Products for DotProd {
             }
             let mut a = tile.pairs.as_ptr().add(first * T.div_ceil(2));
             for _ in 0..count {
-                let w = weights::strip::<B>(block);
-                let scale = four_halves(block.add(scales));
-                let offset = if B::OFFSETS { four_offsets(block.add(scales + 32)) } else { scale };
-                unrolled!(p < T / 2, {
-                    let pair = [acc[2 * p], acc[2 * p + 1]];
-                    [acc[2 * p], acc[2 * p + 1]] = self.strip_tokens::<B, 2>(&w, scale, offset, &*a.add(p), pair);
+                let w = FourRows::new::<B>(weights::strip::<B>(block), block.add(scales));
+                unrolled!(i < T / GROUP, {
+                    self.strip_tokens::<B, GROUP>(&w, a.add(GROUP / 2 * i), &mut acc[GROUP * i..]);
                 });
-                if T % 2 == 1 {
-                    [acc[T - 1]] = self.strip_tokens::<B, 1>(&w, scale, offset, &*a.add(T / 2), [acc[T - 1]]);
+                let (a_rest, rest) = (a.add(GROUP / 2 * (T / GROUP)), &mut acc[T / GROUP * GROUP..]);
+                match T % GROUP {
+                    0 => {}
+                    1 => self.strip_tokens::<B, 1>(&w, a_rest, rest),
+                    2 => self.strip_tokens::<B, 2>(&w, a_rest, rest),
+                    _ => self.strip_tokens::<B, 3>(&w, a_rest, rest),
                 }
                 a = a.add(T.div_ceil(2));
                 block = block.add(B::BYTES);
@@ -163,47 +182,83 @@ impl Products for DotProd {
 }
 
 impl DotProd {
-    /// `acc` and the products of four rows of a block and the first `N` tokens of a pair, whose sums grow in turn: so that no
-    /// product waits for the one before.
+    /// Adds the products of four rows of a block and `N` tokens, the first of some pairs, to the first of `acc`. Their sums grow
+    /// in turn, so that no product waits for the one before.
+    ///
+    /// # Safety
+    /// `a` points to the pairs.
     #[inline(always)]
-    fn strip_tokens<B: Block, const N: usize>(
+    unsafe fn strip_tokens<B: Block, const N: usize>(
         self,
-        w: &[int8x16_t; 8],
-        scale: float32x4_t,
-        offset: float32x4_t,
-        a: &Pair,
-        mut acc: [float32x4_t; N],
-    ) -> [float32x4_t; N] {
-        intrinsics! {
-            let (scales, offsets) = (vld1q_f32(a.scales.as_ptr()), vld1q_s32(a.offsets.as_ptr()));
-            let mut sums = [vdupq_n_s32(0); 2];
+        rows: &FourRows<[int8x16_t; 8]>,
+        a: *const Pair,
+        acc: &mut [float32x4_t],
+    ) {
+        // SAFETY: by the contract.
+        unsafe {
+            let mut pairs = [&*a; N];
+            for t in 0..N {
+                pairs[t] = &*a.add(t / 2);
+            }
+            let mut sums = [vdupq_n_s32(0); N];
             if B::NIBBLES && !B::OFFSETS {
-                sums = [vdupq_laneq_s32::<0>(offsets), vdupq_laneq_s32::<1>(offsets)];
+                for t in 0..N {
+                    sums[t] = pick_s32(vld1q_s32(pairs[t].offsets.as_ptr().cast()), t);
+                }
             }
             for eight in 0..4 {
-                let (w, a) = (&w[2 * eight..], vld1q_s8(a.values[eight].as_ptr().cast()));
-                sums[0] = self.sdot::<0>(sums[0], w[0], a);
-                if N == 2 {
-                    sums[1] = self.sdot::<2>(sums[1], w[0], a);
+                let mut values = [rows.w[0]; N];
+                for t in 0..N {
+                    values[t] = vld1q_s8(pairs[t].values[eight].as_ptr().cast());
                 }
-                sums[0] = self.sdot::<1>(sums[0], w[1], a);
-                if N == 2 {
-                    sums[1] = self.sdot::<3>(sums[1], w[1], a);
+                for t in 0..N {
+                    sums[t] = self.four_columns::<0>(sums[t], rows.w[2 * eight], values[t], t);
+                }
+                for t in 0..N {
+                    sums[t] = self.four_columns::<1>(sums[t], rows.w[2 * eight + 1], values[t], t);
                 }
             }
-            let mut dots = [vcvtq_f32_s32(sums[0]), vcvtq_f32_s32(sums[1])];
-            if B::OFFSETS {
-                let offsets = vcvtq_f32_s32(offsets);
-                dots = [
-                    vfmaq_laneq_f32::<0>(dots[0], offset, offsets),
-                    vfmaq_laneq_f32::<1>(dots[1], offset, offsets),
-                ];
-            }
-            let scales = [vmulq_laneq_f32::<0>(scale, scales), vmulq_laneq_f32::<1>(scale, scales)];
             for t in 0..N {
-                acc[t] = in_turn(vfmaq_f32(acc[t], dots[t], scales[t]));
+                let mut dot = vcvtq_f32_s32(sums[t]);
+                if B::OFFSETS {
+                    let offsets = vld1q_f32(pairs[t].offsets.as_ptr().cast());
+                    dot = vfmaq_f32(dot, rows.offset, pick_f32(offsets, t));
+                }
+                let scale = vmulq_f32(rows.scale, pick_f32(vld1q_f32(pairs[t].scales.as_ptr()), t));
+                acc[t] = vfmaq_f32(acc[t], dot, scale);
             }
-            acc
+            for t in 0..N {
+                acc[t] = in_turn(acc[t]);
+            }
         }
     }
+
+    /// [`Self::sdot`] with columns `4 PLACE..` of token `t` of eight columns of a pair.
+    #[inline(always)]
+    fn four_columns<const PLACE: usize>(
+        self,
+        sum: int32x4_t,
+        w: int8x16_t,
+        pair: int8x16_t,
+        t: usize,
+    ) -> int32x4_t {
+        match (t % 2, PLACE) {
+            (0, 0) => self.sdot::<0>(sum, w, pair),
+            (0, _) => self.sdot::<1>(sum, w, pair),
+            (_, 0) => self.sdot::<2>(sum, w, pair),
+            (_, _) => self.sdot::<3>(sum, w, pair),
+        }
+    }
+}
+
+/// A pair's number of token `t` in all lanes.
+#[inline(always)]
+fn pick_s32(pair: int32x4_t, t: usize) -> int32x4_t {
+    intrinsics! { if t.is_multiple_of(2) { vdupq_laneq_s32::<0>(pair) } else { vdupq_laneq_s32::<1>(pair) } }
+}
+
+/// As [`pick_s32`]. Multiplied with, it takes no instruction.
+#[inline(always)]
+fn pick_f32(pair: float32x4_t, t: usize) -> float32x4_t {
+    intrinsics! { if t.is_multiple_of(2) { vdupq_laneq_f32::<0>(pair) } else { vdupq_laneq_f32::<1>(pair) } }
 }

@@ -15,7 +15,6 @@ mod strips;
 mod weights;
 pub mod widening;
 
-use self::strips::Strip;
 use self::weights::Weights;
 use super::lanes::Op;
 use super::tiles::{Block, QuantizedTile, TileOut};
@@ -35,10 +34,8 @@ use intrinsics;
 pub trait Products: Copy + Send + Sync + 'static {
     /// Tokens whose sums fit the registers, as [`Simd::TILE`](super::lanes::Simd::TILE) has it.
     const TILE: usize;
-    /// As [`Simd::STRIPS`](super::lanes::Simd::STRIPS) has it.
-    const STRIPS: usize;
     /// As [`Simd::PAIRS`](super::lanes::Simd::PAIRS) has it.
-    const PAIRS: bool;
+    const PAIRS: usize;
 
     /// Runs `op` compiled for the tier.
     fn run<O: Op>(tier: Neon<Self>, op: O) -> O::Output;
@@ -50,9 +47,6 @@ pub trait Products: Copy + Send + Sync + 'static {
     /// For each row, the exact sum over 32 columns of w x a, for `T` groups of activations.
     fn dots_i8<W: Weights, const T: usize>(self, w: W, a: [&[i8; 32]; T]) -> [Int4; T];
 
-    /// Adds the products of a strip with the tokens of `tile` to `out`.
-    ///
-    /// # Safety
-    /// `tile` holds the blocks of `strip`, of weights and of each row, and pairs if [`Self::PAIRS`]; q is below 4.
-    unsafe fn strip<B: Block, const T: usize>(self, tile: &QuantizedTile<'_, T>, strip: Strip, out: &mut TileOut);
+    /// As [`Simd::tile`](super::lanes::Simd::tile) has it.
+    fn tile<B: Block, const T: usize>(tier: Neon<Self>, tile: QuantizedTile<'_, T>, out: &mut TileOut);
 }

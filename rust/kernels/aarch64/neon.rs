@@ -22,11 +22,10 @@ use std::arch::asm;
 
 use super::Products;
 use super::intrinsics;
-use super::strips;
 use super::weights::{Levels, Loaded, Nibbles, Weights};
 use super::{dotprod::DotProd, i8mm::I8mm, widening::Widening};
 use crate::kernels::lanes::{LANES, Op, Simd};
-use crate::kernels::tiles::{Block, QuantizedTile, TileOut, by_blocks};
+use crate::kernels::tiles::{Block, QuantizedTile, TileOut};
 
 /// Sixteen f32.
 pub type Float4 = [float32x4_t; 4];
@@ -162,8 +161,7 @@ impl<P: Products> Simd for Neon<P> {
     type I = Int4;
     type B = Bytes4;
     const TILE: usize = P::TILE;
-    const STRIPS: usize = P::STRIPS;
-    const PAIRS: bool = P::PAIRS;
+    const PAIRS: usize = P::PAIRS;
     const WIDE: bool = false;
 
     #[inline(always)]
@@ -353,7 +351,7 @@ impl<P: Products> Simd for Neon<P> {
 
     #[inline(always)]
     fn tile<B: Block, const T: usize>(self, tile: QuantizedTile<'_, T>, out: &mut TileOut) {
-        if T >= P::STRIPS { strips::tile::<P, B, T>(self.0, tile, out) } else { by_blocks::<Self, B, T>(self, tile, out) }
+        P::tile::<B, T>(self, tile, out);
     }
 
     #[inline(always)]

@@ -15,15 +15,15 @@
 //! ```
 //!
 //! Each result is made by the operations that `tiles` names, block after block in their order.
-#![allow(unsafe_code, reason = "places of blocks, argued by the sizes that are asserted where a tile is entered")]
+#![allow(
+    unsafe_code,
+    reason = "places of blocks, argued by the sizes that are asserted where a tile is entered"
+)]
 
-use std::arch::aarch64::{
-    float32x4_t, vdupq_n_f32, vld1_u16, vmulq_f32, vsubq_f32,
-};
+use std::arch::aarch64::{float32x4_t, vdupq_n_f32, vld1_u16, vmulq_f32, vsubq_f32};
 use std::arch::asm;
 
 use super::Products;
-use super::intrinsics;
 use crate::kernels::lanes::LANES;
 use crate::kernels::prefetch;
 use crate::kernels::tiles::{Block, Fetch, QuantizedTile, TileOut};
@@ -43,19 +43,32 @@ pub struct Strip {
     pub q: usize,
 }
 
+/// Products of strips.
+pub trait Strips: Products {
+    /// Adds the products of a strip with the tokens of `tile` to `out`.
+    ///
+    /// # Safety
+    /// `tile` holds the blocks of `strip`, and pairs for them; q is below 4.
+    unsafe fn strip<B: Block, const T: usize>(
+        self,
+        tile: &QuantizedTile<'_, T>,
+        strip: Strip,
+        out: &mut TileOut,
+    );
+}
+
 /// One panel x `T` tokens, as `tiles` defines it.
 #[inline(always)]
-pub fn tile<P: Products, B: Block, const T: usize>(products: P, tile: QuantizedTile<'_, T>, out: &mut TileOut) {
+pub fn tile<S: Strips, B: Block, const T: usize>(products: S, tile: QuantizedTile<'_, T>, out: &mut TileOut) {
     let blocks = tile.weights.len() / B::BYTES;
     assert_eq!(tile.weights.len(), blocks * B::BYTES);
-    assert!(tile.rows.iter().all(|row| row.len() == blocks));
-    assert!(!P::PAIRS || tile.pairs.len() == blocks * T.div_ceil(2));
+    assert_eq!(tile.pairs.len(), blocks * T.div_ceil(2));
     out[..T].fill([0.0; LANES]);
     for first in (0..blocks).step_by(CHUNK) {
         let count = CHUNK.min(blocks - first);
         for q in 0..STRIPS {
             fetch::<B, T>(&tile, first + count, q);
-            // SAFETY: blocks, rows and pairs are as many as asserted above, of which the chunk is a part; q is below 4.
+            // SAFETY: blocks and pairs are as many as asserted above, of which the chunk is a part; q is below 4.
             unsafe { products.strip::<B, T>(&tile, Strip { first, count, q }, out) };
         }
     }
@@ -72,12 +85,42 @@ fn fetch<B: Block, const T: usize>(tile: &QuantizedTile<'_, T>, next: usize, qua
     }
 }
 
+/// Four rows of a block.
+pub struct FourRows<W> {
+    /// The weights of all columns.
+    pub w: W,
+    /// Scales.
+    pub scale: float32x4_t,
+    /// What the sum of activations, times -8 as it is kept, is multiplied with, of asymmetric blocks.
+    pub offset: float32x4_t,
+}
+
+impl<W> FourRows<W> {
+    /// Weights, and what stands for their rows at `scales` and where offsets are.
+    ///
+    /// # Safety
+    /// `scales` points to the rows' scales in a block of format `B`.
+    #[inline(always)]
+    pub unsafe fn new<B: Block>(w: W, scales: *const u8) -> Self {
+        // SAFETY: by the contract, offsets stand behind the scales of 16 rows.
+        unsafe {
+            let scale = four_halves(scales);
+            let mut offset = vdupq_n_f32(0.0);
+            if B::OFFSETS {
+                let stored = four_halves(scales.add(2 * LANES));
+                offset = vmulq_f32(vsubq_f32(stored, vdupq_n_f32(8.0)), vdupq_n_f32(-0.125));
+            }
+            Self { w, scale, offset }
+        }
+    }
+}
+
 /// Four halves, widened.
 ///
 /// # Safety
 /// `place` points to four of them.
 #[inline(always)]
-pub unsafe fn four_halves(place: *const u8) -> float32x4_t {
+unsafe fn four_halves(place: *const u8) -> float32x4_t {
     // SAFETY: by the contract; an instruction of ARMv8.0 that works on registers only.
     unsafe {
         let halves = vld1_u16(place.cast());
@@ -89,17 +132,6 @@ pub unsafe fn four_halves(place: *const u8) -> float32x4_t {
             options(pure, nomem, nostack, preserves_flags),
         );
         wide
-    }
-}
-
-/// What a sum of activations, times -8 as it is kept, is multiplied with: offsets of four rows, of nibbles.
-///
-/// # Safety
-/// `place` points to four offsets.
-#[inline(always)]
-pub unsafe fn four_offsets(place: *const u8) -> float32x4_t {
-    intrinsics! {
-        vmulq_f32(vsubq_f32(four_halves(place), vdupq_n_f32(8.0)), vdupq_n_f32(-0.125))
     }
 }
 
