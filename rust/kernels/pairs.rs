@@ -94,3 +94,36 @@ impl Drop for Pairs {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pairs_stand_block_by_block() {
+        let group = |token: i8, block: i8| Group {
+            scale: f32::from(token),
+            offset_u4: -8 * i32::from(block),
+            offset_i8: 0,
+            values: std::array::from_fn(|i| 10 * token + block + i as i8),
+        };
+        let rows: Vec<[Group; 2]> = (0..3).map(|token| [group(token, 0), group(token, 1)]).collect();
+        for sums in [Sums::Integers, Sums::Floats] {
+            let pairs = Pairs::new(3, 2, sums, |t| &rows[t]);
+            assert_eq!(pairs.all().len(), 4);
+            let last = pairs.all()[3];
+            assert_eq!(last.scales, [2.0; 4], "the third token is paired with itself");
+            let other = pairs.all()[2];
+            assert_eq!(other.scales, [0.0, 1.0, 0.0, 1.0]);
+            assert_eq!(other.values[1], [[9, 10, 11, 12, 13, 14, 15, 16], [19, 20, 21, 22, 23, 24, 25, 26]]);
+            let sum = match sums {
+                Sums::Integers => (-8_i32).cast_unsigned(),
+                Sums::Floats => (-8.0_f32).to_bits(),
+            };
+            assert_eq!(other.offsets, [sum; 4]);
+        }
+        // The room is taken again, and holds nothing of before.
+        assert_eq!(Pairs::new(1, 1, Sums::Integers, |_| &rows[1]).all().len(), 1);
+        assert_eq!(Pairs::none().all().len(), 0);
+    }
+}
