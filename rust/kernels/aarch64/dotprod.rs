@@ -7,6 +7,9 @@
 //! for each quad j of columns, for each 4 rows:   load 16 bytes, two expansions      shared by the tile
 //!   for each token:  sums += low . a[j];  sums += high . a[j + 4]
 //! ```
+//!
+//! From four tokens on a panel is multiplied by [`strips`]. There the four activations stand in a register of a
+//! [`Pair`]: columns `8 e..` of its first token at places 0 and 1, of its second at 2 and 3.
 #![allow(unsafe_code, reason = "sdot, argued by the token, and loads")]
 
 use std::arch::aarch64::{
@@ -134,9 +137,9 @@ impl Products for DotProd {
     #[inline(always)]
     fn tile<B: Block, const T: usize>(tier: Neon<Self>, tile: QuantizedTile<'_, T>, out: &mut TileOut) {
         if T >= Self::PAIRS {
-            strips::tile::<_, B, T>(tier.0, tile, out)
+            strips::tile::<_, B, T>(tier.0, tile, out);
         } else {
-            by_blocks::<_, B, T>(tier, tile, out)
+            by_blocks::<_, B, T>(tier, tile, out);
         }
     }
 }
@@ -150,7 +153,7 @@ impl Strips for DotProd {
         out: &mut TileOut,
     ) {
         let Strip { first, count, q } = strip;
-        // SAFETY: by the contract, all blocks and groups below are there.
+        // SAFETY: by the contract, all blocks and pairs below are there.
         unsafe {
             let mut block = tile.weights.as_ptr().add(first * B::BYTES + 16 * q);
             let scales = B::WEIGHTS - 8 * q;

@@ -9,7 +9,8 @@
 //! for each two tokens:  one uzp for each token and 4 rows
 //! ```
 //!
-//! A token by itself is left to `sdot`.
+//! A token by itself is left to `sdot`. From three tokens on a panel is multiplied by [`strips`]: results stay as `smmla` leaves
+//! sums, two rows by two tokens, and are sorted when a chunk of blocks is done; scales of rows are doubled in place of that.
 #![allow(unsafe_code, reason = "smmla, argued by the token, and loads")]
 
 use std::arch::aarch64::{
@@ -160,9 +161,9 @@ impl Products for I8mm {
     #[inline(always)]
     fn tile<B: Block, const T: usize>(tier: Neon<Self>, tile: QuantizedTile<'_, T>, out: &mut TileOut) {
         if T >= Self::PAIRS {
-            strips::tile::<_, B, T>(tier.0, tile, out)
+            strips::tile::<_, B, T>(tier.0, tile, out);
         } else {
-            by_blocks::<_, B, T>(tier, tile, out)
+            by_blocks::<_, B, T>(tier, tile, out);
         }
     }
 }
