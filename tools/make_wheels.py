@@ -2,7 +2,7 @@
 
     python tools/make_wheels.py [--out FOLDER] [TARGET...]
 
-TARGET is x86_64-gnu, aarch64-gnu, x86_64-musl or aarch64-musl; without any, all are built.
+TARGET is x86_64-gnu or aarch64-gnu; without any, both are built.
 The linker is Zig's, which knows what each version of glibc has and links for ARM as well; it comes with the
 Python package `ziglang`, which must be installed here. Rust's library for a target and the binutils for its
 processor are installed if they are missing and that is possible.
@@ -33,8 +33,6 @@ TARGETS = {
     # The platforms that maturin checks the finished library against.
     "x86_64-gnu": ("x86_64-unknown-linux-gnu", "manylinux2014"),
     "aarch64-gnu": ("aarch64-unknown-linux-gnu", "manylinux2014"),
-    "x86_64-musl": ("x86_64-unknown-linux-musl", "musllinux_1_2"),
-    "aarch64-musl": ("aarch64-unknown-linux-musl", "musllinux_1_2"),
 }
 
 

@@ -41,7 +41,8 @@ pub trait Simd: Copy + Send + Sync + 'static {
     /// 64 bytes: four int8 (or unsigned nibbles) for each of 16 lanes.
     type B: Copy;
 
-    /// Tokens whose accumulators fit the registers beside one weight block.
+    /// Tokens whose accumulators fit the registers beside one weight block, or of four rows beside those of a block; even from
+    /// [`Self::PAIRS`] on.
     const TILE: usize;
     /// Tokens from which a tile of quantised weights reads its activations as pairs.
     const PAIRS: usize = usize::MAX;

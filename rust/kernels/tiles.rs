@@ -273,18 +273,18 @@ fn quantized_panel<S: Simd, B: Block>(
     out: &mut TileOut,
 ) {
     let count = rows.places.count;
-    match count {
+    // Whole pairs: the last token of an odd number is computed twice, so that there are fewer loops to compile.
+    let tokens = if count < S::PAIRS { count } else { count.next_multiple_of(2) };
+    match tokens {
         1 => quantized_rows::<S, B, 1>(s, weights, panel, rows, fetch, out),
         2 => quantized_rows::<S, B, 2>(s, weights, panel, rows, fetch, out),
-        3 if S::TILE > 2 => quantized_rows::<S, B, 3>(s, weights, panel, rows, fetch, out),
+        3 if S::TILE > 2 && S::PAIRS > 3 => quantized_rows::<S, B, 3>(s, weights, panel, rows, fetch, out),
         4 if S::TILE > 2 => quantized_rows::<S, B, 4>(s, weights, panel, rows, fetch, out),
-        5 if S::TILE > 4 => quantized_rows::<S, B, 5>(s, weights, panel, rows, fetch, out),
+        5 if S::TILE > 4 && S::PAIRS > 5 => quantized_rows::<S, B, 5>(s, weights, panel, rows, fetch, out),
         6 if S::TILE > 4 => quantized_rows::<S, B, 6>(s, weights, panel, rows, fetch, out),
-        7 if S::TILE > 4 => quantized_rows::<S, B, 7>(s, weights, panel, rows, fetch, out),
+        7 if S::TILE > 4 && S::PAIRS > 7 => quantized_rows::<S, B, 7>(s, weights, panel, rows, fetch, out),
         8 if S::TILE > 4 => quantized_rows::<S, B, 8>(s, weights, panel, rows, fetch, out),
-        9 if S::TILE > 8 => quantized_rows::<S, B, 9>(s, weights, panel, rows, fetch, out),
         10 if S::TILE > 8 => quantized_rows::<S, B, 10>(s, weights, panel, rows, fetch, out),
-        11 if S::TILE > 8 => quantized_rows::<S, B, 11>(s, weights, panel, rows, fetch, out),
         12 if S::TILE > 8 => quantized_rows::<S, B, 12>(s, weights, panel, rows, fetch, out),
         count => panic!("a tile of {count} tokens"),
     }
@@ -308,7 +308,7 @@ fn quantized_rows<S: Simd, B: Block, const T: usize>(
     let blocks = weights.cols.div_ceil(BLOCK_COLS);
     let mut groups = [&rows.input.groups[..0]; T];
     for t in 0..T {
-        groups[t] = rows.input.groups(rows.places.row(t), blocks);
+        groups[t] = rows.input.groups(rows.places.row(t.min(rows.places.count - 1)), blocks);
     }
     let weights = weights.bytes(panel);
     assert_eq!(weights.len(), blocks * B::BYTES);
