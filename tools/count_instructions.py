@@ -4,8 +4,8 @@
 
 LIBRARY is the one that `tools/emulate_arm.py` builds. A loop is found by its products: each handles one block
 of 16 rows by 32 columns, or four rows of one, for a tile of tokens. Shown are instructions for a block and
-token, those that touch the stack (what did not fit the registers), and what the layout needs at least, each load
-counted for itself (so pairs of loads can be below it):
+token, those that touch the stack (what did not fit the registers), and what the layout needs at least, each
+load counted for itself (so pairs of loads can be below it). An odd tile of pairs is shown as the next even one:
 
     products        sdot 32, smmla 16 (32 for a block and two tokens), smlal 64
     block           loads 16, expansions 32; scales 2 loads and 4 conversions; smmla 16 zips and 8 of scales:
@@ -70,10 +70,10 @@ def main() -> None:
     found = Counter(row for loop in loops(instructions(library)) if (row := described(loop)) is not None)
     print("tier     weights    tokens  rows  instructions  a token  products  stack  at least  ratio  loops")
     for row, copies in sorted(found.items()):
-        token = row.instructions / row.tokens
+        token, least = row.instructions / row.tokens, row.least()
         print(
             f"{row.tier:8} {row.weights:9} {row.tokens:7} {row.rows:5} {row.instructions:13} {token:8.1f} "
-            f"{row.products / row.tokens:9.1f} {row.stack:6} {row.least():9.1f} {token / row.least():6.2f} {copies:6}"
+            f"{row.products / row.tokens:9.1f} {row.stack:6} {least:9.1f} {token / least:6.2f} {copies:6}"
         )
 
 
@@ -110,7 +110,8 @@ def described(loop: list[Instruction]) -> Row | None:
         return None
     # Scales of four rows are converted by one instruction, those of sixteen by two times two.
     parts = 1 if names["fcvtl2"] else 4
-    # For each conversion of a sum one multiply-add, and one with offsets; sums of activations may be converted too.
+    # For each conversion of a sum one multiply-add, and one with offsets; sums of activations may be
+    # converted too.
     asymmetric = names["fmla"] >= 1.5 * names["scvtf"]
     tokens, rest = divmod(parts * names["fmla"] // (2 if asymmetric else 1), 4)
     weights = "int4" if parts * names["ushr"] >= 16 else "int8"
