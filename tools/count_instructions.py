@@ -5,7 +5,7 @@
 LIBRARY is the one that `tools/emulate_arm.py` builds. A loop is found by its products: each handles one block
 of 16 rows by 32 columns, or four rows of one, for a tile of tokens. Shown are instructions for a block and
 token, those that touch the stack (what did not fit the registers), and what the layout needs at least, each
-load counted for itself (so pairs of loads can be below it). An odd tile of pairs is shown as the next even one:
+load counted for itself (so pairs of loads can be below it):
 
     products        sdot 32, smmla 16 (32 for a block and two tokens), smlal 64
     block           loads 16, expansions 32; scales 2 loads and 4 conversions; smmla 16 zips and 8 of scales:
