@@ -3,15 +3,18 @@
     python tools/count_instructions.py [LIBRARY]
 
 LIBRARY is the one that `tools/emulate_arm.py` builds. A loop is found by its products: each handles one block
-of 16 rows by 32 columns for a tile of tokens. Shown are instructions for a block and token, and what the
-layout needs at least, each load counted for itself (so pairs of loads can be below it):
+of 16 rows by 32 columns, or four rows of one, for a tile of tokens. Shown are instructions for a block and
+token, those that touch the stack (what did not fit the registers), and what the layout needs at least, each
+load counted for itself (so pairs of loads can be below it):
 
     products        sdot 32, smmla 16 (32 for a block and two tokens), smlal 64
-    block           loads 16, expansions 32, for smmla 16 zips; scales 2 loads and 4 conversions: shared
+    block           loads 16, expansions 32; scales 2 loads and 4 conversions; smmla 16 zips and 8 of scales:
+                    shared by the tile. INT8: loads 32, no expansions, smmla 32 zips
     token           sums 4 to start and 4 to convert; scales 4 products; 4 multiply-adds; 2 loads of
-                    activations, 2 of their scale and offset; smlal 8 loads of four activations, 8 to
-                    add up; smmla 4 to sort
-    asymmetric      offsets 2 loads and 4 conversions more; for a token a load of its sum, 4 multiply-adds
+                    activations, 1 of their scale and offset; smlal 8 loads of four activations, 8 to
+                    add up (INT8 36)
+    asymmetric      offsets 2 loads, 4 conversions, 4 multiply-adds and for smmla 8 zips: shared; for a token
+                    4 multiply-adds
 """
 
 from __future__ import annotations
@@ -36,15 +39,41 @@ class Instruction:
     operands: str
 
 
+@dataclass(frozen=True, order=True)
+class Row:
+    """A loop as it is shown: `tokens` of a tile, and what a block of 16 rows takes for all of them."""
+
+    tier: str
+    weights: str
+    tokens: int
+    rows: int
+    """Of a block that the loop handles at once."""
+    instructions: int
+    products: int
+    stack: int
+
+    def least(self) -> float:
+        """Return the least number of SIMD instructions for a block and token, as the text above has it."""
+        nibbles, asymmetric = self.weights.startswith("int4"), self.weights.endswith("asym")
+        block = (16 + 32 if nibbles else 32) + 6 + (10 if asymmetric else 0)
+        token = 4 + 4 + 4 + 4 + 3 + (4 if asymmetric else 0)
+        if self.tier == "i8mm":
+            block += (16 if nibbles else 32) + 8 + (8 if asymmetric else 0)
+            return block / self.tokens + token + 32 * ((self.tokens + 1) // 2) / self.tokens
+        if self.tier == "dotprod":
+            return block / self.tokens + token + 32
+        return block / self.tokens + token + 8 + (8 if nibbles else 32 + 4) + 64
+
+
 def main() -> None:
     library = Path(sys.argv[1]) if len(sys.argv) > 1 else LIBRARY
-    rows = Counter(row for loop in loops(instructions(library)) if (row := described(loop)) is not None)
-    print("tier     weights    tokens  instructions  a token  of them products  at least  ratio  loops")
-    for (tier, weights, tokens, count, products), copies in sorted(rows.items()):
-        least = least_of(tier, weights, tokens)
+    found = Counter(row for loop in loops(instructions(library)) if (row := described(loop)) is not None)
+    print("tier     weights    tokens  rows  instructions  a token  products  stack  at least  ratio  loops")
+    for row, copies in sorted(found.items()):
+        token, least = row.instructions / row.tokens, row.least()
         print(
-            f"{tier:8} {weights:9} {tokens:7} {count:13} {count / tokens:8.1f} {products / tokens:17.1f}"
-            f"{least:10.1f} {count / tokens / least:6.2f} {copies:6}"
+            f"{row.tier:8} {row.weights:9} {row.tokens:7} {row.rows:5} {row.instructions:13} {token:8.1f} "
+            f"{row.products / row.tokens:9.1f} {row.stack:6} {least:9.1f} {token / least:6.2f} {copies:6}"
         )
 
 
@@ -74,15 +103,21 @@ def loops(code: list[Instruction]) -> list[list[Instruction]]:
     return [code[start:end] for start, end in inner]
 
 
-def described(loop: list[Instruction]) -> tuple[str, str, int, int, int] | None:
-    """Return tier, weights, tokens, instructions and products of a loop over blocks, `None` of any other."""
+def described(loop: list[Instruction]) -> Row | None:
+    """Return what is shown of a loop over blocks, `None` of any other."""
     names = Counter(instruction.name for instruction in loop)
     if not names["scvtf"] or not names["fmla"]:
         return None
-    tokens, rest = divmod(names["scvtf"], 4)
-    nibbles = "int4" if names["ushr"] >= 16 else "int8"
-    if names["fmla"] >= 8 * tokens:
-        nibbles += "_asym"
+    # Scales of four rows are converted by one instruction, those of sixteen by two times two.
+    parts = 1 if names["fcvtl2"] else 4
+    # For each conversion of a sum one multiply-add, and one with offsets; sums of activations may be
+    # converted too.
+    asymmetric = names["fmla"] >= 1.5 * names["scvtf"]
+    tokens, rest = divmod(parts * names["fmla"] // (2 if asymmetric else 1), 4)
+    weights = "int4" if parts * names["ushr"] >= 16 else "int8"
+    if asymmetric:
+        weights += "_asym"
+    stack = parts * sum("[sp" in instruction.operands for instruction in loop)
     products = {
         "i8mm": names["smmla"],
         "dotprod": names["sdot"],
@@ -90,22 +125,9 @@ def described(loop: list[Instruction]) -> tuple[str, str, int, int, int] | None:
     }
     for tier, count in products.items():
         wanted = {"i8mm": 32 * ((tokens + 1) // 2), "dotprod": 32 * tokens, "neon": 64 * tokens}[tier]
-        if count == wanted and not rest:
-            return tier, nibbles, tokens, len(loop), count
+        if parts * count == wanted and not rest:
+            return Row(tier, weights, tokens, 16 // parts, parts * len(loop), wanted, stack)
     return None
-
-
-def least_of(tier: str, weights: str, tokens: int) -> float:
-    """Return the least number of SIMD instructions for a block and token, as the text above has it."""
-    nibbles, offsets = weights.startswith("int4"), weights.endswith("asym")
-    block = (16 + 32 if nibbles else 32) + (12 if offsets else 6)
-    token = 4 + 4 + 4 + 4 + 2 + 2 + (5 if offsets else 0)
-    if tier == "i8mm":
-        block += 16 if nibbles else 32
-        return block / tokens + token + 4 + 32 * ((tokens + 1) // 2) / tokens
-    if tier == "dotprod":
-        return block / tokens + token + 32
-    return block / tokens + token + 8 + (8 if nibbles else 32 + 4) + 64
 
 
 if __name__ == "__main__":

@@ -17,6 +17,10 @@
 //! value of a tier's type can exist only if the CPU has the features: that is the proof its
 //! intrinsics rest on.
 
+use std::slice::from_mut;
+
+use super::tiles::{Block, QuantizedTile, TileOut, by_blocks};
+
 /// Lanes of the virtual vector.
 pub const LANES: usize = 16;
 
@@ -39,10 +43,13 @@ pub trait Simd: Copy + Send + Sync + 'static {
     /// 64 bytes: four int8 (or unsigned nibbles) for each of 16 lanes.
     type B: Copy;
 
-    /// Tokens whose accumulators fit the registers beside one weight block.
+    /// Tokens whose accumulators fit the registers beside one weight block, or of four rows beside those of a block; even from
+    /// [`Self::PAIRS`] on.
     const TILE: usize;
-    /// The same for two panels side by side, which share what they load of the activations; 0 if registers do not hold so many.
-    const PAIR_TILE: usize = 0;
+    /// Tokens of a tile of two panels, which share what they load of the activations; 0 if registers do not hold so many sums.
+    const DOUBLE_TILE: usize = 0;
+    /// Tokens from which a tile of quantised weights reads its activations as pairs.
+    const PAIRS: usize = usize::MAX;
     /// Whether registers hold more than 16 vectors of lanes: then attention computes twice as much side by side.
     const WIDE: bool;
 
@@ -178,6 +185,13 @@ pub trait Simd: Copy + Send + Sync + 'static {
         blocks: [&[u8; 512]; N],
         a: [&[i16; 32]; T],
     ) -> [[Self::I; T]; N];
+
+    /// One panel of quantised weights x `T` tokens, each result by the operations that [`tiles`](super::tiles) names. Tiers with
+    /// few registers go over a panel in strips of a few rows, with more tokens than there would be room for otherwise.
+    #[inline(always)]
+    fn tile<B: Block, const T: usize>(self, tile: QuantizedTile<'_, T>, out: &mut TileOut) {
+        by_blocks::<Self, B, 1, T>(self, [tile.weights], &tile.rows, tile.fetch, from_mut(out));
+    }
 
     /// The sum of all lanes by the fixed tree.
     fn sum(self, a: Self::F) -> f32;

@@ -193,6 +193,11 @@ impl<const N: usize> Op for Read<'_, N> {
     }
 }
 
+/// Tokens whose sums [`Dots`] keeps: those of a larger tile are not all kept at once.
+const fn dot_tokens<S: Simd>() -> usize {
+    if S::TILE > 8 { 4 } else { S::TILE }
+}
+
 /// Operations of one round of [`Dots`].
 struct DotOperations;
 
@@ -200,7 +205,7 @@ impl Op for DotOperations {
     type Output = usize;
     #[inline(always)]
     fn run<S: Simd>(self, _: S) -> usize {
-        S::TILE * LANES * 32 * 2
+        dot_tokens::<S>() * LANES * 32 * 2
     }
 }
 
@@ -213,10 +218,9 @@ impl Op for Dots {
     type Output = ();
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        match S::TILE {
+        match dot_tokens::<S>() {
             8 => dots::<S, 8>(s, self.nibbles),
             4 => dots::<S, 4>(s, self.nibbles),
-            3 => dots::<S, 3>(s, self.nibbles),
             2 => dots::<S, 2>(s, self.nibbles),
             1 => dots::<S, 1>(s, self.nibbles),
             tile => unreachable!("products have no tile of {tile} tokens"),

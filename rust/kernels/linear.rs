@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! for each tile of up to TILE tokens:             (work item: a few panels, claimed by threads in order)
-//!   for each panel of 16 rows, or pair of them:
+//!   for each panel of 16 rows, or two of them:
 //!     [tokens, 16] = panel x tile                 see `tiles`
 //! ```
 //!
@@ -16,7 +16,7 @@ use super::cpu::Cpu;
 use super::disjoint::Disjoint;
 use super::lanes::{LANES, Op, Simd};
 use super::shares::Shares;
-use super::tiles::{Fetch, MAX_PANELS, NO_TILE, Panels, Places, Rows, Tiling, tile};
+use super::tiles::{Fetch, NO_TILE, Panels, Places, Rows, TileRows, double_tile, even_part, panel_tile};
 use crate::weights::matrix::{BLOCK_ROWS, Matrix};
 
 /// What becomes of a result.
@@ -131,7 +131,7 @@ impl<'a> Job<'a> {
             Shares::falling(panels.count(), threads, panels_in(ITEM_BYTES), usize::MAX)
         } else {
             let most = panels_in(PREFILL_ITEM_BYTES).min(MAX_ITEM_PANELS);
-            Shares::falling(panels.count(), threads, MAX_PANELS, most)
+            Shares::falling(panels.count(), threads, 2, most)
         };
         let (input, out) = (input.rows(weights.cols()), Disjoint::new(product.out));
         Self { input, tokens, weights: panels, rows, out, store: product.store, items }
@@ -161,17 +161,25 @@ impl Op for JobItem<'_> {
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
         let (job, panels) = (self.job, self.job.items.part(self.item));
-        let tiling = Tiling::of_pairs::<S>(job.weights, job.tokens);
-        let mut out = [NO_TILE; MAX_PANELS];
-        for i in 0..tiling.tiles() {
-            let tokens = tiling.part(i);
+        // Tiles of two panels take fewer tokens: there are none where one of a panel holds all.
+        let double = S::DOUBLE_TILE > 0 && job.tokens > S::TILE && job.weights.quantized();
+        let (most, step) = if double { (S::DOUBLE_TILE, 2) } else { (S::TILE, 1) };
+        let mut out = [NO_TILE; 2];
+        for i in 0..job.tokens.div_ceil(most) {
+            let tokens = even_part(job.tokens, most, i);
             let places = Places { first: tokens.start, count: tokens.len(), list: None };
-            for group in tiling.groups(panels.clone()) {
-                let then = [job.weights.bytes(group.end), job.weights.bytes(group.end + 1)];
-                let fetch = if i == 0 { Fetch::Then(then) } else { Fetch::Nothing };
-                let out = &mut out[..group.len()];
-                tile(s, job.weights, group.clone(), job.input, places, fetch, out);
-                for (panel, values) in group.zip(out) {
+            let rows = TileRows::new::<S>(job.weights, job.input, places);
+            for panel in panels.clone().step_by(step) {
+                let count = step.min(panels.end - panel);
+                let [a, b] = [job.weights.bytes(panel + count), job.weights.bytes(panel + count + 1)];
+                if count == 2 {
+                    let fetch = if i == 0 { Fetch::Then([a, b]) } else { Fetch::Nothing };
+                    double_tile(s, job.weights, panel, &rows, fetch, &mut out);
+                } else {
+                    let fetch = if i == 0 { Fetch::Then([a]) } else { Fetch::Nothing };
+                    panel_tile(s, job.weights, panel, &rows, fetch, &mut out[0]);
+                }
+                for (panel, values) in (panel..).zip(&out[..count]) {
                     for (token, values) in tokens.clone().zip(values) {
                         // SAFETY: these rows belong to this item.
                         unsafe { job.put(s, token, panel * BLOCK_ROWS, values) };

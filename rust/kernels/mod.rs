@@ -24,6 +24,7 @@ pub mod limits;
 pub mod linear;
 pub mod math;
 pub mod norm;
+mod pairs;
 pub mod portable;
 mod prefetch;
 pub mod profile;

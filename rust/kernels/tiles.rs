@@ -21,27 +21,24 @@
 //! What a token's result is does not depend on the tile it is computed in, nor on where its activations stand.
 #![allow(unsafe_code, reason = "unchecked reads in the two inner loops")]
 
-use std::ops::Range;
-
 use super::activations::Group;
 use super::elements::{Bf16, Element, F16, F32};
 use super::lanes::{LANES, Simd};
 use super::math::padded;
+use super::pairs::{Pair, Pairs, Sums};
 use super::prefetch;
 use crate::weights::matrix::{BLOCK_COLS, BLOCK_ROWS, Format, Matrix};
 use crate::weights::{int4, int4_asym, int8};
 
 /// The most tokens of a tile, on any tier.
-pub(super) const MAX_TILE: usize = 8;
-/// The most panels.
-pub(super) const MAX_PANELS: usize = 2;
+pub(super) const MAX_TILE: usize = if cfg!(target_arch = "aarch64") { 12 } else { 8 };
 /// Blocks from one that is used to one that is fetched: at full speed some 250 ns, which memory answers in.
 const AHEAD: usize = 24;
 /// Rows of dense weights that share their activations' loads.
 const DENSE_ROWS: usize = 4;
 
 /// The results of a tile of one panel: for each token 16 rows.
-pub(super) type TileOut = [[f32; LANES]; MAX_TILE];
+pub type TileOut = [[f32; LANES]; MAX_TILE];
 /// A tile of zeros.
 pub(super) const NO_TILE: TileOut = [[0.0; LANES]; MAX_TILE];
 
@@ -65,6 +62,11 @@ impl<'a> Panels<'a> {
             Some(dtype) => BLOCK_ROWS * cols * dtype.size(),
         };
         Self { format, rows, cols, bytes: matrix.bytes(), size }
+    }
+
+    /// Whether they are of blocks.
+    pub(super) fn quantized(&self) -> bool {
+        self.format.is_quantized()
     }
 
     /// How many.
@@ -104,6 +106,14 @@ pub(super) struct Rows<'a> {
     pub(super) group_stride: usize,
 }
 
+impl<'a> Rows<'a> {
+    /// The first `blocks` groups of row `row`.
+    #[inline(always)]
+    fn groups(&self, row: usize, blocks: usize) -> &'a [Group] {
+        &self.groups[row * self.group_stride..][..blocks]
+    }
+}
+
 /// Which rows a tile reads.
 #[derive(Clone, Copy)]
 pub(super) struct Places<'a> {
@@ -126,92 +136,111 @@ impl Places<'_> {
 /// What is fetched from memory while a tile of quantised weights is computed. A tile of many tokens takes so long over a
 /// block that the processor by itself does not look far enough ahead.
 #[derive(Clone, Copy)]
-pub(super) enum Fetch<'a> {
+pub enum Fetch<'a, const N: usize = 1> {
     /// Nothing: the panels were read just now, and with them what follows was fetched.
     Nothing,
-    /// What comes up next in each panel, and behind its end the beginning of these bytes, which are read next.
-    Then([&'a [u8]; MAX_PANELS]),
+    /// What comes up next in each panel, and behind its end the beginning of these bytes, the panel read next.
+    Then([&'a [u8]; N]),
 }
 
-/// How the tokens of a product are cut into tiles: the fewest, as even as can be.
-#[derive(Clone, Copy)]
-pub(super) struct Tiling {
-    tokens: usize,
-    tiles: usize,
-    /// Panels of a tile.
-    panels: usize,
+/// Cuts `tokens` into the fewest tiles of at most `most`, as even as can be: tile `i` of them.
+#[inline(always)]
+pub(super) fn even_part(tokens: usize, most: usize, i: usize) -> std::ops::Range<usize> {
+    let parts = tokens.div_ceil(most);
+    i * tokens / parts..(i + 1) * tokens / parts
 }
 
-impl Tiling {
-    /// Tiles of one panel.
-    #[inline(always)]
-    pub(super) fn of_panels<S: Simd>(tokens: usize) -> Self {
-        Self { tokens, tiles: tokens.div_ceil(S::TILE), panels: 1 }
-    }
+/// The rows of a tile, made ready once for all panels that they are multiplied with.
+pub(super) struct TileRows<'a> {
+    input: Rows<'a>,
+    places: Places<'a>,
+    pairs: Pairs,
+}
 
-    /// Tiles of pairs of panels, on tiers that have such. They take fewer tokens: where one tile of a panel holds all, there
-    /// are none.
+impl<'a> TileRows<'a> {
+    /// The rows that `places` names, at most `S::TILE`, or `S::DOUBLE_TILE` for two panels, to be multiplied with panels of `weights`.
+    ///
+    /// # Panics
+    /// If `input` does not hold these rows.
     #[inline(always)]
-    pub(super) fn of_pairs<S: Simd>(weights: Panels<'_>, tokens: usize) -> Self {
-        if S::PAIR_TILE > 0 && tokens > S::TILE && weights.format.is_quantized() {
-            Self { tokens, tiles: tokens.div_ceil(S::PAIR_TILE), panels: MAX_PANELS }
+    pub(super) fn new<S: Simd>(weights: Panels<'_>, input: Rows<'a>, places: Places<'a>) -> Self {
+        let pairs = if places.count >= S::PAIRS && weights.format.is_quantized() {
+            let blocks = weights.cols.div_ceil(BLOCK_COLS);
+            let sums = if weights.format == Format::Int4Asym { Sums::Floats } else { Sums::Integers };
+            Pairs::new(places.count, blocks, sums, |t| input.groups(places.row(t), blocks))
         } else {
-            Self::of_panels::<S>(tokens)
+            Pairs::none()
+        };
+        Self { input, places, pairs }
+    }
+
+    /// The groups of `T` tokens, the last of which may be one that is there twice.
+    #[inline(always)]
+    fn groups<const T: usize>(&self, weights: Panels<'_>) -> [&'a [Group]; T] {
+        let blocks = weights.cols.div_ceil(BLOCK_COLS);
+        let mut groups = [&self.input.groups[..0]; T];
+        for t in 0..T {
+            groups[t] = self.input.groups(self.places.row(t.min(self.places.count - 1)), blocks);
         }
-    }
-
-    /// How many.
-    #[inline(always)]
-    pub(super) fn tiles(self) -> usize {
-        self.tiles
-    }
-
-    /// Tokens of tile `tile`.
-    #[inline(always)]
-    pub(super) fn part(self, tile: usize) -> Range<usize> {
-        tile * self.tokens / self.tiles..(tile + 1) * self.tokens / self.tiles
-    }
-
-    /// `panels` by as many as a tile has.
-    #[inline(always)]
-    pub(super) fn groups(self, panels: Range<usize>) -> impl Iterator<Item = Range<usize>> {
-        panels.clone().step_by(self.panels).map(move |first| first..panels.end.min(first + self.panels))
+        groups
     }
 }
 
-/// `panels` of `weights`, one or a pair, x the tokens of `places`, to `out` `[panels]`; rows that the matrix does not have are 0.
+/// Panel `panel` of `weights` x the tokens of `rows`, which were made for `weights`; rows that the matrix does not have are 0.
 ///
 /// # Panics
-/// If there are no such panels, they are a pair of dense weights, the tile has more tokens than the tier's registers hold, or
-/// `input` does not hold these rows.
+/// If there is no such panel, or the rows are narrower than it.
 #[inline(always)]
-pub(super) fn tile<S: Simd>(
+pub(super) fn panel_tile<S: Simd>(
     s: S,
     weights: Panels<'_>,
-    panels: Range<usize>,
-    input: Rows<'_>,
-    places: Places<'_>,
+    panel: usize,
+    rows: &TileRows<'_>,
     fetch: Fetch<'_>,
-    out: &mut [TileOut],
+    out: &mut TileOut,
 ) {
-    assert_eq!(panels.len(), out.len(), "a tile for each panel");
+    let (input, places) = (rows.input, rows.places);
     match weights.format {
-        Format::Int4 => quantized::<S, Int4>(s, weights, panels, input, places, fetch, out),
-        Format::Int4Asym => quantized::<S, Int4Asym>(s, weights, panels, input, places, fetch, out),
-        Format::Int8 => quantized::<S, Int8>(s, weights, panels, input, places, fetch, out),
-        Format::F32 => dense::<S, F32>(s, weights, panels, input, places, out),
-        Format::F16 => dense::<S, F16>(s, weights, panels, input, places, out),
-        Format::BF16 => dense::<S, Bf16>(s, weights, panels, input, places, out),
+        Format::Int4 => quantized_panel::<S, Int4>(s, weights, panel, rows, fetch, out),
+        Format::Int4Asym => quantized_panel::<S, Int4Asym>(s, weights, panel, rows, fetch, out),
+        Format::Int8 => quantized_panel::<S, Int8>(s, weights, panel, rows, fetch, out),
+        Format::F32 => dense_panel::<S, F32>(s, weights, panel, input, places, out),
+        Format::F16 => dense_panel::<S, F16>(s, weights, panel, input, places, out),
+        Format::BF16 => dense_panel::<S, Bf16>(s, weights, panel, input, places, out),
+    }
+}
+
+/// Panels `panel` and `panel + 1` of quantised weights x the tokens of `rows`: what [`panel_tile`] gives for each, on tiers that
+/// have tiles of two.
+///
+/// # Panics
+/// As [`panel_tile`], and if weights are dense.
+#[inline(always)]
+pub(super) fn double_tile<S: Simd>(
+    s: S,
+    weights: Panels<'_>,
+    panel: usize,
+    rows: &TileRows<'_>,
+    fetch: Fetch<'_, 2>,
+    out: &mut [TileOut; 2],
+) {
+    match weights.format {
+        Format::Int4 => quantized_double::<S, Int4>(s, weights, panel, rows, fetch, out),
+        Format::Int4Asym => quantized_double::<S, Int4Asym>(s, weights, panel, rows, fetch, out),
+        Format::Int8 => quantized_double::<S, Int8>(s, weights, panel, rows, fetch, out),
+        Format::F32 | Format::F16 | Format::BF16 => panic!("tiles of two panels are of quantised weights"),
     }
 }
 
 /// A block format: where its weights stand, and which dot product they want.
-trait Block {
+pub trait Block {
     const BYTES: usize;
     /// Bytes of weights before the scales.
     const WEIGHTS: usize;
     /// Whether offsets follow the scales.
     const OFFSETS: bool;
+    /// Whether weights are nibbles, else bytes.
+    const NIBBLES: bool;
     /// # Safety
     /// Each of `blocks` points to `BYTES` readable bytes.
     unsafe fn dots<S: Simd, const N: usize, const T: usize>(
@@ -226,6 +255,7 @@ impl Block for Int4 {
     const BYTES: usize = int4::BLOCK_BYTES;
     const WEIGHTS: usize = 256;
     const OFFSETS: bool = false;
+    const NIBBLES: bool = true;
     #[inline(always)]
     unsafe fn dots<S: Simd, const N: usize, const T: usize>(
         s: S,
@@ -243,6 +273,7 @@ impl Block for Int4Asym {
     const BYTES: usize = int4_asym::BLOCK_BYTES;
     const WEIGHTS: usize = Int4::WEIGHTS;
     const OFFSETS: bool = true;
+    const NIBBLES: bool = true;
     #[inline(always)]
     unsafe fn dots<S: Simd, const N: usize, const T: usize>(
         s: S,
@@ -260,6 +291,7 @@ impl Block for Int8 {
     const BYTES: usize = int8::BLOCK_BYTES;
     const WEIGHTS: usize = 512;
     const OFFSETS: bool = false;
+    const NIBBLES: bool = false;
     #[inline(always)]
     unsafe fn dots<S: Simd, const N: usize, const T: usize>(
         s: S,
@@ -272,59 +304,107 @@ impl Block for Int8 {
     }
 }
 
-/// Panels of a quantised matrix x the tokens of `places`.
+/// What one panel of quantised weights x `T` tokens is computed from.
+pub struct QuantizedTile<'a, const T: usize> {
+    /// `[blocks]`
+    pub weights: &'a [u8],
+    /// `[tokens][blocks]`
+    pub rows: [&'a [Group]; T],
+    /// `[blocks, ceil(tokens / 2)]`; none if tokens are fewer than [`Simd::PAIRS`].
+    pub pairs: &'a [Pair],
+    /// What else to fetch.
+    pub fetch: Fetch<'a>,
+}
+
+/// One panel of a quantised matrix x the tokens of `rows`.
 #[inline(always)]
-fn quantized<S: Simd, B: Block>(
+fn quantized_panel<S: Simd, B: Block>(
     s: S,
     weights: Panels<'_>,
-    panels: Range<usize>,
-    input: Rows<'_>,
-    places: Places<'_>,
+    panel: usize,
+    rows: &TileRows<'_>,
     fetch: Fetch<'_>,
-    out: &mut [TileOut],
+    out: &mut TileOut,
 ) {
-    let (first, last) = (panels.start, panels.end - 1);
-    let blocks = weights.cols.div_ceil(BLOCK_COLS);
-    let bytes = [weights.bytes(first)];
-    let pair = [weights.bytes(first), weights.bytes(last)];
-    match (panels.len(), places.count) {
-        (1, 1) => product::<S, B, 1, 1>(s, bytes, blocks, input, places, fetch, out),
-        (1, 2) => product::<S, B, 1, 2>(s, bytes, blocks, input, places, fetch, out),
-        (1, 3) if S::TILE > 2 => product::<S, B, 1, 3>(s, bytes, blocks, input, places, fetch, out),
-        (1, 4) if S::TILE > 3 => product::<S, B, 1, 4>(s, bytes, blocks, input, places, fetch, out),
-        (1, 5) if S::TILE > 4 => product::<S, B, 1, 5>(s, bytes, blocks, input, places, fetch, out),
-        (1, 6) if S::TILE > 4 => product::<S, B, 1, 6>(s, bytes, blocks, input, places, fetch, out),
-        (1, 7) if S::TILE > 4 => product::<S, B, 1, 7>(s, bytes, blocks, input, places, fetch, out),
-        (1, 8) if S::TILE > 4 => product::<S, B, 1, 8>(s, bytes, blocks, input, places, fetch, out),
-        (2, 4) if S::PAIR_TILE > 3 => product::<S, B, 2, 4>(s, pair, blocks, input, places, fetch, out),
-        (2, 5) if S::PAIR_TILE > 4 => product::<S, B, 2, 5>(s, pair, blocks, input, places, fetch, out),
-        (2, 6) if S::PAIR_TILE > 5 => product::<S, B, 2, 6>(s, pair, blocks, input, places, fetch, out),
-        (panels, tokens) => panic!("a tile of {panels} panels and {tokens} tokens"),
+    let count = rows.places.count;
+    // Whole pairs: the last token of an odd number is computed twice, so that there are fewer loops to compile.
+    let tokens = if count < S::PAIRS { count } else { count.next_multiple_of(2) };
+    match tokens {
+        1 => quantized_rows::<S, B, 1>(s, weights, panel, rows, fetch, out),
+        2 => quantized_rows::<S, B, 2>(s, weights, panel, rows, fetch, out),
+        3 if S::TILE > 2 && S::PAIRS > 3 => quantized_rows::<S, B, 3>(s, weights, panel, rows, fetch, out),
+        4 if S::TILE > 2 => quantized_rows::<S, B, 4>(s, weights, panel, rows, fetch, out),
+        5 if S::TILE > 4 && S::PAIRS > 5 => quantized_rows::<S, B, 5>(s, weights, panel, rows, fetch, out),
+        6 if S::TILE > 4 => quantized_rows::<S, B, 6>(s, weights, panel, rows, fetch, out),
+        7 if S::TILE > 4 && S::PAIRS > 7 => quantized_rows::<S, B, 7>(s, weights, panel, rows, fetch, out),
+        8 if S::TILE > 4 => quantized_rows::<S, B, 8>(s, weights, panel, rows, fetch, out),
+        10 if S::TILE > 8 => quantized_rows::<S, B, 10>(s, weights, panel, rows, fetch, out),
+        12 if S::TILE > 8 => quantized_rows::<S, B, 12>(s, weights, panel, rows, fetch, out),
+        count => panic!("a tile of {count} tokens"),
     }
-    // A file may hold anything in rows that the matrix does not have.
-    let rows = weights.height(last);
-    if rows < BLOCK_ROWS {
-        out[last - first][..places.count].iter_mut().for_each(|out| out[rows..].fill(0.0));
+    clear_missing_rows(weights, panel, &mut out[..count]);
+}
+
+/// Two panels of a quantised matrix x the tokens of `rows`.
+#[inline(always)]
+fn quantized_double<S: Simd, B: Block>(
+    s: S,
+    weights: Panels<'_>,
+    panel: usize,
+    rows: &TileRows<'_>,
+    fetch: Fetch<'_, 2>,
+    out: &mut [TileOut; 2],
+) {
+    let count = rows.places.count;
+    let panels = [weights.bytes(panel), weights.bytes(panel + 1)];
+    match count {
+        // More tokens than a tile of one panel has, cut evenly, are never fewer.
+        4 if S::DOUBLE_TILE > 3 => by_blocks::<S, B, 2, 4>(s, panels, &rows.groups(weights), fetch, out),
+        5 if S::DOUBLE_TILE > 4 => by_blocks::<S, B, 2, 5>(s, panels, &rows.groups(weights), fetch, out),
+        6 if S::DOUBLE_TILE > 5 => by_blocks::<S, B, 2, 6>(s, panels, &rows.groups(weights), fetch, out),
+        count => panic!("a tile of two panels and {count} tokens"),
+    }
+    clear_missing_rows(weights, panel + 1, &mut out[1][..count]);
+}
+
+/// A file may hold anything in rows that the matrix does not have.
+#[inline(always)]
+fn clear_missing_rows(weights: Panels<'_>, panel: usize, out: &mut [[f32; LANES]]) {
+    let height = weights.height(panel);
+    if height < BLOCK_ROWS {
+        out.iter_mut().for_each(|out| out[height..].fill(0.0));
     }
 }
 
-/// `N` panels x `T` tokens. See the pseudo-code above.
+/// One panel x `T` tokens.
 #[inline(always)]
-fn product<S: Simd, B: Block, const N: usize, const T: usize>(
+fn quantized_rows<S: Simd, B: Block, const T: usize>(
+    s: S,
+    weights: Panels<'_>,
+    panel: usize,
+    rows: &TileRows<'_>,
+    fetch: Fetch<'_>,
+    out: &mut TileOut,
+) {
+    let groups = rows.groups(weights);
+    let weights = weights.bytes(panel);
+    assert_eq!(weights.len(), groups[0].len() * B::BYTES);
+    s.tile::<B, T>(QuantizedTile { weights, rows: groups, pairs: rows.pairs.all(), fetch }, out);
+}
+
+/// `N` panels x `T` tokens, block by block. See the pseudo-code above.
+#[inline(always)]
+pub fn by_blocks<S: Simd, B: Block, const N: usize, const T: usize>(
     s: S,
     weights: [&[u8]; N],
-    blocks: usize,
-    input: Rows<'_>,
-    places: Places<'_>,
-    fetch: Fetch<'_>,
+    rows: &[&[Group]; T],
+    fetch: Fetch<'_, N>,
     out: &mut [TileOut],
 ) {
-    assert!(out.len() == N && N <= MAX_PANELS);
+    let blocks = rows[0].len();
+    assert_eq!(out.len(), N);
     assert!(weights.iter().all(|weights| weights.len() == blocks * B::BYTES));
-    let mut rows = [&input.groups[..0]; T];
-    for t in 0..T {
-        rows[t] = &input.groups[places.row(t) * input.group_stride..][..blocks];
-    }
+    assert!(rows.iter().all(|row| row.len() == blocks));
     let mut acc = [[s.splat(0.0); T]; N];
     for b in 0..blocks {
         if let Fetch::Then(then) = fetch {
@@ -335,7 +415,7 @@ fn product<S: Simd, B: Block, const N: usize, const T: usize>(
                 prefetch::stream(bytes.as_ptr().wrapping_add(block * B::BYTES), B::BYTES);
             }
         }
-        // SAFETY: each row was sliced to `blocks` groups, of which there is then one.
+        // SAFETY: each row has `blocks` groups, asserted above, of which there is then one.
         let mut a = [unsafe { rows[0].get_unchecked(b) }; T];
         for t in 1..T {
             // SAFETY: as above.
@@ -384,17 +464,16 @@ unsafe fn scales<S: Simd, B: Block>(s: S, block: *const u8) -> (S::F, S::F) {
 
 /// One panel of a dense matrix x the tokens of `places`.
 #[inline(always)]
-fn dense<S: Simd, E: Element>(
+fn dense_panel<S: Simd, E: Element>(
     s: S,
     weights: Panels<'_>,
-    panels: Range<usize>,
+    panel: usize,
     input: Rows<'_>,
     places: Places<'_>,
-    out: &mut [TileOut],
+    out: &mut TileOut,
 ) {
-    let [out] = out else { panic!("{} panels of dense weights", panels.len()) };
-    let (rows, cols) = (weights.height(panels.start), weights.cols);
-    let panel = weights.bytes(panels.start);
+    let (rows, cols) = (weights.height(panel), weights.cols);
+    let panel = weights.bytes(panel);
     let mut row = 0;
     while row < rows {
         let bytes = &panel[row * cols * E::SIZE..];

@@ -9,21 +9,27 @@
 //! for each two tokens:  one uzp for each token and 4 rows
 //! ```
 //!
-//! A token by itself is left to `sdot`.
+//! A token by itself is left to `sdot`. From three tokens on a panel is multiplied by [`strips`]: results stay as `smmla` leaves
+//! sums, two rows by two tokens, and are sorted when a chunk of blocks is done; scales of rows are doubled in place of that.
 #![allow(unsafe_code, reason = "smmla, argued by the token, and loads")]
 
 use std::arch::aarch64::{
-    int8x16_t, int32x4_t, vcombine_s8, vdupq_n_s32, vdupq_n_s64, vld1_s8, vreinterpretq_s32_s64, vuzp1q_s32,
-    vuzp2q_s32,
+    float32x4_t, int8x16_t, int32x4_t, vcombine_s8, vcvtq_f32_s32, vdupq_n_f32, vdupq_n_s32, vdupq_n_s64,
+    vfmaq_f32, vld1_s8, vld1q_f32, vld1q_s8, vld1q_s32, vmulq_f32, vreinterpretq_s32_s64, vst1q_f32,
+    vuzp1q_f32, vuzp1q_s32, vuzp2q_f32, vuzp2q_s32, vzip1q_f32, vzip2q_f32,
 };
 use std::arch::asm;
+use std::slice::from_mut;
 
 use super::Products;
 use super::dotprod::DotProd;
 use super::intrinsics;
 use super::neon::{Int4, Neon};
-use super::weights::Weights;
+use super::strips::{self, FourRows, Strip, Strips, in_turn, unrolled};
+use super::weights::{self, Weights};
 use crate::kernels::lanes::Op;
+use crate::kernels::pairs::Pair;
+use crate::kernels::tiles::{Block, QuantizedTile, TileOut, by_blocks};
 
 /// Proof that this CPU has `smmla` and `sdot`.
 #[derive(Clone, Copy, Debug)]
@@ -31,6 +37,8 @@ pub struct I8mm(DotProd);
 
 /// Pairs of tokens of the largest tile: their sums take 16 of 32 registers. More would be spilled.
 const PAIRS: usize = 2;
+/// Pairs of tokens of the largest tile that goes by strips.
+const STRIP_PAIRS: usize = 6;
 
 impl I8mm {
     /// The instructions, if this CPU and operating system support them.
@@ -125,7 +133,8 @@ fn load_pair<const T: usize>(a: [&[i8; 32]; T], p: usize, j: usize) -> int8x16_t
 }
 
 impl Products for I8mm {
-    const TILE: usize = 4;
+    const TILE: usize = 12;
+    const PAIRS: usize = 3;
 
     #[inline]
     fn run<O: Op>(tier: Neon<Self>, op: O) -> O::Output {
@@ -148,5 +157,133 @@ impl Products for I8mm {
     #[inline(always)]
     fn dots_i8<W: Weights, const T: usize>(self, w: W, a: [&[i8; 32]; T]) -> [Int4; T] {
         if T == 1 { self.0.dots_i8(w, a) } else { self.dots(w, a, [0; T]) }
+    }
+
+    #[inline(always)]
+    fn tile<B: Block, const T: usize>(tier: Neon<Self>, tile: QuantizedTile<'_, T>, out: &mut TileOut) {
+        if T >= Self::PAIRS {
+            strips::tile::<_, B, T>(tier.0, tile, out);
+        } else {
+            by_blocks::<_, B, 1, T>(tier, [tile.weights], &tile.rows, tile.fetch, from_mut(out));
+        }
+    }
+}
+
+impl Strips for I8mm {
+    #[inline(always)]
+    unsafe fn strip<B: Block, const T: usize>(
+        self,
+        tile: &QuantizedTile<'_, T>,
+        strip: Strip,
+        out: &mut TileOut,
+    ) {
+        let Strip { first, count, q } = strip;
+        let pairs = T.div_ceil(2);
+        // SAFETY: by the contract, all blocks and pairs below are there.
+        unsafe {
+            let mut block = tile.weights.as_ptr().add(first * B::BYTES + 16 * q);
+            let scales = B::WEIGHTS - 8 * q;
+            let mut acc = [[vdupq_n_f32(0.0); 2]; STRIP_PAIRS];
+            for p in 0..pairs {
+                let (even, odd) = tokens::<T>(p);
+                let (even, odd) =
+                    (vld1q_f32(out[even].as_ptr().add(4 * q)), vld1q_f32(out[odd].as_ptr().add(4 * q)));
+                acc[p] = [vzip1q_f32(even, odd), vzip2q_f32(even, odd)];
+            }
+            let mut a = tile.pairs.as_ptr().add(first * pairs);
+            for _ in 0..count {
+                let w = FourRows::new::<B>(weights::zipped_strip::<B>(block), block.add(scales)).twice();
+                // Offsets leave no registers for the sums of two pairs.
+                if B::OFFSETS {
+                    unrolled!(p < pairs, { self.strip_pairs::<B, 1>(&w, a.add(p), &mut acc[p..]) });
+                } else {
+                    unrolled!(i < pairs / 2, {
+                        self.strip_pairs::<B, 2>(&w, a.add(2 * i), &mut acc[2 * i..]);
+                    });
+                    if pairs % 2 == 1 {
+                        self.strip_pairs::<B, 1>(&w, a.add(pairs - 1), &mut acc[pairs - 1..]);
+                    }
+                }
+                a = a.add(pairs);
+                block = block.add(B::BYTES);
+            }
+            for p in 0..pairs {
+                let (even, odd) = tokens::<T>(p);
+                vst1q_f32(out[odd].as_mut_ptr().add(4 * q), vuzp2q_f32(acc[p][0], acc[p][1]));
+                vst1q_f32(out[even].as_mut_ptr().add(4 * q), vuzp1q_f32(acc[p][0], acc[p][1]));
+            }
+        }
+    }
+}
+
+impl I8mm {
+    /// Adds the products of four rows of a block and `N` pairs of tokens to the first of `acc`. Their sums grow in turn, so that
+    /// no product waits for the one before.
+    ///
+    /// # Safety
+    /// `a` points to the pairs.
+    #[inline(always)]
+    unsafe fn strip_pairs<B: Block, const N: usize>(
+        self,
+        rows: &TwiceFourRows,
+        a: *const Pair,
+        acc: &mut [[float32x4_t; 2]],
+    ) {
+        // SAFETY: by the contract.
+        unsafe {
+            let mut pairs = [&*a; N];
+            for p in 0..N {
+                pairs[p] = &*a.add(p);
+            }
+            let mut sums = [[vdupq_n_s32(0); 2]; N];
+            if B::NIBBLES && !B::OFFSETS {
+                for p in 0..N {
+                    sums[p] = [vld1q_s32(pairs[p].offsets.as_ptr().cast()); 2];
+                }
+            }
+            for eight in 0..4 {
+                for p in 0..N {
+                    let a = vld1q_s8(pairs[p].values[eight].as_ptr().cast());
+                    for two in 0..2 {
+                        sums[p][two] = self.smmla(sums[p][two], rows.w[eight][two], a);
+                    }
+                }
+            }
+            for p in 0..N {
+                let scales = vld1q_f32(pairs[p].scales.as_ptr());
+                for two in 0..2 {
+                    let mut dot = vcvtq_f32_s32(sums[p][two]);
+                    if B::OFFSETS {
+                        dot = vfmaq_f32(dot, rows.offset[two], vld1q_f32(pairs[p].offsets.as_ptr().cast()));
+                    }
+                    acc[p][two] = vfmaq_f32(acc[p][two], dot, vmulq_f32(rows.scale[two], scales));
+                }
+            }
+            for p in 0..N {
+                acc[p] = [in_turn(acc[p][0]), in_turn(acc[p][1])];
+            }
+        }
+    }
+}
+
+/// Four rows of a block as `smmla` takes them: numbers of a row stand twice, for two tokens, those of two rows in a register.
+struct TwiceFourRows {
+    /// `[column / 8][row / 2]`
+    w: [[int8x16_t; 2]; 4],
+    scale: [float32x4_t; 2],
+    offset: [float32x4_t; 2],
+}
+
+impl FourRows<[[int8x16_t; 2]; 4]> {
+    #[inline(always)]
+    fn twice(self) -> TwiceFourRows {
+        let Self { w, scale, offset } = self;
+        intrinsics! {
+            TwiceFourRows {
+                w,
+                scale: [vzip1q_f32(scale, scale), vzip2q_f32(scale, scale)],
+                offset: [vzip1q_f32(offset, offset), vzip2q_f32(offset, offset)],
+            }
+        }
     }
 }

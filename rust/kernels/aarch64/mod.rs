@@ -11,11 +11,13 @@
 pub mod dotprod;
 pub mod i8mm;
 pub mod neon;
+mod strips;
 mod weights;
 pub mod widening;
 
 use self::weights::Weights;
 use super::lanes::Op;
+use super::tiles::{Block, QuantizedTile, TileOut};
 use neon::{Int4, Neon};
 
 /// Calls intrinsics of NEON.
@@ -32,6 +34,8 @@ use intrinsics;
 pub trait Products: Copy + Send + Sync + 'static {
     /// Tokens whose sums fit the registers, as [`Simd::TILE`](super::lanes::Simd::TILE) has it.
     const TILE: usize;
+    /// As [`Simd::PAIRS`](super::lanes::Simd::PAIRS) has it.
+    const PAIRS: usize;
 
     /// Runs `op` compiled for the tier.
     fn run<O: Op>(tier: Neon<Self>, op: O) -> O::Output;
@@ -42,4 +46,7 @@ pub trait Products: Copy + Send + Sync + 'static {
 
     /// For each row, the exact sum over 32 columns of w x a, for `T` groups of activations.
     fn dots_i8<W: Weights, const T: usize>(self, w: W, a: [&[i8; 32]; T]) -> [Int4; T];
+
+    /// As [`Simd::tile`](super::lanes::Simd::tile) has it.
+    fn tile<B: Block, const T: usize>(tier: Neon<Self>, tile: QuantizedTile<'_, T>, out: &mut TileOut);
 }

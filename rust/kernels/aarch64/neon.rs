@@ -25,6 +25,7 @@ use super::intrinsics;
 use super::weights::{Levels, Loaded, Nibbles, Weights};
 use super::{dotprod::DotProd, i8mm::I8mm, widening::Widening};
 use crate::kernels::lanes::{LANES, Op, Simd};
+use crate::kernels::tiles::{Block, QuantizedTile, TileOut};
 
 /// Sixteen f32.
 pub type Float4 = [float32x4_t; 4];
@@ -160,6 +161,7 @@ impl<P: Products> Simd for Neon<P> {
     type I = Int4;
     type B = Bytes4;
     const TILE: usize = P::TILE;
+    const PAIRS: usize = P::PAIRS;
     const WIDE: bool = false;
 
     #[inline(always)]
@@ -345,6 +347,11 @@ impl<P: Products> Simd for Neon<P> {
             }
             sums
         }
+    }
+
+    #[inline(always)]
+    fn tile<B: Block, const T: usize>(self, tile: QuantizedTile<'_, T>, out: &mut TileOut) {
+        P::tile::<B, T>(self, tile, out);
     }
 
     #[inline(always)]

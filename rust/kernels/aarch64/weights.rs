@@ -5,12 +5,13 @@
 #![allow(unsafe_code, reason = "loads, from references to arrays")]
 
 use std::arch::aarch64::{
-    int8x16_t, uint8x16_t, vandq_u8, vdupq_n_u8, vld1q_s8, vld1q_u8, vreinterpretq_s8_s32,
+    int8x16_t, uint8x16_t, vandq_u8, vdupq_n_s8, vdupq_n_u8, vld1q_s8, vld1q_u8, vreinterpretq_s8_s32,
     vreinterpretq_s8_u8, vreinterpretq_s32_s8, vreinterpretq_u8_s8, vshrq_n_u8, vzip1q_s32, vzip2q_s32,
 };
 
 use super::intrinsics;
 use super::neon::Bytes4;
+use crate::kernels::tiles::Block;
 
 /// The eight byte vectors of a block. A register holds four rows of one, four columns each.
 pub trait Weights: Copy {
@@ -112,5 +113,51 @@ impl Weights for Loaded<'_> {
     #[inline(always)]
     unsafe fn pair(self, j: usize, q: usize) -> [int8x16_t; 2] {
         [self.0[j][q], self.0[j + 4][q]]
+    }
+}
+
+/// The weights of rows `4 q..` of a block whose vectors begin at `place + 64 j`: vector j of them.
+///
+/// # Safety
+/// `place` points to a block of format `B`, moved on by `16 q`.
+#[inline(always)]
+pub(super) unsafe fn strip<B: Block>(place: *const u8) -> [int8x16_t; 8] {
+    // SAFETY: by the contract, a block holds four or eight vectors of 64 bytes.
+    unsafe {
+        let mut w = [vdupq_n_s8(0); 8];
+        for j in 0..4 {
+            if B::NIBBLES {
+                [w[j], w[j + 4]] = expand(vld1q_u8(place.add(64 * j)));
+            } else {
+                w[j] = vld1q_s8(place.add(64 * j).cast());
+                w[j + 4] = vld1q_s8(place.add(64 * j + 256).cast());
+            }
+        }
+        w
+    }
+}
+
+/// The same weights, eight columns of a row together: `[column / 8][row / 2]`.
+///
+/// # Safety
+/// As [`strip`] has it.
+#[inline(always)]
+pub(super) unsafe fn zipped_strip<B: Block>(place: *const u8) -> [[int8x16_t; 2]; 4] {
+    // SAFETY: as above.
+    unsafe {
+        let mut w = [[vdupq_n_s8(0); 2]; 4];
+        for j in 0..2 {
+            let load = |vector: usize| vld1q_s8(place.add(64 * vector).cast());
+            let low = zip(load(2 * j), load(2 * j + 1));
+            if B::NIBBLES {
+                for rows in 0..2 {
+                    [w[j][rows], w[j + 2][rows]] = expand(vreinterpretq_u8_s8(low[rows]));
+                }
+            } else {
+                w[j] = low;
+                w[j + 2] = zip(load(2 * j + 4), load(2 * j + 5));
+            }
+        }
+        w
     }
 }

@@ -11,7 +11,6 @@
 #![allow(unsafe_code, reason = "sums and outputs, written in parallel at places that do not overlap")]
 
 use std::ops::Range;
-use std::slice::from_mut;
 
 use super::Experts;
 use super::plan::{Plan, Run};
@@ -21,7 +20,7 @@ use crate::kernels::lanes::{LANES, Op, Simd};
 use crate::kernels::linear::Store;
 use crate::kernels::prefetch;
 use crate::kernels::shares::Shares;
-use crate::kernels::tiles::{Fetch, NO_TILE, Panels, Places, Rows, Tiling, tile};
+use crate::kernels::tiles::{Fetch, NO_TILE, Panels, Places, Rows, TileRows, even_part, panel_tile};
 use crate::weights::matrix::BLOCK_ROWS;
 
 /// The most sums of a token and a panel that an item takes: 1 MB, which should stay in a cache.
@@ -102,11 +101,11 @@ fn add_expert<S: Simd>(
     sums: &mut [[f32; LANES]],
 ) {
     let mut out = NO_TILE;
-    let tiling = Tiling::of_panels::<S>(run.count);
-    for i in 0..tiling.tiles() {
-        let part = tiling.part(i);
-        let slots = run.first + part.start..run.first + part.end;
+    for i in 0..run.count.div_ceil(S::TILE) {
+        let tile = even_part(run.count, S::TILE, i);
+        let slots = run.first + tile.start..run.first + tile.end;
         let places = Places { first: slots.start, count: slots.len(), list: None };
+        let rows = TileRows::new::<S>(down, pass.activations, places);
         let tokens = &pass.plan.tokens()[slots.clone()];
         let weights = &pass.plan.weights()[slots];
         for panel in panels.clone() {
@@ -115,8 +114,8 @@ fn add_expert<S: Simd>(
                 prefetch::lines((&raw const sums[at(token)]).cast(), size_of::<[f32; LANES]>());
             }
             let then = if panel + 1 < panels.end { down.bytes(panel + 1) } else { next };
-            let fetch = if i == 0 { Fetch::Then([then, &[]]) } else { Fetch::Nothing };
-            tile(s, down, panel..panel + 1, pass.activations, places, fetch, from_mut(&mut out));
+            let fetch = if i == 0 { Fetch::Then([then]) } else { Fetch::Nothing };
+            panel_tile(s, down, panel, &rows, fetch, &mut out);
             for (t, (&token, &weight)) in tokens.iter().zip(weights).enumerate() {
                 let sum = &mut sums[at(token)];
                 s.store(s.fma(s.splat(weight), s.load(&out[t]), s.load(sum)), sum);

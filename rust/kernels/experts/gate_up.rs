@@ -12,7 +12,6 @@
 #![allow(unsafe_code, reason = "activations, written in parallel at places that do not overlap")]
 
 use std::ops::Range;
-use std::slice::from_mut;
 
 use super::plan::{Item, Plan};
 use super::{Experts, Width};
@@ -21,7 +20,7 @@ use crate::kernels::cpu::Cpu;
 use crate::kernels::disjoint::Disjoint;
 use crate::kernels::lanes::{LANES, Op, Simd};
 use crate::kernels::math::silu;
-use crate::kernels::tiles::{Fetch, NO_TILE, Panels, Places, Rows, TileOut, Tiling, tile};
+use crate::kernels::tiles::{Fetch, NO_TILE, Panels, Places, Rows, TileOut, TileRows, even_part, panel_tile};
 use crate::weights::matrix::{BLOCK_COLS, BLOCK_ROWS};
 use crate::weights::model::SwiGluWeights;
 
@@ -74,7 +73,7 @@ impl Op for GateUp<'_> {
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
         let mut waiting = [NO_TILE; WAITING];
-        let all = Tiling::of_panels::<S>(self.item.slots.len()).tiles();
+        let all = self.item.slots.len().div_ceil(S::TILE);
         let mut first = 0;
         while first < all {
             let tiles = first..all.min(first + WAITING / GROUP_PANELS);
@@ -103,19 +102,20 @@ impl GateUp<'_> {
             for start in (first..last).step_by(PANELS) {
                 let panels = start..last.min(start + PANELS);
                 for (i, tile) in tiles.clone().enumerate() {
-                    let slots = self.slots::<S>(tile);
+                    let tile = self.tile::<S>(tile);
+                    let rows = self.rows::<S>(matrix, &tile);
                     let at = |panel: usize| (panel - first) * tiles.len() + i;
                     for panel in panels.clone() {
                         let out = if is_up { &mut out[panel - start] } else { &mut waiting[at(panel)] };
                         let then = if panel + 1 < last { matrix.bytes(panel + 1) } else { then };
-                        let fetch = if i == 0 { Fetch::Then([then, &[]]) } else { Fetch::Nothing };
-                        self.multiply(s, matrix, panel, &slots, fetch, out);
+                        let fetch = if i == 0 { Fetch::Then([then]) } else { Fetch::Nothing };
+                        multiply(s, matrix, panel, &rows, fetch, out);
                     }
                     if is_up {
                         for panel in panels.clone().step_by(GROUP_PANELS) {
                             let gate = [&waiting[at(panel)], &waiting[at(panel + 1)]];
                             let up = [&out[panel - start], &out[panel + 1 - start]];
-                            self.activate(s, expert, panel / GROUP_PANELS, &slots, gate, up);
+                            self.activate(s, expert, panel / GROUP_PANELS, &tile, gate, up);
                         }
                     }
                 }
@@ -137,46 +137,33 @@ impl GateUp<'_> {
 
     /// Slots of tile `tile` of the item.
     #[inline(always)]
-    fn slots<S: Simd>(&self, tile: usize) -> Range<usize> {
+    fn tile<S: Simd>(&self, tile: usize) -> Range<usize> {
         let Item { run, slots, .. } = &self.item;
-        let part = Tiling::of_panels::<S>(slots.len()).part(tile);
+        let tile = even_part(slots.len(), S::TILE, tile);
         let first = run.first + slots.start;
-        first + part.start..first + part.end
+        first + tile.start..first + tile.end
     }
 
-    /// One panel x the tokens of `slots`.
+    /// The rows of slots `tile`.
     #[inline(always)]
-    fn multiply<S: Simd>(
-        &self,
-        s: S,
-        matrix: Panels<'_>,
-        panel: usize,
-        slots: &Range<usize>,
-        fetch: Fetch<'_>,
-        out: &mut TileOut,
-    ) {
-        if panel < matrix.count() {
-            let places =
-                Places { first: slots.start, count: slots.len(), list: Some(self.pass.plan.tokens()) };
-            tile(s, matrix, panel..panel + 1, self.pass.input, places, fetch, from_mut(out));
-        } else {
-            *out = NO_TILE;
-        }
+    fn rows<S: Simd>(&self, matrix: Panels<'_>, tile: &Range<usize>) -> TileRows<'_> {
+        let places = Places { first: tile.start, count: tile.len(), list: Some(self.pass.plan.tokens()) };
+        TileRows::new::<S>(matrix, self.pass.input, places)
     }
 
-    /// `SwiGLU` of one group of `slots`, stored as the down projection reads it.
+    /// `SwiGLU` of one group of slots `tile`, stored as the down projection reads it.
     #[inline(always)]
     fn activate<S: Simd>(
         &self,
         s: S,
         expert: &SwiGluWeights,
         group: usize,
-        slots: &Range<usize>,
+        tile: &Range<usize>,
         gate: [&TileOut; GROUP_PANELS],
         up: [&TileOut; GROUP_PANELS],
     ) {
         let Pass { groups, dense, width, .. } = self.pass;
-        for (t, slot) in slots.clone().enumerate() {
+        for (t, slot) in tile.clone().enumerate() {
             let low = s.mul(silu(s, s.load(&gate[0][t])), s.load(&up[0][t]));
             let high = s.mul(silu(s, s.load(&gate[1][t])), s.load(&up[1][t]));
             if expert.down.format().is_quantized() {
@@ -194,5 +181,22 @@ impl GateUp<'_> {
                 out.copy_from_slice(&values.as_flattened()[..count]);
             }
         }
+    }
+}
+
+/// One panel x the tokens of `rows`; zeros if the matrix does not have it.
+#[inline(always)]
+fn multiply<S: Simd>(
+    s: S,
+    matrix: Panels<'_>,
+    panel: usize,
+    rows: &TileRows<'_>,
+    fetch: Fetch<'_>,
+    out: &mut TileOut,
+) {
+    if panel < matrix.count() {
+        panel_tile(s, matrix, panel, rows, fetch, out);
+    } else {
+        *out = NO_TILE;
     }
 }

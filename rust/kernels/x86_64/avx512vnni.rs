@@ -94,7 +94,7 @@ impl Simd for Avx512Vnni {
     type I = __m512i;
     type B = __m512i;
     const TILE: usize = 8;
-    const PAIR_TILE: usize = 6;
+    const DOUBLE_TILE: usize = 6;
     const WIDE: bool = true;
 
     #[inline(always)]

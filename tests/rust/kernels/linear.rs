@@ -96,6 +96,18 @@ fn int4_asym_sizes() {
     check_sizes(Format::Int4Asym);
 }
 
+/// ARM's tiers go over a panel by chunks of 16 blocks, with tiles of up to 12 tokens.
+#[test]
+fn wide_rows_in_tiles_of_all_sizes() {
+    let (cpus, mut random) = (cpus(), Random::new(14));
+    let cols = [512, 544, 1100, 1, 480, 1024];
+    for format in [Format::Int4, Format::Int4Asym, Format::Int8] {
+        for (tokens, cols) in (1..=13).chain([23, 24]).zip(cols.iter().cycle()) {
+            check(&cpus, &mut random, format, 37, *cols, tokens);
+        }
+    }
+}
+
 #[test]
 fn a_token_alone_gets_the_same_bits_as_among_others() {
     let mut random = Random::new(11);
