@@ -34,7 +34,7 @@ pub struct Engine {
     /// Tier and threads.
     pub cpu: Cpu,
     kv_type: KvType,
-    /// Before the first token. Its zeros are shared and only read, so they take no memory.
+    /// Before the first token.
     empty: State,
     workspace: Workspace,
     /// Tokens of the next pass. Results do not depend on it.

@@ -43,7 +43,7 @@ pub struct DeltaState {
 }
 
 impl State {
-    /// The state before the first token.
+    /// The state before the first token. Its delta layers share one state of zeros.
     pub fn new(config: &TextConfig, kv_type: KvType) -> Self {
         let layers = zeroed_layers(config, kv_type);
         Self {
@@ -158,29 +158,27 @@ impl State {
 
 /// The layers' states before the first token.
 fn zeroed_layers(config: &TextConfig, kv_type: KvType) -> Vec<LayerState> {
-    let mut deltas = DeltaState::zeroed(config).into_iter();
-    let mut layer = |kind: &LayerKind| match kind {
+    let has_delta = config.layers.contains(&LayerKind::GatedDelta);
+    let zeros = has_delta.then(|| Arc::new(DeltaState::zeroed(config)));
+    let layer = |kind: &LayerKind| match kind {
         LayerKind::GatedDelta => {
-            LayerState::GatedDelta(Arc::new(deltas.next().expect("there is one for each")))
+            LayerState::GatedDelta(Arc::clone(zeros.as_ref().expect("there is such a layer")))
         }
         LayerKind::Attention => {
             let attention = &config.attention;
             LayerState::Attention(KvCache::new(kv_type, attention.kv_heads, attention.head_dim))
         }
     };
-    config.layers.iter().map(&mut layer).collect()
+    config.layers.iter().map(layer).collect()
 }
 
 impl DeltaState {
-    /// The states of all such layers before the first token.
-    fn zeroed(config: &TextConfig) -> Vec<Self> {
-        let layers = config.layers.iter().filter(|kind| **kind == LayerKind::GatedDelta).count();
-        if layers == 0 {
-            return Vec::new();
-        }
+    /// The state of any such layer before the first token.
+    fn zeroed(config: &TextConfig) -> Self {
         let delta = config.delta_shapes();
         let lens = [TAIL * delta.conv_dim(), delta.value_heads * delta.value_dim * delta.key_dim];
-        Self::pair(Floats::zeroed(&lens.repeat(layers)))
+        let [conv_tail, memory] = Floats::zeroed_array(lens);
+        Self { conv_tail, memory }
     }
 
     /// States of a `conv_tail` and a `memory` each.
