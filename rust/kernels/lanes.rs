@@ -186,7 +186,7 @@ pub trait Simd: Copy + Send + Sync + 'static {
         a: [&[i16; 32]; T],
     ) -> [[Self::I; T]; N];
 
-    /// One panel of quantised weights x `T` tokens, each result by the operations that [`tiles`](super::tiles) names. Tiers with
+    /// One panel of quantised weights x `T` tokens, each result by the operations that `tiles` names. Tiers with
     /// few registers go over a panel in strips of a few rows, with more tokens than there would be room for otherwise.
     #[inline(always)]
     fn tile<B: Block, const T: usize>(self, tile: QuantizedTile<'_, T>, out: &mut TileOut) {

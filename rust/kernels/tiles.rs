@@ -372,7 +372,9 @@ fn quantized_double<S: Simd, B: Block>(
 fn clear_missing_rows(weights: Panels<'_>, panel: usize, out: &mut [[f32; LANES]]) {
     let height = weights.height(panel);
     if height < BLOCK_ROWS {
-        out.iter_mut().for_each(|out| out[height..].fill(0.0));
+        for out in out {
+            out[height..].fill(0.0);
+        }
     }
 }
 

@@ -7,7 +7,7 @@
 //! - `recipe`: the recipe's JSON,
 //! - `tensors`: which tensors are blocks, their format and shape (see [`stored`](super::stored)).
 //!
-//! Blocks of a GGUF file become what the recipe says; `keep` gives them the format of least loss (see [`gguf`](super::gguf)).
+//! Blocks of a GGUF file become what the recipe says; `keep` gives them the format of least loss (see `weights/gguf.rs`).
 //! Tensors that are not blocks keep shape and a type that any safetensors reader knows. Side files (configuration,
 //! tokenizer) stand inside as U8 tensors named `edgewise.files/<name>`.
 //!

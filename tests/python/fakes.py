@@ -119,7 +119,9 @@ class FakeSequence:
         ids: Sequence[int],
         media: Sequence[tuple[int, FakeFeatures]] | None = None,
         sampler: FakeSampler | None = None,
+        places: Sequence[int] = (),
     ) -> FakeWork:
+        assert not places, "the fake model has no cache to keep states in"
         return FakeWork(self, ids, media or (), sampler)
 
     def reserve(self, tokens: int) -> None:
@@ -179,6 +181,9 @@ class FakeWork:
         if isinstance(self.outcome, ValueError):
             raise self.outcome
         return self.outcome
+
+    def kept(self) -> list[FakeSequence]:
+        return []
 
     def abandon(self) -> None:
         self.finished = True

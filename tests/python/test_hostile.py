@@ -298,7 +298,7 @@ FOLDER_CASES = [
     Case("configuration without end", text("config.json", DEEP), ("config.json",)),
     Case("configuration of 5 MB", text("config.json", " " * 5_000_000), ("config.json",)),
     Case("entry given twice", duplicate_key, ("config.json", "vocab_size")),
-    Case("unknown model", config(model_type="llama"), ("config.json", "model_type", "llama")),
+    Case("unknown model", config(model_type="mamba"), ("config.json", "model_type", "mamba")),
     Case("model without name", config(model_type=None), ("config.json", "model_type")),
     Case("no layers", config(num_hidden_layers=0), ("config.json", "num_hidden_layers")),
     Case("layers of other number", config(num_hidden_layers=9), ("config.json", "layer_types", "9 layers")),
