@@ -1,8 +1,9 @@
-"""Build wheels that every 64-bit Linux of an architecture can install, from glibc 2.17 on.
+"""Build wheels that every 64-bit Linux of an architecture can install, with glibc 2.17 or musl 1.2 or later.
 
     python tools/make_wheels.py [--out FOLDER] [TARGET...]
 
-TARGET is x86_64-gnu or aarch64-gnu; without any, both are built.
+TARGET is x86_64-gnu, aarch64-gnu, x86_64-musl or aarch64-musl; without any, those for glibc are built, which
+are tested. No Python for musl is at hand to test the others.
 The linker is Zig's, which knows what each version of glibc has and links for ARM as well; it comes with the
 Python package `ziglang`, which must be installed here. Rust's library for a target and the binutils for its
 processor are installed if they are missing and that is possible.
@@ -33,19 +34,23 @@ TARGETS = {
     # The platforms that maturin checks the finished library against.
     "x86_64-gnu": ("x86_64-unknown-linux-gnu", "manylinux2014"),
     "aarch64-gnu": ("aarch64-unknown-linux-gnu", "manylinux2014"),
+    "x86_64-musl": ("x86_64-unknown-linux-musl", "musllinux_1_2"),
+    "aarch64-musl": ("aarch64-unknown-linux-musl", "musllinux_1_2"),
 }
+TESTED = ["x86_64-gnu", "aarch64-gnu"]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Build wheels for Linux.")
-    parser.add_argument("targets", nargs="*", metavar="TARGET", help=f"of {', '.join(TARGETS)}; else all")
+    choice = f"of {', '.join(TARGETS)}; else those for glibc"
+    parser.add_argument("targets", nargs="*", metavar="TARGET", help=choice)
     parser.add_argument("--out", type=Path, default=ROOT / "dist", help="where wheels go")
     arguments = parser.parse_args()
     if unknown := set(arguments.targets) - set(TARGETS):
         parser.error(f"no such target: {', '.join(sorted(unknown))}")
     if importlib.util.find_spec("ziglang") is None:
         sys.exit("needs the Python package ziglang")
-    names = arguments.targets or list(TARGETS)
+    names = arguments.targets or TESTED
     for machine in {name.split("-")[0] for name in names}:
         tools = [f"{machine}-linux-gnu-{tool}" for tool in ("objdump", "as", "strip")]
         need_programs(tools, [f"binutils-{machine.replace('_', '-')}-linux-gnu"])
