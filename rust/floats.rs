@@ -33,20 +33,14 @@ unsafe impl Send for Floats {}
 unsafe impl Sync for Floats {}
 
 impl Floats {
-    /// Arrays of zeros of these lengths.
-    pub fn zeroed(lens: &[usize]) -> Vec<Self> {
-        Self::parts(Piece::or_abort(lens, true), lens)
-    }
-
-    /// The same for a number of arrays known beforehand.
+    /// Arrays of zeros of these lengths, which a model's weights vouch for.
     pub fn zeroed_array<const N: usize>(lens: [usize; N]) -> [Self; N] {
-        Self::zeroed(&lens).try_into().expect("one for each length")
+        Self::try_zeroed_array(lens).unwrap_or_else(|_| handle_alloc_error(Layout::new::<f32>()))
     }
 
     /// The same where a caller chose the lengths.
     pub fn try_zeroed_array<const N: usize>(lens: [usize; N]) -> Result<[Self; N]> {
-        let arrays = Self::parts(Piece::zeroed(&lens, true)?, &lens);
-        Ok(arrays.try_into().expect("one for each length"))
+        Ok(Self::try_zeroed(&lens, true)?.try_into().expect("one for each length"))
     }
 
     /// The same for any number of them, where large pages are not always worth their price.
@@ -108,11 +102,6 @@ impl Piece {
         let start = NonNull::new(start.cast()).expect("memory is not at address 0");
         Ok(Self { start, len, memory, layout })
     }
-
-    /// The same for lengths that a model's weights vouch for.
-    fn or_abort(lens: &[usize], large_pages: bool) -> Self {
-        Self::zeroed(lens, large_pages).unwrap_or_else(|_| handle_alloc_error(Layout::new::<f32>()))
-    }
 }
 
 impl Drop for Piece {
@@ -172,7 +161,7 @@ mod tests {
     #[test]
     fn arrays_are_zero_apart_and_aligned() {
         for lens in [&[0, 1, 17, 16][..], &[LARGE_PAGE / 4, 3, LARGE_PAGE], &[]] {
-            let mut arrays = Floats::zeroed(lens);
+            let mut arrays = Floats::try_zeroed(lens, true).unwrap();
             for (i, (array, &len)) in arrays.iter_mut().zip(lens).enumerate() {
                 assert_eq!((array.len(), array.as_ptr().align_offset(64)), (len, 0));
                 assert!(array.iter().all(|&x| x == 0.0));
@@ -194,7 +183,7 @@ mod tests {
 
     #[test]
     fn an_array_outlives_its_neighbours() {
-        let mut arrays = Floats::zeroed(&[100, 100]);
+        let mut arrays = Floats::try_zeroed(&[100, 100], false).unwrap();
         let mut last = arrays.pop().unwrap();
         drop(arrays);
         last.fill(7.0);

@@ -17,7 +17,6 @@ use std::arch::aarch64::{
     vdupq_n_s32, vfmaq_f32, vld1q_f32, vld1q_s8, vld1q_s32, vmulq_f32, vst1q_f32,
 };
 use std::arch::asm;
-use std::slice::from_mut;
 
 use super::Products;
 use super::intrinsics;
@@ -26,7 +25,7 @@ use super::strips::{self, FourRows, Strip, Strips, in_turn, unrolled};
 use super::weights::{self, Weights};
 use crate::kernels::lanes::Op;
 use crate::kernels::pairs::Pair;
-use crate::kernels::tiles::{Block, QuantizedTile, TileOut, by_blocks};
+use crate::kernels::tiles::{Block, QuantizedTile, TileOut};
 
 /// Tokens of a strip whose sums grow in turn.
 const GROUP: usize = 4;
@@ -137,11 +136,7 @@ impl Products for DotProd {
 
     #[inline(always)]
     fn tile<B: Block, const T: usize>(tier: Neon<Self>, tile: QuantizedTile<'_, T>, out: &mut TileOut) {
-        if T >= Self::PAIRS {
-            strips::tile::<_, B, T>(tier.0, tile, out);
-        } else {
-            by_blocks::<_, B, 1, T>(tier, [tile.weights], &tile.rows, tile.fetch, from_mut(out));
-        }
+        strips::tile::<_, B, T>(tier, tile, out);
     }
 }
 

@@ -19,7 +19,6 @@ use std::arch::aarch64::{
     vuzp1q_f32, vuzp1q_s32, vuzp2q_f32, vuzp2q_s32, vzip1q_f32, vzip2q_f32,
 };
 use std::arch::asm;
-use std::slice::from_mut;
 
 use super::Products;
 use super::dotprod::DotProd;
@@ -29,7 +28,7 @@ use super::strips::{self, FourRows, Strip, Strips, in_turn, unrolled};
 use super::weights::{self, Weights};
 use crate::kernels::lanes::Op;
 use crate::kernels::pairs::Pair;
-use crate::kernels::tiles::{Block, QuantizedTile, TileOut, by_blocks};
+use crate::kernels::tiles::{Block, QuantizedTile, TileOut};
 
 /// Proof that this CPU has `smmla` and `sdot`.
 #[derive(Clone, Copy, Debug)]
@@ -161,11 +160,7 @@ impl Products for I8mm {
 
     #[inline(always)]
     fn tile<B: Block, const T: usize>(tier: Neon<Self>, tile: QuantizedTile<'_, T>, out: &mut TileOut) {
-        if T >= Self::PAIRS {
-            strips::tile::<_, B, T>(tier.0, tile, out);
-        } else {
-            by_blocks::<_, B, 1, T>(tier, [tile.weights], &tile.rows, tile.fetch, from_mut(out));
-        }
+        strips::tile::<_, B, T>(tier, tile, out);
     }
 }
 

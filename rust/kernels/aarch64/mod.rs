@@ -15,9 +15,11 @@ mod strips;
 mod weights;
 pub mod widening;
 
+use std::slice::from_mut;
+
 use self::weights::Weights;
 use super::lanes::Op;
-use super::tiles::{Block, QuantizedTile, TileOut};
+use super::tiles::{Block, QuantizedTile, TileOut, by_blocks};
 use neon::{Int4, Neon};
 
 /// Calls intrinsics of NEON.
@@ -48,5 +50,8 @@ pub trait Products: Copy + Send + Sync + 'static {
     fn dots_i8<W: Weights, const T: usize>(self, w: W, a: [&[i8; 32]; T]) -> [Int4; T];
 
     /// As [`Simd::tile`](super::lanes::Simd::tile) has it.
-    fn tile<B: Block, const T: usize>(tier: Neon<Self>, tile: QuantizedTile<'_, T>, out: &mut TileOut);
+    #[inline(always)]
+    fn tile<B: Block, const T: usize>(tier: Neon<Self>, tile: QuantizedTile<'_, T>, out: &mut TileOut) {
+        by_blocks::<_, B, 1, T>(tier, [tile.weights], &tile.rows, tile.fetch, from_mut(out));
+    }
 }

@@ -22,11 +22,12 @@
 
 use std::arch::aarch64::{float32x4_t, vdupq_n_f32, vld1_u16, vmulq_f32, vsubq_f32};
 use std::arch::asm;
+use std::slice::from_mut;
 
-use super::Products;
+use super::{Neon, Products};
 use crate::kernels::lanes::LANES;
 use crate::kernels::prefetch;
-use crate::kernels::tiles::{Block, Fetch, QuantizedTile, TileOut};
+use crate::kernels::tiles::{Block, Fetch, QuantizedTile, TileOut, by_blocks};
 
 /// Blocks of a chunk: 16 of INT8 take 9 KB, and twelve tokens' activations for them 9 KB.
 const CHUNK: usize = 16;
@@ -57,9 +58,26 @@ pub trait Strips: Products {
     );
 }
 
-/// One panel x `T` tokens, as `tiles` defines it.
+/// One panel x `T` tokens, as `tiles` defines it; in strips from [`Products::PAIRS`] tokens on.
 #[inline(always)]
-pub fn tile<S: Strips, B: Block, const T: usize>(products: S, tile: QuantizedTile<'_, T>, out: &mut TileOut) {
+pub fn tile<S: Strips, B: Block, const T: usize>(
+    tier: Neon<S>,
+    tile: QuantizedTile<'_, T>,
+    out: &mut TileOut,
+) {
+    if T >= S::PAIRS {
+        in_strips::<S, B, T>(tier.0, tile, out);
+    } else {
+        by_blocks::<_, B, 1, T>(tier, [tile.weights], &tile.rows, tile.fetch, from_mut(out));
+    }
+}
+
+#[inline(always)]
+fn in_strips<S: Strips, B: Block, const T: usize>(
+    products: S,
+    tile: QuantizedTile<'_, T>,
+    out: &mut TileOut,
+) {
     let blocks = tile.weights.len() / B::BYTES;
     assert_eq!(tile.weights.len(), blocks * B::BYTES);
     assert_eq!(tile.pairs.len(), blocks * T.div_ceil(2));

@@ -16,14 +16,12 @@ use std::arch::aarch64::{
     vmull_s8, vpadalq_s16, vpaddq_s16, vpaddq_s32, vreinterpretq_s8_s32,
 };
 use std::arch::asm;
-use std::slice::from_mut;
 
 use super::Products;
 use super::intrinsics;
 use super::neon::{Int4, Neon};
 use super::weights::Weights;
 use crate::kernels::lanes::Op;
-use crate::kernels::tiles::{Block, QuantizedTile, TileOut, by_blocks};
 
 /// `smlal`: every 64-bit ARM processor has it.
 #[derive(Clone, Copy, Debug)]
@@ -69,11 +67,6 @@ impl Products for Widening {
             }
             out
         }
-    }
-
-    #[inline(always)]
-    fn tile<B: Block, const T: usize>(tier: Neon<Self>, tile: QuantizedTile<'_, T>, out: &mut TileOut) {
-        by_blocks::<_, B, 1, T>(tier, [tile.weights], &tile.rows, tile.fetch, from_mut(out));
     }
 }
 
