@@ -71,8 +71,7 @@ class Spill:
         path = self._folder / f"{self._key}-{len(ids)}-{_digest(_bytes(ids), 16)}{SUFFIX}"
         try:
             with self._lock:
-                if path.exists():
-                    os.utime(path)
+                if _touched(path):
                     return True
                 if not self._make_room(_size(ids, native)):
                     return False
@@ -103,8 +102,8 @@ class Spill:
             except OSError as error:
                 warnings.warn(f"spill_dir: {error}", RuntimeWarning, stacklevel=2)
             else:
-                with suppress(OSError):  # It may be gone by now.
-                    os.utime(path)
+                with suppress(OSError):  # Reading it worked: it is no loss if the folder cannot be written.
+                    _touched(path)
                 return native
         return None
 
@@ -157,6 +156,18 @@ class Spill:
             elif time.time() - status.st_mtime > STALE_SECONDS:
                 path.unlink(missing_ok=True)
         return files
+
+
+def _touched(path: Path) -> bool:
+    """Mark the file as used now; return whether it is there.
+
+    One call, since another process may remove the file between two.
+    """
+    try:
+        os.utime(path)
+    except FileNotFoundError:
+        return False
+    return True
 
 
 def _size(ids: Sequence[int], native: NativeSequence) -> int:

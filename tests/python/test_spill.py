@@ -84,6 +84,23 @@ def test_nothing_is_written_while_there_is_room(tmp_path: Path) -> None:
     assert len(texts(tmp_path)) == 1
 
 
+def test_a_file_that_another_process_removes_just_now(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = opened(tmp_path, cache_bytes=1 << 28)
+    ask(model, 1)
+    assert model.spill_cache() == 1
+    utime = os.utime
+
+    def too_late(path: Path) -> None:
+        path.unlink()
+        utime(path)
+
+    monkeypatch.setattr(os, "utime", too_late)
+    assert model.spill_cache() == 1
+    assert len(texts(tmp_path)) == 1
+
+
 def test_another_process(full: Path) -> None:
     code = f"""
 from edgewise import Model
