@@ -1,4 +1,4 @@
-"""Print how many fresh questions about pictures and clips are answered exactly, as the README's table.
+"""Print how many fresh questions about pictures and clips are answered exactly: a table of docs/pictures.md.
 
     make install && .venv/bin/python tools/vision_accuracy.py
 
