@@ -1,7 +1,7 @@
 //! Matrix products: activations `[tokens, K]` x weights `[N, K]` -> `[tokens, N]`.
 //!
 //! ```text
-//! for each tile of up to TILE tokens:             (work item: a few panels, claimed by threads in order)
+//! for each tile of up to TILE tokens:             (of a piece of panels, see `shares`)
 //!   for each panel of 16 rows, or two of them:
 //!     [tokens, 16] = panel x tile                 see `tiles`
 //! ```
@@ -11,11 +11,13 @@
 //! expansion of the nibbles. A token's result does not depend on the tile it is computed in.
 #![allow(unsafe_code, reason = "disjoint outputs of threads")]
 
+use std::ops::Range;
+
 use super::activations::QuantizedRows;
 use super::cpu::Cpu;
 use super::disjoint::Disjoint;
 use super::lanes::{LANES, Op, Simd};
-use super::shares::Shares;
+use super::shares::{Piece, share_out};
 use super::tiles::{Fetch, NO_TILE, Panels, Places, Rows, TileRows, double_tile, even_part, panel_tile};
 use crate::weights::matrix::{BLOCK_ROWS, Matrix};
 
@@ -76,14 +78,15 @@ pub struct Product<'a> {
     pub store: Store,
 }
 
-/// The least bytes of weights in one work item of decode.
-const ITEM_BYTES: usize = 32 * 1024;
-/// Bytes of weights in one work item of prefill, where more panels share each read of the activations.
-const PREFILL_ITEM_BYTES: usize = 128 * 1024;
+/// The least bytes of weights in one piece of decode.
+const PIECE_BYTES: usize = 32 * 1024;
+/// Bytes of weights in one piece of prefill, where more panels share each read of the activations.
+const PREFILL_PIECE_BYTES: usize = 128 * 1024;
 /// Tokens from which a call counts as prefill.
 const PREFILL_TOKENS: usize = 32;
-/// The most panels an item of prefill holds.
-const MAX_ITEM_PANELS: usize = 16;
+/// The most panels a piece of prefill holds.
+const MAX_PIECE_PANELS: usize = 16;
+
 /// Multiplies one input with several matrices in one parallel region.
 ///
 /// # Panics
@@ -92,19 +95,28 @@ pub fn linear<const N: usize>(cpu: &Cpu, input: Input<'_>, products: [Product<'_
     if cpu.recorder.is_on() {
         cpu.recorder.add(cpu, input.dense, &std::array::from_fn::<_, N, _>(|i| products[i].weights));
     }
-    let jobs = products.map(|product| Job::new(cpu.pool.threads(), input, product));
-    let total = jobs.iter().map(|job| job.items.count()).sum();
-    cpu.pool.run(total, &|mut item| {
+    let jobs = products.map(|product| Job::new(input, product));
+    let total = jobs.iter().map(|job| job.weights.count()).sum();
+    let largest = jobs.iter().map(|job| job.weights.size()).max().unwrap_or(0).max(1);
+    let piece = if input.tokens < PREFILL_TOKENS {
+        Piece { least: PIECE_BYTES / largest, most: usize::MAX }
+    } else {
+        Piece { least: 2, most: (PREFILL_PIECE_BYTES / largest).min(MAX_PIECE_PANELS) }
+    };
+    share_out(&cpu.pool, total, piece, &|panels| {
+        let mut first = 0;
         for job in &jobs {
-            if item < job.items.count() {
-                return cpu.run(JobItem { job, item });
+            let last = first + job.weights.count();
+            let (start, end) = (panels.start.max(first), panels.end.min(last));
+            if start < end {
+                cpu.run(JobPanels { job, panels: start - first..end - first });
             }
-            item -= job.items.count();
+            first = last;
         }
     });
 }
 
-/// One matrix of a call, cut into work items of whole panels.
+/// One matrix of a call.
 struct Job<'a> {
     input: Rows<'a>,
     tokens: usize,
@@ -113,11 +125,10 @@ struct Job<'a> {
     rows: usize,
     out: Disjoint<'a, f32>,
     store: Store,
-    items: Shares,
 }
 
 impl<'a> Job<'a> {
-    fn new(threads: usize, input: Input<'a>, product: Product<'a>) -> Self {
+    fn new(input: Input<'a>, product: Product<'a>) -> Self {
         let weights = product.weights;
         assert_eq!(product.out.len(), input.tokens * weights.rows(), "output is [tokens, rows]");
         assert_eq!(input.dense.len(), input.tokens * weights.cols(), "input is [tokens, cols]");
@@ -126,21 +137,14 @@ impl<'a> Job<'a> {
             assert_eq!(groups, input.tokens * weights.cols().div_ceil(32), "input is quantised");
         }
         let (rows, tokens, panels) = (weights.rows(), input.tokens, Panels::new(weights));
-        let panels_in = |bytes: usize| bytes / panels.size().max(1);
-        let items = if tokens < PREFILL_TOKENS {
-            Shares::falling(panels.count(), threads, panels_in(ITEM_BYTES), usize::MAX)
-        } else {
-            let most = panels_in(PREFILL_ITEM_BYTES).min(MAX_ITEM_PANELS);
-            Shares::falling(panels.count(), threads, 2, most)
-        };
         let (input, out) = (input.rows(weights.cols()), Disjoint::new(product.out));
-        Self { input, tokens, weights: panels, rows, out, store: product.store, items }
+        Self { input, tokens, weights: panels, rows, out, store: product.store }
     }
 
     /// Writes a panel's 16 rows `row..` of `token`, or those that the matrix has.
     ///
     /// # Safety
-    /// No other thread may write these rows: true for the rows of the item being run.
+    /// No other thread may write these rows: true for the panels being computed.
     #[inline(always)]
     unsafe fn put<S: Simd>(&self, s: S, token: usize, row: usize, values: &[f32; LANES]) {
         let width = LANES.min(self.rows - row);
@@ -151,16 +155,16 @@ impl<'a> Job<'a> {
     }
 }
 
-struct JobItem<'a> {
+struct JobPanels<'a> {
     job: &'a Job<'a>,
-    item: usize,
+    panels: Range<usize>,
 }
 
-impl Op for JobItem<'_> {
+impl Op for JobPanels<'_> {
     type Output = ();
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let (job, panels) = (self.job, self.job.items.part(self.item));
+        let Self { job, panels } = self;
         // Tiles of two panels take fewer tokens: there are none where one of a panel holds all.
         let double = S::DOUBLE_TILE > 0 && job.tokens > S::TILE && job.weights.quantized();
         let (most, step) = if double { (S::DOUBLE_TILE, 2) } else { (S::TILE, 1) };
@@ -181,7 +185,7 @@ impl Op for JobItem<'_> {
                 }
                 for (panel, values) in (panel..).zip(&out[..count]) {
                     for (token, values) in tokens.clone().zip(values) {
-                        // SAFETY: these rows belong to this item.
+                        // SAFETY: these panels are computed here alone.
                         unsafe { job.put(s, token, panel * BLOCK_ROWS, values) };
                     }
                 }

@@ -55,7 +55,7 @@ const YIELDING: Duration = Duration::from_micros(60);
 /// A value with its cache lines to itself (128 bytes: some CPUs fetch lines in pairs).
 #[derive(Debug, Default)]
 #[repr(align(128))]
-pub(super) struct Line<T>(pub(super) T);
+pub(crate) struct Line<T>(pub(crate) T);
 
 /// See the module's description.
 #[derive(Debug, Default)]

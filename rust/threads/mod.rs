@@ -13,6 +13,7 @@ mod topology;
 
 pub use count::{ThreadReport, available_threads, cache_bytes, thread_report};
 pub use float_mode::StandardFloat;
+pub(crate) use gate::Line;
 pub use pool::Pool;
 
 /// Bytes of memory that control groups allow, looked up below `root`; none if there is no limit.

@@ -19,11 +19,11 @@ use crate::kernels::disjoint::Disjoint;
 use crate::kernels::lanes::{LANES, Op, Simd};
 use crate::kernels::linear::Store;
 use crate::kernels::prefetch;
-use crate::kernels::shares::Shares;
+use crate::kernels::shares::{Piece, share_out};
 use crate::kernels::tiles::{Fetch, NO_TILE, Panels, Places, Rows, TileRows, even_part, panel_tile};
 use crate::weights::matrix::BLOCK_ROWS;
 
-/// The most sums of a token and a panel that an item takes: 1 MB, which should stay in a cache.
+/// The most sums of a token and a panel that a piece takes: 1 MB, which should stay in a cache.
 const MAX_SUMS: usize = 16 * 1024;
 
 /// Adds up `activations` `[slots, width]` x down projections in `sums` `[panels, tokens]`, then stores them in `out`
@@ -42,8 +42,8 @@ pub(super) fn run(
     let (sums, out) = (Disjoint::new(sums), Disjoint::new(out));
     let pass = Pass { experts, plan, activations, tokens, hidden, sums, out, store };
     let most = (MAX_SUMS / tokens).max(1);
-    let items = Shares::falling(hidden.div_ceil(BLOCK_ROWS), cpu.pool.threads(), 1, most);
-    cpu.pool.run(items.count(), &|item| cpu.run(Down { pass: &pass, panels: items.part(item) }));
+    let piece = Piece { least: 1, most };
+    share_out(&cpu.pool, hidden.div_ceil(BLOCK_ROWS), piece, &|panels| cpu.run(Down { pass: &pass, panels }));
 }
 
 struct Pass<'a> {
@@ -67,7 +67,7 @@ impl Op for Down<'_> {
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
         let Self { pass, panels } = self;
-        // SAFETY: these panels belong to this item.
+        // SAFETY: these panels are computed here alone.
         let sums = unsafe { pass.sums.part(panels.start * pass.tokens..panels.end * pass.tokens) };
         sums.fill([0.0; LANES]);
         let runs = pass.plan.runs();
