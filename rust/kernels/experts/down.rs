@@ -42,7 +42,7 @@ pub(super) fn run(
     let (sums, out) = (Disjoint::new(sums), Disjoint::new(out));
     let pass = Pass { experts, plan, activations, tokens, hidden, sums, out, store };
     let most = (MAX_SUMS / tokens).max(1);
-    let piece = Piece { least: 1, most };
+    let piece = Piece { least: 4, most };
     share_out(&cpu.pool, hidden.div_ceil(BLOCK_ROWS), piece, &|panels| cpu.run(Down { pass: &pass, panels }));
 }
 

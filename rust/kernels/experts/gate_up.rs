@@ -20,6 +20,7 @@ use crate::kernels::cpu::Cpu;
 use crate::kernels::disjoint::Disjoint;
 use crate::kernels::lanes::{LANES, Op, Simd};
 use crate::kernels::math::silu;
+use crate::kernels::shares::share_out;
 use crate::kernels::tiles::{Fetch, NO_TILE, Panels, Places, Rows, TileOut, TileRows, even_part, panel_tile};
 use crate::weights::matrix::{BLOCK_COLS, BLOCK_ROWS};
 use crate::weights::model::SwiGluWeights;
@@ -43,12 +44,12 @@ pub(super) fn run(
 ) {
     let pass =
         Pass { experts, plan, input, width, groups: Disjoint::new(groups), dense: Disjoint::new(dense) };
-    // Threads claim items in turn: the one after these is probably the next of this thread.
-    let next = |item: usize| {
-        (item + cpu.pool.threads() < plan.items()).then(|| plan.item(item + cpu.pool.threads()))
-    };
-    cpu.pool.run(plan.items(), &|item| {
-        cpu.run(GateUp { pass: &pass, item: plan.item(item), next: next(item) });
+    share_out(&cpu.pool, plan.units(), plan.piece(), &|mut units| {
+        while let Some(item) = plan.item(units.clone()) {
+            units.start += item.groups.len();
+            let next = plan.item(units.start..plan.units());
+            cpu.run(GateUp { pass: &pass, item, next });
+        }
     });
 }
 
@@ -64,7 +65,7 @@ struct Pass<'a> {
 struct GateUp<'a> {
     pass: &'a Pass<'a>,
     item: Item,
-    /// What this thread probably computes next.
+    /// What this thread computes next, unless another one has taken it.
     next: Option<Item>,
 }
 

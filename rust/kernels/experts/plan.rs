@@ -1,4 +1,4 @@
-//! Slots sorted by expert, and how the work on them is cut into items.
+//! Slots sorted by expert, and how the work on them is cut into units.
 
 use std::ops::Range;
 
@@ -6,15 +6,16 @@ use super::Experts;
 use crate::kernels::activation::sigmoid_in_place;
 use crate::kernels::cpu::Cpu;
 use crate::kernels::routing::Routes;
+use crate::kernels::shares::Piece;
 use crate::kernels::tiles::MAX_TILE;
 use crate::weights::matrix::BLOCK_COLS;
 
-/// An item takes at most this share of a thread's part of what is left.
-const SHARE: usize = 2;
-/// The fewest tiles of an expert's tokens that an item takes if it does not take all: they share reads of the weights.
-const PIECE: usize = 4;
+/// A thread's part of gate and up projections is at least so many pieces.
+const SHARE: usize = 4;
+/// The fewest tiles of an expert's tokens that a unit takes if it does not take all: they share reads of the weights.
+const TILES: usize = 4;
 
-/// All slots of one expert, and its share of the items that compute gate and up projections.
+/// All slots of one expert, and the units that compute its gate and up projections.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Run {
     /// Index of the expert.
@@ -25,15 +26,13 @@ pub(super) struct Run {
     pub(super) count: usize,
     /// Groups of 32 channels.
     groups: usize,
-    /// Parts that the groups are cut into.
-    parts: usize,
-    /// Pieces that the slots are cut into.
+    /// Pieces that the slots are cut into. A unit is a group of a piece.
     pieces: usize,
-    /// Items of all experts before this one.
-    first_item: usize,
+    /// Units of all experts before this one.
+    first_unit: usize,
 }
 
-/// What an item of gate and up projections computes.
+/// Units that follow each other in one expert: some groups of 32 channels of gate and up projections, for some slots.
 pub(super) struct Item {
     pub(super) run: Run,
     /// Slots, counted from the expert's first.
@@ -52,8 +51,10 @@ pub(super) struct Plan {
     /// `[slots]`
     weights: Vec<f32>,
     runs: Vec<Run>,
-    /// Items of gate and up projections.
-    items: usize,
+    /// Of gate and up projections.
+    units: usize,
+    /// Units that a thread takes at a time, at most.
+    most: usize,
 }
 
 impl Plan {
@@ -63,7 +64,8 @@ impl Plan {
             tokens: Vec::with_capacity(slots),
             weights: Vec::with_capacity(slots),
             runs: Vec::with_capacity(experts),
-            items: 0,
+            units: 0,
+            most: 0,
         }
     }
 
@@ -133,41 +135,49 @@ impl Plan {
     }
 
     fn add_run(&mut self, expert: usize, first: usize, count: usize) {
-        self.runs.push(Run { expert, first, count, groups: 0, parts: 0, pieces: 0, first_item: 0 });
+        self.runs.push(Run { expert, first, count, groups: 0, pieces: 0, first_unit: 0 });
     }
 
-    /// Cuts gate and up projections into items: large ones first, because memory is fast where much is read in one go,
-    /// then smaller ones, so that all threads end at about the same time.
+    /// Cuts gate and up projections into units in the order of memory. An expert of many tokens has several for each group, so that
+    /// threads end together also if it has them all.
     fn cut(&mut self, threads: usize, experts: Experts<'_>) {
         for run in &mut self.runs {
             run.groups = experts.get(run.expert).gate.rows().div_ceil(BLOCK_COLS);
         }
-        let mut left: usize = self.runs.iter().map(Run::cost).sum();
-        self.items = 0;
+        let total: usize = self.runs.iter().map(Run::cost).sum();
+        let share = if threads == 1 { usize::MAX } else { total.div_ceil(SHARE * threads).max(1) };
+        let (mut units, mut largest) = (0, 1);
         for run in &mut self.runs {
-            left -= run.cost();
-            let target = share(left, threads);
-            run.parts = run.groups.div_ceil((target / run.tiles()).max(1));
-            run.pieces = if run.tiles() > target { run.tiles().div_ceil(target.max(PIECE)) } else { 1 };
-            run.first_item = self.items;
-            self.items += run.parts * run.pieces;
+            run.pieces = if run.tiles() > share { run.tiles().div_ceil(share.max(TILES)) } else { 1 };
+            run.first_unit = units;
+            units += run.groups * run.pieces;
+            largest = largest.max(run.tiles().div_ceil(run.pieces));
         }
+        (self.units, self.most) = (units, (share / largest).max(1));
     }
 
-    /// Items of gate and up projections.
-    pub(super) fn items(&self) -> usize {
-        self.items
+    /// Units of gate and up projections.
+    pub(super) fn units(&self) -> usize {
+        self.units
     }
 
-    /// What item `item` computes.
-    pub(super) fn item(&self, item: usize) -> Item {
-        let behind = self.runs.partition_point(|run| run.first_item <= item);
+    /// How many a thread takes at a time.
+    pub(super) fn piece(&self) -> Piece {
+        Piece { least: 1, most: self.most }
+    }
+
+    /// Units from `units.start` on that are of one expert and the same slots; none if `units` is empty.
+    pub(super) fn item(&self, units: Range<usize>) -> Option<Item> {
+        if units.is_empty() {
+            return None;
+        }
+        let behind = self.runs.partition_point(|run| run.first_unit <= units.start);
         let run = self.runs[behind - 1];
-        let item = item - run.first_item;
-        let (part, piece) = (item / run.pieces, item % run.pieces);
+        let unit = units.start - run.first_unit;
+        let (piece, group) = (unit / run.groups, unit % run.groups);
         let slots = piece * run.count / run.pieces..(piece + 1) * run.count / run.pieces;
-        let groups = part * run.groups / run.parts..(part + 1) * run.groups / run.parts;
-        Item { run, slots, groups }
+        let groups = group..run.groups.min(group + units.len());
+        Some(Item { run, slots, groups })
     }
 }
 
@@ -180,9 +190,4 @@ impl Run {
     fn cost(&self) -> usize {
         self.groups * self.tiles()
     }
-}
-
-/// How much of what is left an item takes.
-fn share(left: usize, threads: usize) -> usize {
-    if threads == 1 { usize::MAX } else { left.div_ceil(SHARE * threads).max(1) }
 }
