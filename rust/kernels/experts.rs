@@ -17,9 +17,9 @@
 //! ```
 //!
 //! Rows of activations are read where they stand; nothing is gathered. What is summed for a token happens to one panel on
-//! one thread, in the order of experts, so no product of a slot is kept, however many there are. All items of `down`
-//! cost the same whatever the router chose, and those of `gate_up` are cut to about the same cost, also if one expert
-//! gets all tokens. Decode reads the bytes of the chosen experts once, in two regions.
+//! one thread, in the order of experts, so no product of a slot is kept, however many there are. All panels of `down`
+//! cost the same whatever the router chose, and the tokens of an expert are cut for `gate_up` if it gets very many, so threads end
+//! together. Both are shared out in the order of memory. Decode reads the bytes of the chosen experts once, in two regions.
 //!
 //! Source: `Qwen3_5MoeSparseMoeBlock` of Hugging Face transformers, which also adds the experts in rising order.
 
