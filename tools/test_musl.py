@@ -7,8 +7,8 @@ Without WHEEL, the one in `dist` is tested, and built first if there is none. Wo
 
 What runs:
 
-- pip of that Python installs the wheel and all it needs from files alone, and its commands answer;
-- all tests of the Python package, docstrings and README too;
+- pip of that Python installs the wheel and all it needs from files alone;
+- all tests of the Python package, docstrings and README too, but those it says at the end;
 - `every_bit.py` here and there: logits of all models must have the same bits.
 """
 
@@ -44,13 +44,9 @@ def main() -> None:
     wheel = parser.parse_args().wheel
     start = time.monotonic()
     WORK.mkdir(parents=True, exist_ok=True)
-    if wheel is None:
-        if find_wheel() is None:
-            step(
-                "wheel",
-                lambda: run([sys.executable, ROOT / "tools" / "make_wheels.py", f"{MACHINE}-musl"]).strip(),
-            )
-        wheel = find_wheel()
+    if wheel is None and find_wheel() is None:
+        step("wheel", build_wheel)
+    wheel = wheel or find_wheel()
     step("Python", lambda: run([have_python(WORK, MACHINE), "-VV"]).strip())
     step("packages", load_packages)
     step("installed", lambda: install(wheel.resolve()))
@@ -63,6 +59,11 @@ def main() -> None:
 def find_wheel() -> Path | None:
     """Return the wheel in `dist` for this processor and musl, if there is one."""
     return next((ROOT / "dist").glob(f"*-musllinux_*_{MACHINE}.whl"), None)
+
+
+def build_wheel() -> str:
+    """Build a wheel into `dist`."""
+    return run([sys.executable, ROOT / "tools" / "make_wheels.py", f"{MACHINE}-musl"]).splitlines()[-1]
 
 
 def load_packages() -> str:
