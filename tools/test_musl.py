@@ -85,7 +85,7 @@ def load_packages() -> str:
         *("--only-binary=:all:", "--implementation=cp", f"--python-version={VERSION}", *platforms),
         *("--dest", FILES, "pip", *needed),
     ]
-    once(FILES, needed, lambda: run(command))
+    once(FILES, command, lambda: run(command))
     return f"{len(list(FILES.glob('*.whl')))} files"
 
 
