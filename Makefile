@@ -48,6 +48,11 @@ test-python: install
 test-arm: install ## build for 64-bit ARM and test under emulation (Debian)
 	$(BIN)/python tools/emulate_arm.py $(if $(ARM_WHEEL),--wheel $(ARM_WHEEL))
 
+# Not part of `check` nor of .ci/run: it builds a Python first. MUSL_WHEEL=FILE is tested in place of one in dist/.
+.PHONY: test-musl
+test-musl: install $(VENV)/zig ## test the wheel for musl with a Python built for musl (Debian)
+	$(BIN)/python tools/test_musl.py $(MUSL_WHEEL)
+
 # Not part of `check`: it would build the crate once more. .ci/run calls it.
 FUZZ_SECONDS ?= 20
 .PHONY: fuzz

@@ -20,22 +20,22 @@ take too long under emulation; they run on this computer.
 from __future__ import annotations
 
 import argparse
-import hashlib
 import os
 import resource
 import shutil
-import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from importlib.metadata import requires
 from pathlib import Path
 
-import numpy as np
-
+import elsewhere
+from elsewhere import ROOT, apt, environment, every_bit, need_same_bits, once, run, unpack
 from system_tools import need_library, need_programs
 
-ROOT = Path(__file__).resolve().parents[1]
+step = partial(elsewhere.step, "ARM")
+
 WORK = ROOT / "target" / "arm"
 TARGET = "aarch64-unknown-linux-gnu"
 PROFILE = "emulated"
@@ -70,9 +70,7 @@ NOT_RUN = (
     f"and products; on all {', '.join(LEFT_OUT)}; other files of Python tests than named"
 )
 
-MIRROR = "http://deb.debian.org/debian"
 SUITE = "bookworm"
-KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
 PYTHON = "python3.11"
 PYTHON_PACKAGES = [
     "python3.11-minimal",
@@ -110,7 +108,7 @@ def main() -> None:
     step("Rust tests, built", build_tests)
     if arguments.build_only:
         return
-    step("bits on this computer", lambda: every_bit([sys.executable], "here"))
+    step("bits on this computer", lambda: every_bit([sys.executable], WORK / "here.npz"))
     # The longest first.
     jobs = [(f"Python tests on {cpu}", lambda cpu=cpu: test_python(cpu)) for cpu in ("cortex-a76", "max")]
     jobs += [(f"Rust tests on {cpu}", lambda cpu=cpu: test_rust(cpu)) for cpu in reversed(TIERS)]
@@ -125,34 +123,6 @@ def main() -> None:
     print(f"ARM: all passed, {seconds:.0f} s, {cpu_seconds:.0f} s of processor time")
 
 
-def step(name: str, work) -> None:
-    """Run `work`, tell how long it took and what it returned."""
-    start = time.monotonic()
-    said = work()
-    print(f"ARM: {name}: {time.monotonic() - start:.0f} s{'' if said is None else f', {said}'}", flush=True)
-
-
-def run(command: list[str | Path], **options) -> str:
-    """Run a command and return what it printed; if it fails, print that and end."""
-    done = subprocess.run(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT, **options
-    )
-    if done.returncode != 0:
-        print(done.stdout, flush=True)
-        raise SystemExit(f"ARM: {' '.join(map(str, command))}: ended with {done.returncode}")
-    return done.stdout
-
-
-def environment(**more: str | Path) -> dict[str, str]:
-    """Return this process's environment, and more."""
-    return {**os.environ, **{name: str(value) for name, value in more.items()}}
-
-
-def fingerprint(*parts: object) -> str:
-    """Return a name for what was made of `parts`."""
-    return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
-
-
 def install_tools() -> None:
     """Find the cross linker, the emulator and Rust's ARM library, or install them."""
     need_programs([LINKER, EMULATOR], PACKAGES)
@@ -161,45 +131,12 @@ def install_tools() -> None:
 
 def load_python() -> None:
     """Unpack an ARM Python and the libraries it needs into `target/arm/root`."""
-    root, stamp = WORK / "root", WORK / "root.stamp"
-    wanted = fingerprint(MIRROR, SUITE, PYTHON_PACKAGES)
-    if stamp.exists() and stamp.read_text() == wanted:
-        return
-    shutil.rmtree(root, ignore_errors=True)
-    apt, packages = WORK / "apt", WORK / "packages"
-    for folder in [root, packages, apt / "lists" / "partial", apt / "cache" / "archives" / "partial"]:
-        folder.mkdir(parents=True, exist_ok=True)
-    (apt / "status").touch()
-    (apt / "sources.list").write_text(f"deb [signed-by={KEYRING}] {MIRROR} {SUITE} main\n")
-    settings = {
-        "APT::Architecture": "arm64",
-        "APT::Architectures": "arm64",
-        "APT::Sandbox::User": "",
-        "Acquire::Languages": "none",
-        "Acquire::Retries": "5",
-        "Dir::Cache": apt / "cache",
-        "Dir::Etc::sourcelist": apt / "sources.list",
-        "Dir::Etc::sourceparts": "/dev/null",
-        "Dir::State::lists": apt / "lists",
-        "Dir::State::status": apt / "status",
-    }
-    command = [
-        "apt-get",
-        "-qq",
-        *[part for name, value in settings.items() for part in ("-o", f"{name}={value}")],
-    ]
-    run([*command, "update"])
-    for old in packages.glob("*.deb"):
-        old.unlink()
-    done = subprocess.run(
-        [*command, "download", *PYTHON_PACKAGES], cwd=packages, capture_output=True, text=True
+    root, sources = WORK / "root", [f"deb {SUITE}"]
+    once(
+        root,
+        [sources, PYTHON_PACKAGES],
+        lambda: unpack(apt(WORK / "apt", "arm64", sources), PYTHON_PACKAGES, root),
     )
-    loaded = sorted(packages.glob("*.deb"))
-    if done.returncode != 0 or len(loaded) != len(PYTHON_PACKAGES):
-        raise SystemExit(f"ARM: cannot load the ARM Python:\n{done.stdout}{done.stderr}")
-    for package in loaded:
-        run(["dpkg", "-x", package, root])
-    stamp.write_text(wanted)
 
 
 def load_requirements() -> None:
@@ -208,15 +145,10 @@ def load_requirements() -> None:
     if not needed:
         raise SystemExit("ARM: edgewise is not installed here: make install")
     needed += TEST_TOOLS
-    site, stamp = WORK / "site", WORK / "site.stamp"
-    wanted = fingerprint(needed)
-    if stamp.exists() and stamp.read_text() == wanted:
-        return
-    shutil.rmtree(site, ignore_errors=True)
+    site = WORK / "site"
     versions = ("2014", "_2_17", "_2_28", "_2_34")
     platforms = [f"--platform=manylinux{version}_aarch64" for version in versions]
-    run([*pip_for_arm(*platforms), "--target", site, *needed])
-    stamp.write_text(wanted)
+    once(site, needed, lambda: run([*pip_for_arm(*platforms), "--target", site, *needed]))
 
 
 def cargo_environment() -> dict[str, str]:
@@ -303,22 +235,12 @@ def test_python(cpu: str) -> str:
     return f"{said.strip().splitlines()[-1]} ({', '.join(PYTHON_TESTS[cpu])})"
 
 
-def every_bit(python: list[str | Path], name: str) -> str:
-    """Compute all logits with `python` into `target/arm/NAME.npz`."""
-    return run([*python, ROOT / "tests" / "python" / "every_bit.py", WORK / f"{name}.npz"]).strip()
-
-
 def compare_bits(cpu: str) -> str:
     """Compute all logits on an emulated processor and compare them with those of this computer."""
-    said = every_bit([emulated_python(cpu)], cpu)
+    said = every_bit([emulated_python(cpu)], WORK / f"{cpu}.npz")
     if not said.startswith(f"{TIERS[cpu][-1]}: "):
         raise SystemExit(f"ARM: {cpu} should run the tier {TIERS[cpu][-1]}, not {said}")
-    here, there = np.load(WORK / "here.npz"), np.load(WORK / f"{cpu}.npz")
-    if set(here.files) != set(there.files) or not here.files:
-        raise SystemExit(f"ARM: {cpu}: other arrays than on this computer")
-    for name in here.files:
-        if here[name].tobytes() != there[name].tobytes() or here[name].shape != there[name].shape:
-            raise SystemExit(f"ARM: {cpu}: {name} differs from this computer's")
+    need_same_bits(WORK / "here.npz", WORK / f"{cpu}.npz")
     return f"{said}, all bits as on this computer"
 
 

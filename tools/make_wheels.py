@@ -3,7 +3,7 @@
     python tools/make_wheels.py [--out FOLDER] [TARGET...]
 
 TARGET is x86_64-gnu, aarch64-gnu, x86_64-musl or aarch64-musl; without any, those for glibc are built, which
-are tested. No Python for musl is at hand to test the others.
+`.ci/run` tests; `tools/test_musl.py` builds a Python for musl to test the wheel for x86_64-musl.
 The linker is Zig's, which knows what each version of glibc has and links for ARM as well; it comes with the
 Python package `ziglang`, which must be installed here. Rust's library for a target and the binutils for its
 processor are installed if they are missing and that is possible.
@@ -37,7 +37,7 @@ TARGETS = {
     "x86_64-musl": ("x86_64-unknown-linux-musl", "musllinux_1_2"),
     "aarch64-musl": ("aarch64-unknown-linux-musl", "musllinux_1_2"),
 }
-TESTED = ["x86_64-gnu", "aarch64-gnu"]
+FOR_GLIBC = ["x86_64-gnu", "aarch64-gnu"]
 
 
 def main() -> None:
@@ -50,7 +50,7 @@ def main() -> None:
         parser.error(f"no such target: {', '.join(sorted(unknown))}")
     if importlib.util.find_spec("ziglang") is None:
         sys.exit("needs the Python package ziglang")
-    names = arguments.targets or TESTED
+    names = arguments.targets or FOR_GLIBC
     for machine in {name.split("-")[0] for name in names}:
         tools = [f"{machine}-linux-gnu-{tool}" for tool in ("objdump", "as", "strip")]
         need_programs(tools, [f"binutils-{machine.replace('_', '-')}-linux-gnu"])

@@ -369,7 +369,12 @@ class TestChat:
         assert talk.messages[-1]["content"] == "abcdef"
         assert not talk.failed
 
-    def test_keys_on_a_terminal(self, opened: list[FakeModel], monkeypatch: pytest.MonkeyPatch) -> None:
+    @pytest.mark.parametrize("editing", [True, False])
+    def test_keys_on_a_terminal(
+        self, editing: bool, opened: list[FakeModel], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        if not editing:
+            monkeypatch.setitem(sys.modules, "readline", None)
         use(opened)
         screen, keyboard = Terminal(), Terminal()
         monkeypatch.setattr(sys, "stdout", screen)

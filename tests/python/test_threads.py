@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -223,4 +224,32 @@ with multiprocessing.get_context("fork").Pool(2) as pool:
 def test_fork(name: str, threads: int) -> None:
     code = PRELUDE.format(threads=threads) + FORKS[name]
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=110)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+SMALL_STACK = """
+import threading
+import every_bit
+threading.stack_size(128 << 10)
+done = []
+
+def work():
+    for name, dtype, kv_dtype, _ in every_bit.TEXT[:1] + every_bit.TEXT[-4:]:
+        done.extend(every_bit.text(name, dtype, kv_dtype, 40))
+    done.extend(every_bit.seen(*every_bit.PICTURES[0]))
+    done.append("all")
+
+thread = threading.Thread(target=work)
+thread.start()
+thread.join()
+assert done and done[-1] == "all"
+"""
+
+
+def test_a_small_stack() -> None:
+    """A Python thread has 128 KiB with musl; what a kernel holds on the stack must leave room there."""
+    folder = Path(__file__).parent
+    done = subprocess.run(
+        [sys.executable, "-c", SMALL_STACK], cwd=folder, capture_output=True, text=True, timeout=110
+    )
     assert (done.returncode, done.stderr) == (0, "")

@@ -6,6 +6,7 @@ import argparse
 import json
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -63,7 +64,9 @@ def run(arguments: argparse.Namespace) -> int:
         for file in files:
             chat.attach(kind, file)
     if interactive:
-        import readline  # noqa: F401  (gives `input` editing and history)
+        # It gives `input` editing and history; some Pythons are built without it.
+        with suppress(ModuleNotFoundError):
+            import readline  # noqa: F401
 
         print(terminal.dim(f"{model.name}; /help for commands, Ctrl-D to leave"))
     while not chat.finished:
