@@ -11,7 +11,7 @@
 //! same time, also where one came late or is slow. Decode's products of 1 to 4 MB gain up to a seventh over pieces that
 //! threads claim in turn from one row.
 //!
-//! Source: affinity scheduling of loops (Markatos and LeBlanc 1994), there with a k-th of the segment at a time.
+//! Source: affinity scheduling of loops (Markatos and `LeBlanc` 1994), there with a k-th of the segment at a time.
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -50,11 +50,11 @@ pub(super) fn share_out(pool: &Pool, total: usize, piece: Piece, task: &(dyn Fn(
         std::array::from_fn(|segment| Line(Segment::new(bound(segment)..bound(segment + 1))));
     pool.run(threads, &|thread| {
         let own = thread % count;
-        while let Some(units) = segments[own].0.from_front(piece) {
+        while let Some(units) = segments[own].0.take_front(piece) {
             task(units);
         }
         for other in (own + 1..count).chain(0..own) {
-            while let Some(units) = segments[other].0.from_back(piece) {
+            while let Some(units) = segments[other].0.take_back(piece) {
                 task(units);
             }
         }
@@ -71,14 +71,14 @@ impl Segment {
         Self(AtomicU64::new(pack(place(units.start), place(units.end))))
     }
 
-    fn from_front(&self, piece: Piece) -> Option<Range<usize>> {
+    fn take_front(&self, piece: Piece) -> Option<Range<usize>> {
         self.take(|start, end| {
             let middle = start + piece.of(end - start);
             (start..middle, pack(middle, end))
         })
     }
 
-    fn from_back(&self, piece: Piece) -> Option<Range<usize>> {
+    fn take_back(&self, piece: Piece) -> Option<Range<usize>> {
         self.take(|start, end| {
             let middle = end - piece.of(end - start);
             (middle..end, pack(start, middle))
@@ -146,11 +146,11 @@ mod tests {
     #[test]
     fn front_and_back_meet() {
         let (segment, piece) = (Segment::new(10..26), Piece { least: 3, most: usize::MAX });
-        assert_eq!(segment.from_front(piece), Some(10..18));
-        assert_eq!(segment.from_back(piece), Some(22..26));
-        assert_eq!(segment.from_front(piece), Some(18..21));
-        assert_eq!(segment.from_back(piece), Some(21..22));
-        assert_eq!((segment.from_front(piece), segment.from_back(piece)), (None, None));
+        assert_eq!(segment.take_front(piece), Some(10..18));
+        assert_eq!(segment.take_back(piece), Some(22..26));
+        assert_eq!(segment.take_front(piece), Some(18..21));
+        assert_eq!(segment.take_back(piece), Some(21..22));
+        assert_eq!((segment.take_front(piece), segment.take_back(piece)), (None, None));
     }
 
     /// Threads that take from both ends of few segments at once.
@@ -161,7 +161,7 @@ mod tests {
             let piece = Piece { least: 1, most: 3 };
             let sum: usize = std::thread::scope(|scope| {
                 let work = |front: bool| {
-                    let take = || if front { segment.from_front(piece) } else { segment.from_back(piece) };
+                    let take = || if front { segment.take_front(piece) } else { segment.take_back(piece) };
                     std::iter::from_fn(take).flatten().sum::<usize>()
                 };
                 let threads: Vec<_> = (0..4).map(|i| scope.spawn(move || work(i % 2 == 0))).collect();

@@ -202,6 +202,15 @@ class TestCommand:
         assert main(["bench", "demo", "--depth", "0", "--depth", "9"]) == 0
         assert [list(plan.decode_depths) for plan in plans] == [[7], [0, 9]]
 
+    def test_how_keys_and_values_are_held(self, plans: list[Plan]) -> None:
+        assert main(["bench", "demo", "--kv-dtype", "int8"]) == 0
+        assert main(["bench", "demo"]) == 0
+        assert [plan.kv_dtype for plan in plans] == ["int8", "auto"]
+
+    def test_keys_and_values_in_no_known_type(self, capsys: Captured) -> None:
+        assert main(["bench", "demo", "--kv-dtype", "int3"]) == 1
+        assert capsys.readouterr().err.startswith("edgewise: kv_dtype: ")
+
     def test_everything(self, plans: list[Plan]) -> None:
         assert main(["bench", "demo", "--full"]) == 0
         assert main(["bench", str(golden.FOLDER / "dense_text"), "--full"]) == 0

@@ -65,6 +65,7 @@ class Plan:
     new_tokens: int = 64
     rounds: int = 3
     dtype: str = "auto"
+    kv_dtype: str = "auto"
     threads: int | None = None
     limit_seconds: float | None = 0.2
     """How long each limit of the machine is looked for, `None` for not at all."""

@@ -44,7 +44,7 @@ class _Round:
 def measure(path: str, plan: Plan, shape: MediaShape) -> MeasuredMedia:
     """Measure with one image or video. Nothing of a round is kept for the next."""
     memory.forget_peak()
-    engine = _native.Engine.open(path, plan.dtype, threads=plan.threads)
+    engine = _native.Engine.open(path, plan.dtype, plan.kv_dtype, threads=plan.threads)
     vision = engine.vision
     if vision is None:
         raise ValueError(f"{shape}: the model has no vision tower, it reads text only")

@@ -53,7 +53,7 @@ def opened(path: str, plan: Plan) -> tuple[_native.Engine, float, float]:
     for _ in range(plan.rounds):
         engine = None
         start = time.perf_counter()
-        engine = _native.Engine.open(path, plan.dtype, threads=plan.threads)
+        engine = _native.Engine.open(path, plan.dtype, plan.kv_dtype, threads=plan.threads)
         opening.append(time.perf_counter() - start)
         _decode(engine, _prefilled(engine, FIRST_PROMPT), 1)
         first.append(time.perf_counter() - start)

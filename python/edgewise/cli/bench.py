@@ -44,6 +44,7 @@ def add_to(commands: Commands) -> argparse.ArgumentParser:
         help="of the shapes, measure the first N layers only and estimate all: for models too large for here",
     )
     parser.add_argument("--dtype", default="auto", help="how the model is opened (auto)")
+    parser.add_argument("--kv-dtype", default="auto", help="how keys and values are held (auto)")
     parser.add_argument("--threads", type=int, help="how many to compute with")
     _add_amounts(parser)
     parser.add_argument(
@@ -117,6 +118,7 @@ def _plan(arguments: argparse.Namespace) -> Plan:
         new_tokens=checks.positive("new_tokens", arguments.new_tokens),
         rounds=checks.positive("rounds", arguments.rounds),
         dtype=arguments.dtype,
+        kv_dtype=arguments.kv_dtype,
         threads=checks.threads(arguments.threads),
         breakdown=arguments.breakdown,
     )
