@@ -26,6 +26,9 @@ use crate::weights::matrix::BLOCK_ROWS;
 /// The most sums of a token and a panel that a piece takes: 1 MB, which should stay in a cache.
 const MAX_SUMS: usize = 16 * 1024;
 
+/// The fewest panels of a piece: each piece goes through all experts, and jumps from one to the next.
+const LEAST: usize = 4;
+
 /// Adds up `activations` `[slots, width]` x down projections in `sums` `[panels, tokens]`, then stores them in `out`
 /// `[tokens, hidden]`.
 pub(super) fn run(
@@ -42,7 +45,7 @@ pub(super) fn run(
     let (sums, out) = (Disjoint::new(sums), Disjoint::new(out));
     let pass = Pass { experts, plan, activations, tokens, hidden, sums, out, store };
     let most = (MAX_SUMS / tokens).max(1);
-    let piece = Piece { least: 4, most };
+    let piece = Piece { least: LEAST, most };
     share_out(&cpu.pool, hidden.div_ceil(BLOCK_ROWS), piece, &|panels| cpu.run(Down { pass: &pass, panels }));
 }
 
