@@ -15,7 +15,7 @@
 //! ```
 //!
 //! In a cache of f32 or f16 both products are sums of f32, channel by channel and token by token; what they are in one of
-//! INT8 stands in `int8_page`.
+//! bfloat16 stands in `bf16_page`, and of INT8 in `int8_page`.
 //!
 //! Nothing depends on which other queries are in the call, on threads, or on how the cache was filled. Long prompts run
 //! one item per KV head and a few queries, each walking all its spans; a few tokens at great depth run one item per KV
@@ -26,6 +26,7 @@
 //! Source: online softmax (Milakov and Gimelshein 2018, arXiv 1805.02867), as in FlashAttention.
 #![allow(unsafe_code, reason = "disjoint outputs of threads; in float_page.rs, raw reads of cached pages")]
 
+mod bf16_page;
 mod bidirectional;
 mod float_page;
 mod heads;

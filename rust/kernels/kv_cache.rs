@@ -6,6 +6,7 @@
 //! | type | keys | values |
 //! |---|---|---|
 //! | f32, f16 | `[64 / 32][head_dim][32 tokens]` | `[head_dim / 32][64][32 channels]` |
+//! | bf16 | `[64 / 32][head_dim / 2][32 tokens][2 channels]` | `[head_dim / 32][64 / 2][32 channels][2 tokens]` |
 //! | INT8 | blocks of 16 tokens x 32 channels, see `int8` | blocks of 16 channels x 32 tokens |
 //!
 //! The last vector of values has 16 channels where `head_dim` is an odd multiple of that.
@@ -17,6 +18,7 @@ pub(super) mod int8;
 use std::ops::Range;
 use std::sync::Arc;
 
+use super::bf16::narrow;
 use super::cpu::Cpu;
 use super::lanes::{LANES, Op, Simd};
 use crate::error::{Result, try_with_capacity};
@@ -33,19 +35,22 @@ pub enum KvType {
     F32,
     /// Half precision, rounded to nearest even.
     F16,
+    /// Bfloat16, the type in which the models were trained; numbers below 2^-56 are zero.
+    Bf16,
     /// 8 bits, and an f16 scale for each token and 32 channels.
     Int8,
 }
 
 impl KvType {
     /// Every type.
-    pub const ALL: [Self; 3] = [Self::F32, Self::F16, Self::Int8];
+    pub const ALL: [Self; 4] = [Self::F32, Self::F16, Self::Bf16, Self::Int8];
 
     /// The name used in arguments and reports.
     pub const fn name(self) -> &'static str {
         match self {
             Self::F32 => "f32",
             Self::F16 => "f16",
+            Self::Bf16 => "bf16",
             Self::Int8 => "int8",
         }
     }
@@ -54,7 +59,7 @@ impl KvType {
     fn head_bytes(self, head_dim: usize) -> [usize; 2] {
         match self {
             Self::F32 => [4 * PAGE * head_dim; 2],
-            Self::F16 => [2 * PAGE * head_dim; 2],
+            Self::F16 | Self::Bf16 => [2 * PAGE * head_dim; 2],
             Self::Int8 => [int8::key_bytes(head_dim), int8::value_bytes(head_dim)],
         }
     }
@@ -257,6 +262,7 @@ impl KvCache {
         match self.kv_type {
             KvType::F32 => read_f32(keys, key_index(slot, d, self.head_dim)),
             KvType::F16 => read_f16(keys, key_index(slot, d, self.head_dim)),
+            KvType::Bf16 => read_bf16(keys, 2 * key_index(slot, d / 2, self.head_dim / 2) + d % 2),
             KvType::Int8 => int8::read_key(keys, slot, d, self.head_dim),
         }
     }
@@ -266,6 +272,7 @@ impl KvCache {
         match self.kv_type {
             KvType::F32 => read_f32(values, value_index(slot, d, self.head_dim)),
             KvType::F16 => read_f16(values, value_index(slot, d, self.head_dim)),
+            KvType::Bf16 => read_bf16(values, paired_value_index(slot, d, self.head_dim)),
             KvType::Int8 => int8::read_value(values, slot, d, self.head_dim),
         }
     }
@@ -280,6 +287,10 @@ fn read_f16(bytes: &[u8], index: usize) -> f32 {
     half::f16::from_le_bytes([bytes[2 * index], bytes[2 * index + 1]]).to_f32()
 }
 
+fn read_bf16(bytes: &[u8], index: usize) -> f32 {
+    half::bf16::from_le_bytes([bytes[2 * index], bytes[2 * index + 1]]).to_f32()
+}
+
 /// Where channel `d` of the key in slot `slot` stands.
 fn key_index(slot: usize, d: usize, head_dim: usize) -> usize {
     (slot / TILE * head_dim + d) * TILE + slot % TILE
@@ -289,6 +300,12 @@ fn key_index(slot: usize, d: usize, head_dim: usize) -> usize {
 fn value_index(slot: usize, d: usize, head_dim: usize) -> usize {
     let first = d / TILE * TILE;
     PAGE * first + slot * TILE.min(head_dim - first) + d % TILE
+}
+
+/// The same where the values of two slots stand side by side, channel by channel.
+fn paired_value_index(slot: usize, d: usize, head_dim: usize) -> usize {
+    let first = d / TILE * TILE;
+    PAGE * first + 2 * (slot / 2 * TILE.min(head_dim - first) + d % TILE) + slot % 2
 }
 
 /// Heads of one work item, each of which writes `numbers` keys and as many values.
@@ -331,6 +348,7 @@ impl Op for WriteHeads<'_> {
                 match self.kv_type {
                     KvType::F32 => write_f32(s, key, value, keys, values, slot),
                     KvType::F16 => write_f16(s, key, value, keys, values, slot),
+                    KvType::Bf16 => write_bf16(s, key, value, keys, values, slot),
                     KvType::Int8 => int8::write(s, key, value, keys, values, slot),
                 }
             }
@@ -357,6 +375,22 @@ fn write_f16<S: Simd>(s: S, key: &[f32], value: &[f32], keys: &mut [u8], values:
         scatter::<2>(&narrow_f16(s, load(s, key, d)), keys, slot, d, head_dim);
         let at = 2 * value_index(slot, d, head_dim);
         values[at..at + 32].copy_from_slice(&narrow_f16(s, load(s, value, d)));
+    }
+}
+
+/// The same in bfloat16, in pairs: of channels in keys, of tokens in values.
+#[inline(always)]
+fn write_bf16<S: Simd>(s: S, key: &[f32], value: &[f32], keys: &mut [u8], values: &mut [u8], slot: usize) {
+    let head_dim = key.len();
+    let mut narrowed = [0; 2 * LANES];
+    for d in (0..head_dim).step_by(LANES) {
+        narrow(s, load(s, key, d), &mut narrowed);
+        scatter::<4>(&narrowed, keys, slot, d / 2, head_dim / 2);
+        narrow(s, load(s, value, d), &mut narrowed);
+        let at = 2 * paired_value_index(slot, d, head_dim);
+        for (place, number) in values[at..].chunks_mut(4).zip(narrowed.chunks_exact(2)) {
+            place[..2].copy_from_slice(number);
+        }
     }
 }
 

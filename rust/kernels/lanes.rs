@@ -24,12 +24,18 @@ use super::tiles::{Block, QuantizedTile, TileOut, by_blocks};
 /// Lanes of the virtual vector.
 pub const LANES: usize = 16;
 
+/// Two bfloat16 numbers in the form in which a tier's [`Simd::dot_pair`] takes them: as f32, or both in the first word.
+pub type Pair = [u32; 2];
+
 /// A kernel: its arguments, and what to do with them on any tier.
 pub trait Op {
     /// What the kernel returns.
     type Output;
     /// Whether it takes integer products of blocks. Where tiers differ in nothing else, other kernels are compiled for one.
     const BLOCKS: bool = true;
+    /// Whether it takes products of pairs of bfloat16, for which a tier may have instructions of its own. Only such kernels
+    /// understand each other's [`Pair`]s.
+    const PAIRS: bool = false;
     /// Runs the kernel. Implementations carry `#[inline(always)]`.
     fn run<S: Simd>(self, s: S) -> Self::Output;
 }
@@ -67,6 +73,8 @@ pub trait Simd: Copy + Send + Sync + 'static {
     fn store(self, x: Self::F, out: &mut [f32; LANES]);
     /// Writes sixteen halves, rounded to nearest even.
     fn store_f16(self, x: Self::F, out: &mut [u8; 32]);
+    /// Writes sixteen bfloat16, rounded to nearest even; NaN becomes a quiet one. No lane is subnormal.
+    fn store_bf16(self, x: Self::F, out: &mut [u8; 32]);
 
     /// a + b
     fn add(self, a: Self::F, b: Self::F) -> Self::F;
@@ -86,6 +94,22 @@ pub trait Simd: Copy + Send + Sync + 'static {
     fn abs(self, a: Self::F) -> Self::F;
     /// `if a < b { x } else { y }`
     fn select_lt(self, a: Self::F, b: Self::F, x: Self::F, y: Self::F) -> Self::F;
+
+    /// Rounds as [`Self::store_bf16`] and writes the pairs of neighbours in the form that suits [`Self::dot_pair`].
+    #[inline(always)]
+    fn store_pairs(self, x: Self::F, out: &mut [Pair; LANES / 2]) {
+        let (mut halves, mut lanes) = ([0; 32], [0.0; LANES]);
+        self.store_bf16(x, &mut halves);
+        self.store(self.load_bf16(&halves), &mut lanes);
+        for (pair, lanes) in out.iter_mut().zip(lanes.as_chunks().0) {
+            let [even, odd]: &[f32; 2] = lanes;
+            *pair = [even.to_bits(), odd.to_bits()];
+        }
+    }
+    /// A pair of bfloat16 for each lane, little endian: number 2 i and 2 i + 1 belong to lane i.
+    fn load_pairs(self, x: &[u8; 64]) -> Self::B;
+    /// fma(w.even, a.even, fma(w.odd, a.odd, acc)). No number, product or sum is subnormal.
+    fn dot_pair(self, acc: Self::F, w: Self::B, a: &Pair) -> Self::F;
 
     /// Rounds to the nearest integer, ties to even. Every lane must fit an i32.
     fn round(self, a: Self::F) -> Self::I;

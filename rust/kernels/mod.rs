@@ -9,6 +9,7 @@ pub mod aarch64;
 pub mod activation;
 pub mod activations;
 pub mod attention;
+pub mod bf16;
 pub mod conv;
 pub mod cpu;
 pub mod delta_rule;

@@ -2,7 +2,7 @@
 
 use half::{bf16, f16};
 
-use super::lanes::{LANES, Simd};
+use super::lanes::{LANES, Pair, Simd};
 
 /// The tier every CPU has.
 #[derive(Clone, Copy, Debug)]
@@ -96,6 +96,26 @@ impl Simd for Portable {
         for i in 0..LANES {
             out[2 * i..2 * i + 2].copy_from_slice(&f16::from_f32(x[i]).to_le_bytes());
         }
+    }
+    #[inline(always)]
+    fn store_bf16(self, x: F, out: &mut [u8; 32]) {
+        for i in 0..LANES {
+            out[2 * i..2 * i + 2].copy_from_slice(&bf16::from_f32(x[i]).to_le_bytes());
+        }
+    }
+    #[inline(always)]
+    fn load_pairs(self, x: &[u8; 64]) -> [u8; 64] {
+        *x
+    }
+    #[inline(always)]
+    fn dot_pair(self, acc: F, w: [u8; 64], a: &Pair) -> F {
+        let [even, odd] = a.map(f32::from_bits);
+        let mut out = acc;
+        for (out, w) in out.iter_mut().zip(w.as_chunks::<4>().0) {
+            let number = |low, high| bf16::from_le_bytes([low, high]).to_f32();
+            *out = number(w[0], w[1]).mul_add(even, number(w[2], w[3]).mul_add(odd, *out));
+        }
+        out
     }
 
     #[inline(always)]

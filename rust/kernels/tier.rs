@@ -7,7 +7,10 @@ use super::aarch64::{dotprod::DotProd, i8mm::I8mm, neon::Neon, widening::Widenin
 use super::lanes::Op;
 use super::portable::Portable;
 #[cfg(target_arch = "x86_64")]
-use super::x86_64::{avx2::Avx2, avx512vnni::Avx512Vnni};
+use super::x86_64::{
+    avx2::Avx2,
+    avx512vnni::{Avx512Bf16, Avx512Vnni},
+};
 use crate::error::{Error, Result};
 
 /// The environment variable that forces a tier by name.
@@ -24,6 +27,9 @@ pub enum Tier {
     /// AVX-512 F, BW, VL and VNNI.
     #[cfg(target_arch = "x86_64")]
     Avx512Vnni(Avx512Vnni),
+    /// The same and BF16.
+    #[cfg(target_arch = "x86_64")]
+    Avx512Bf16(Avx512Bf16),
     /// NEON, which every 64-bit ARM processor has.
     #[cfg(target_arch = "aarch64")]
     Neon(Neon<Widening>),
@@ -44,6 +50,7 @@ impl Tier {
         {
             tiers.extend(Avx2::detect().map(Self::Avx2));
             tiers.extend(Avx512Vnni::detect().map(Self::Avx512Vnni));
+            tiers.extend(Avx512Bf16::detect().map(Self::Avx512Bf16));
         }
         #[cfg(target_arch = "aarch64")]
         {
@@ -81,6 +88,8 @@ impl Tier {
             Self::Avx2(_) => "avx2",
             #[cfg(target_arch = "x86_64")]
             Self::Avx512Vnni(_) => "avx512vnni",
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512Bf16(_) => "avx512bf16",
             #[cfg(target_arch = "aarch64")]
             Self::Neon(_) => "neon",
             #[cfg(target_arch = "aarch64")]
@@ -99,6 +108,8 @@ impl Tier {
             Self::Avx2(tier) => tier.run(op),
             #[cfg(target_arch = "x86_64")]
             Self::Avx512Vnni(tier) => tier.run(op),
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512Bf16(tier) => tier.run(op),
             #[cfg(target_arch = "aarch64")]
             Self::Neon(tier) => tier.run(op),
             #[cfg(target_arch = "aarch64")]

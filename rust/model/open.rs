@@ -48,7 +48,7 @@ pub struct Options {
 }
 
 impl Options {
-    /// Options from the names users give: `dtype` is auto, f32, bf16, int8 or int4; `kv_dtype` auto, f32 or f16; `recipe` the
+    /// Options from the names users give: `dtype` is auto, f32, bf16, int8 or int4; `kv_dtype` auto, f32, f16, bf16 or int8; `recipe` the
     /// name or file of a recipe, with `dtype` auto.
     pub fn parse(dtype: &str, kv_dtype: &str, recipe: Option<&str>) -> Result<Self> {
         if recipe.is_some() && dtype != "auto" {
@@ -81,7 +81,7 @@ impl Options {
 
     /// Number type of the KV cache.
     pub fn kv_type(&self) -> KvType {
-        let default = if matches!(self.precision, Precision::Exact) { KvType::F32 } else { KvType::F16 };
+        let default = if matches!(self.precision, Precision::Exact) { KvType::F32 } else { KvType::Bf16 };
         self.kv_type.unwrap_or(default)
     }
 }

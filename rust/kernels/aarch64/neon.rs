@@ -9,14 +9,16 @@
 )]
 
 use std::arch::aarch64::{
-    float32x4_t, int8x16_t, int16x8_t, int32x4_t, uint16x8_t, vabsq_f32, vadd_f32, vaddq_f32, vaddq_s32,
-    vbsl_f32, vbslq_f32, vcgt_f32, vcgtq_f32, vcltq_f32, vcvtnq_s32_f32, vcvtq_f32_s32, vdivq_f32,
-    vdupq_n_f32, vdupq_n_s8, vdupq_n_s32, vdupq_n_u16, vfmaq_f32, vget_high_f32, vget_high_s8, vget_lane_f32,
-    vget_low_f32, vget_low_s8, vget_low_s16, vld1q_f32, vld1q_s8, vld1q_s16, vld1q_u8, vld1q_u16,
-    vmlal_high_laneq_s16, vmlal_laneq_s16, vmovl_s8, vmulq_f32, vpadd_f32, vreinterpretq_f32_s32,
-    vreinterpretq_f32_u8, vreinterpretq_f32_u16, vreinterpretq_s8_s16, vreinterpretq_s16_s32,
-    vreinterpretq_s32_f32, vshlq_n_s32, vst1q_f32, vst1q_s8, vst1q_s16, vsubq_f32, vuzp1q_s8, vuzp1q_s16,
-    vuzp2q_s8, vzip1q_u16, vzip2q_u16,
+    float32x4_t, int8x16_t, int16x8_t, int32x4_t, uint16x8_t, uint32x4_t, vabsq_f32, vadd_f32, vaddq_f32,
+    vaddq_s32, vaddq_u32, vandq_u32, vbsl_f32, vbslq_f32, vbslq_u32, vceqq_f32, vcgt_f32, vcgtq_f32,
+    vcltq_f32, vcvtnq_s32_f32, vcvtq_f32_s32, vdivq_f32, vdupq_n_f32, vdupq_n_s8, vdupq_n_s32, vdupq_n_u16,
+    vdupq_n_u32, vfmaq_f32, vget_high_f32, vget_high_s8, vget_lane_f32, vget_low_f32, vget_low_s8,
+    vget_low_s16, vld1q_f32, vld1q_s8, vld1q_s16, vld1q_u8, vld1q_u16, vmlal_high_laneq_s16, vmlal_laneq_s16,
+    vmovl_s8, vmulq_f32, vorrq_u32, vpadd_f32, vreinterpretq_f32_s32, vreinterpretq_f32_u8,
+    vreinterpretq_f32_u16, vreinterpretq_f32_u32, vreinterpretq_s8_s16, vreinterpretq_s16_s32,
+    vreinterpretq_s32_f32, vreinterpretq_u16_u32, vreinterpretq_u32_f32, vreinterpretq_u32_s8, vshlq_n_s32,
+    vshlq_n_u32, vshrq_n_u32, vst1q_f32, vst1q_s8, vst1q_s16, vst1q_u16, vsubq_f32, vuzp1q_s8, vuzp1q_s16,
+    vuzp1q_u16, vuzp2q_s8, vzip1q_u16, vzip2q_u16,
 };
 use std::arch::asm;
 
@@ -24,7 +26,7 @@ use super::Products;
 use super::intrinsics;
 use super::weights::{Levels, Loaded, Nibbles, Weights};
 use super::{dotprod::DotProd, i8mm::I8mm, widening::Widening};
-use crate::kernels::lanes::{LANES, Op, Simd};
+use crate::kernels::lanes::{LANES, Op, Pair, Simd};
 use crate::kernels::tiles::{Block, QuantizedTile, TileOut};
 
 /// Sixteen f32.
@@ -119,6 +121,18 @@ fn widen(halves: uint16x8_t) -> [float32x4_t; 2] {
         );
     }
     [low, high]
+}
+
+/// Four bfloat16 in the low halves of four words: the upper halves of `x`, rounded to nearest even.
+#[inline(always)]
+fn upper_halves(x: float32x4_t) -> uint32x4_t {
+    intrinsics! {
+        let bits = vreinterpretq_u32_f32(x);
+        let upper = vshrq_n_u32::<16>(bits);
+        let odd = vandq_u32(upper, vdupq_n_u32(1));
+        let rounded = vaddq_u32(bits, vaddq_u32(odd, vdupq_n_u32(0x7fff)));
+        vbslq_u32(vceqq_f32(x, x), vshrq_n_u32::<16>(rounded), vorrq_u32(upper, vdupq_n_u32(0x40)))
+    }
 }
 
 /// Eight f32 as halves, rounded to nearest even.
@@ -219,6 +233,36 @@ impl<P: Products> Simd for Neon<P> {
             vst1q_s16(p, narrow(x[0], x[1]));
             vst1q_s16(p.add(8), narrow(x[2], x[3]));
         }
+    }
+    #[inline(always)]
+    fn store_bf16(self, x: Float4, out: &mut [u8; 32]) {
+        intrinsics! {
+            let p = out.as_mut_ptr().cast();
+            let [a, b, c, d] = each!(vreinterpretq_u16_u32, each!(upper_halves, x));
+            vst1q_u16(p, vuzp1q_u16(a, b));
+            vst1q_u16(p.add(8), vuzp1q_u16(c, d));
+        }
+    }
+    #[inline(always)]
+    fn load_pairs(self, x: &[u8; 64]) -> Bytes4 {
+        intrinsics! {
+            let p = x.as_ptr().cast();
+            [vld1q_s8(p), vld1q_s8(p.add(16)), vld1q_s8(p.add(32)), vld1q_s8(p.add(48))]
+        }
+    }
+    #[inline(always)]
+    fn dot_pair(self, acc: Float4, w: Bytes4, a: &Pair) -> Float4 {
+        let mut out = acc;
+        intrinsics! {
+            let [a_even, a_odd] = [vdupq_n_f32(f32::from_bits(a[0])), vdupq_n_f32(f32::from_bits(a[1]))];
+            for q in 0..4 {
+                let w = vreinterpretq_u32_s8(w[q]);
+                let even = vreinterpretq_f32_u32(vshlq_n_u32::<16>(w));
+                let odd = vreinterpretq_f32_u32(vandq_u32(w, vdupq_n_u32(0xffff_0000)));
+                out[q] = vfmaq_f32(vfmaq_f32(out[q], odd, a_odd), even, a_even);
+            }
+        }
+        out
     }
 
     #[inline(always)]

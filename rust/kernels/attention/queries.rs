@@ -1,12 +1,14 @@
 //! A few queries on their way through the pages of one head of keys.
 
 use super::super::activations::{Group, quantize_group};
+use super::super::bf16::pairs;
 use super::super::cpu::Cpu;
 use super::super::elements::{F16, F32};
 use super::super::kv_cache::int8::{GROUP, groups};
 use super::super::kv_cache::{KvCache, KvType, PAGE};
-use super::super::lanes::{Op, Simd};
+use super::super::lanes::{LANES, Op, Simd};
 use super::super::prefetch::Stream;
+use super::bf16_page::{self, PairedQuery};
 use super::partial::Partial;
 use super::{MAX_HEAD_DIM, float_page, int8_page};
 
@@ -29,27 +31,42 @@ pub struct Queries<'a> {
     head: usize,
     all: [Query<'a>; QUERIES],
     len: usize,
-    /// `[queries][groups]`, for INT8 keys
-    groups: [Group; QUERIES * MAX_GROUPS],
+    form: Form,
+}
+
+/// What queries are when they meet keys.
+#[allow(
+    clippy::large_enum_variant,
+    reason = "lives on the stack of one work item, and what is not needed is not filled"
+)]
+enum Form {
+    /// As they were given.
+    Float,
+    /// bfloat16
+    Paired([PairedQuery; QUERIES]),
+    /// `[queries][groups]`
+    Quantized([Group; QUERIES * MAX_GROUPS]),
 }
 
 impl<'a> Queries<'a> {
     /// Up to [`QUERIES`] queries for the keys of head `head` of `cache`.
     pub fn new(cpu: &Cpu, cache: &'a KvCache, head: usize, queries: impl Iterator<Item = Query<'a>>) -> Self {
-        let mut all = Self {
-            cache,
-            head,
-            all: [Query { values: &[], last: 0 }; QUERIES],
-            len: 0,
-            groups: [Group::default(); QUERIES * MAX_GROUPS],
+        let form = match cache.kv_type() {
+            KvType::F32 | KvType::F16 => Form::Float,
+            KvType::Bf16 => Form::Paired([[[0; 2]; MAX_HEAD_DIM / 2]; QUERIES]),
+            KvType::Int8 => Form::Quantized([Group::default(); QUERIES * MAX_GROUPS]),
         };
+        let mut all = Self { cache, head, all: [Query { values: &[], last: 0 }; QUERIES], len: 0, form };
         for query in queries {
             assert_eq!(query.values.len(), cache.head_dim());
             all.all[all.len] = query;
             all.len += 1;
         }
-        if cache.kv_type() == KvType::Int8 {
-            cpu.run(Quantize { queries: &all.all[..all.len], groups: &mut all.groups });
+        let queries = &all.all[..all.len];
+        match &mut all.form {
+            Form::Float => {}
+            Form::Paired(paired) => cpu.run(PairUp { queries, paired }),
+            Form::Quantized(groups) => cpu.run(Quantize { queries, groups }),
         }
         all
     }
@@ -70,6 +87,26 @@ impl<'a> Queries<'a> {
     /// How many of the first queries do not see token `token`.
     pub fn blind_before(&self, token: usize) -> usize {
         self.all[..self.len].partition_point(|query| query.last < token)
+    }
+}
+
+struct PairUp<'a> {
+    queries: &'a [Query<'a>],
+    paired: &'a mut [PairedQuery],
+}
+
+impl Op for PairUp<'_> {
+    type Output = ();
+    const BLOCKS: bool = false;
+    const PAIRS: bool = true;
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        for (query, paired) in self.queries.iter().zip(self.paired) {
+            let vectors = query.values.as_chunks::<LANES>().0;
+            for (channels, paired) in vectors.iter().zip(paired.as_chunks_mut().0) {
+                pairs(s, s.load(channels), paired);
+            }
+        }
     }
 }
 
@@ -104,6 +141,7 @@ struct Visit<'a> {
 
 impl Op for Visit<'_> {
     type Output = ();
+    const PAIRS: bool = true;
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
         let queries = &self.queries.all[..self.queries.len];
@@ -145,26 +183,32 @@ struct Tile<'a> {
 impl Tile<'_> {
     #[inline(always)]
     fn visit<S: Simd, const T: usize>(self, s: S, partials: &mut [Partial]) {
-        let Queries { cache, all: queries, groups: all, .. } = self.queries;
-        let page = cache.head(self.page, self.queries.head);
-        let mut values = [&[][..]; T];
-        for (values, query) in values.iter_mut().zip(&queries[self.first..]) {
-            *values = query.values;
-        }
-        match cache.kv_type() {
-            KvType::F32 => {
-                float_page::visit::<S, F32, T>(s, &values, page, self.stream, self.visible, partials);
+        let Self { queries, page, stream, first, visible } = self;
+        let (cache, head_dim) = (queries.cache, queries.cache.head_dim());
+        let page = cache.head(page, queries.head);
+        match &queries.form {
+            Form::Float => {
+                let mut values = [&[][..]; T];
+                for (values, query) in values.iter_mut().zip(&queries.all[first..]) {
+                    *values = query.values;
+                }
+                if cache.kv_type() == KvType::F32 {
+                    float_page::visit::<S, F32, T>(s, &values, page, stream, visible, partials);
+                } else {
+                    float_page::visit::<S, F16, T>(s, &values, page, stream, visible, partials);
+                }
             }
-            KvType::F16 => {
-                float_page::visit::<S, F16, T>(s, &values, page, self.stream, self.visible, partials);
+            Form::Paired(all) => {
+                let paired = all[first..].first_chunk().expect("as many queries as the tile has");
+                bf16_page::visit::<S, T>(s, paired, head_dim, page, stream, visible, partials);
             }
-            KvType::Int8 => {
-                let width = groups(cache.head_dim());
+            Form::Quantized(all) => {
+                let width = groups(head_dim);
                 let mut quantized = [&[][..]; T];
                 for (t, groups) in quantized.iter_mut().enumerate() {
-                    *groups = &all[(self.first + t) * width..(self.first + t + 1) * width];
+                    *groups = &all[(first + t) * width..(first + t + 1) * width];
                 }
-                int8_page::visit(s, &quantized, cache.head_dim(), page, self.stream, self.visible, partials);
+                int8_page::visit(s, &quantized, head_dim, page, stream, visible, partials);
             }
         }
     }

@@ -7,20 +7,22 @@
 #![allow(unsafe_code, reason = "intrinsics, each argued by the token")]
 
 use std::arch::x86_64::{
-    __m128i, __m256, __m256i, _CMP_LT_OQ, _mm_add_ps, _mm_add_ss, _mm_cvtss_f32, _mm_loadu_si128, _mm_max_ps,
-    _mm_max_ss, _mm_movehl_ps, _mm_shuffle_ps, _mm_storeu_si128, _mm256_abs_epi8, _mm256_add_epi16,
-    _mm256_add_epi32, _mm256_add_ps, _mm256_and_ps, _mm256_and_si256, _mm256_blendv_ps, _mm256_castps_si256,
-    _mm256_castps256_ps128, _mm256_castsi256_ps, _mm256_castsi256_si128, _mm256_cmp_ps, _mm256_cvtepi8_epi16,
-    _mm256_cvtepi32_ps, _mm256_cvtepu16_epi32, _mm256_cvtph_ps, _mm256_cvtps_epi32, _mm256_cvtps_ph,
-    _mm256_div_ps, _mm256_extractf128_ps, _mm256_fmadd_ps, _mm256_loadu_ps, _mm256_loadu_si256,
-    _mm256_madd_epi16, _mm256_maddubs_epi16, _mm256_max_ps, _mm256_min_ps, _mm256_mul_ps, _mm256_packs_epi16,
-    _mm256_packs_epi32, _mm256_permutevar8x32_epi32, _mm256_set1_epi8, _mm256_set1_epi16, _mm256_set1_epi32,
-    _mm256_set1_ps, _mm256_setr_epi32, _mm256_setzero_si256, _mm256_sign_epi8, _mm256_slli_epi32,
-    _mm256_srli_epi16, _mm256_storeu_ps, _mm256_storeu_si256, _mm256_sub_ps,
+    __m128i, __m256, __m256i, _CMP_LT_OQ, _CMP_UNORD_Q, _mm_add_ps, _mm_add_ss, _mm_cvtss_f32,
+    _mm_loadu_si128, _mm_max_ps, _mm_max_ss, _mm_movehl_ps, _mm_shuffle_ps, _mm_storeu_si128,
+    _mm256_abs_epi8, _mm256_add_epi16, _mm256_add_epi32, _mm256_add_ps, _mm256_and_ps, _mm256_and_si256,
+    _mm256_blendv_ps, _mm256_castps_si256, _mm256_castps256_ps128, _mm256_castsi256_ps,
+    _mm256_castsi256_si128, _mm256_cmp_ps, _mm256_cvtepi8_epi16, _mm256_cvtepi32_ps, _mm256_cvtepu16_epi32,
+    _mm256_cvtph_ps, _mm256_cvtps_epi32, _mm256_cvtps_ph, _mm256_div_ps, _mm256_extractf128_ps,
+    _mm256_fmadd_ps, _mm256_loadu_ps, _mm256_loadu_si256, _mm256_madd_epi16, _mm256_maddubs_epi16,
+    _mm256_max_ps, _mm256_min_ps, _mm256_mul_ps, _mm256_or_si256, _mm256_packs_epi16, _mm256_packs_epi32,
+    _mm256_packus_epi32, _mm256_permute4x64_epi64, _mm256_permutevar8x32_epi32, _mm256_set1_epi8,
+    _mm256_set1_epi16, _mm256_set1_epi32, _mm256_set1_ps, _mm256_setr_epi32, _mm256_setzero_si256,
+    _mm256_sign_epi8, _mm256_slli_epi32, _mm256_srli_epi16, _mm256_srli_epi32, _mm256_storeu_ps,
+    _mm256_storeu_si256, _mm256_sub_ps,
 };
 
 use super::intrinsics;
-use crate::kernels::lanes::{LANES, Op, Simd};
+use crate::kernels::lanes::{LANES, Op, Pair, Simd};
 
 /// Sixteen f32: lanes 0..8 and 8..16.
 pub type Half2 = [__m256; 2];
@@ -61,6 +63,19 @@ fn in_order(mut sum: __m256i) -> __m256i {
         std::arch::asm!("/* {0} */", inout(ymm_reg) sum, options(nomem, nostack, preserves_flags));
     }
     sum
+}
+
+/// Eight bfloat16 in the low halves of eight words: the upper halves of `x`, rounded to nearest even.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn upper_halves(x: __m256) -> __m256i {
+    let bits = _mm256_castps_si256(x);
+    let upper = _mm256_srli_epi32::<16>(bits);
+    let odd = _mm256_and_si256(upper, _mm256_set1_epi32(1));
+    let rounded = _mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff)));
+    let quiet = _mm256_castsi256_ps(_mm256_or_si256(upper, _mm256_set1_epi32(0x40)));
+    let rounded = _mm256_castsi256_ps(_mm256_srli_epi32::<16>(rounded));
+    _mm256_castps_si256(_mm256_blendv_ps(rounded, quiet, _mm256_cmp_ps::<_CMP_UNORD_Q>(x, x)))
 }
 
 impl Simd for Avx2 {
@@ -115,6 +130,35 @@ impl Simd for Avx2 {
             _mm_storeu_si128(p, _mm256_cvtps_ph::<0>(x[0]));
             _mm_storeu_si128(p.add(1), _mm256_cvtps_ph::<0>(x[1]));
         }
+    }
+    #[inline(always)]
+    fn store_bf16(self, x: Half2, out: &mut [u8; 32]) {
+        intrinsics! {
+            // Packing works inside 128-bit halves: afterwards the quarters are lanes 0-3, 8-11, 4-7, 12-15.
+            let words = _mm256_packus_epi32(upper_halves(x[0]), upper_halves(x[1]));
+            let sorted = _mm256_permute4x64_epi64::<0b11_01_10_00>(words);
+            _mm256_storeu_si256(out.as_mut_ptr().cast(), sorted);
+        }
+    }
+    #[inline(always)]
+    fn load_pairs(self, x: &[u8; 64]) -> Int2 {
+        intrinsics! {
+            let p = x.as_ptr().cast::<__m256i>();
+            [_mm256_loadu_si256(p), _mm256_loadu_si256(p.add(1))]
+        }
+    }
+    #[inline(always)]
+    fn dot_pair(self, acc: Half2, w: Int2, a: &Pair) -> Half2 {
+        let mut out = acc;
+        intrinsics! {
+            let [a_even, a_odd] = [_mm256_set1_ps(f32::from_bits(a[0])), _mm256_set1_ps(f32::from_bits(a[1]))];
+            for i in 0..2 {
+                let even = _mm256_castsi256_ps(_mm256_slli_epi32::<16>(w[i]));
+                let odd = _mm256_castsi256_ps(_mm256_and_si256(w[i], _mm256_set1_epi32(-1 << 16)));
+                out[i] = _mm256_fmadd_ps(even, a_even, _mm256_fmadd_ps(odd, a_odd, out[i]));
+            }
+        }
+        out
     }
 
     #[inline(always)]

@@ -3,25 +3,53 @@
 #![allow(unsafe_code, reason = "intrinsics, each argued by the token")]
 
 use std::arch::x86_64::{
-    __m256i, __m512, __m512i, _CMP_LT_OQ, _mm_storeu_si128, _mm256_loadu_si256, _mm256_storeu_si256,
-    _mm512_abs_ps, _mm512_add_epi32, _mm512_add_ps, _mm512_and_si512, _mm512_castps_si512,
-    _mm512_castps512_ps256, _mm512_castsi512_ps, _mm512_cmp_ps_mask, _mm512_cvtepi8_epi16,
-    _mm512_cvtepi32_epi8, _mm512_cvtepi32_ps, _mm512_cvtepu16_epi32, _mm512_cvtph_ps, _mm512_cvtps_epi32,
-    _mm512_cvtps_ph, _mm512_div_ps, _mm512_dpbusd_epi32, _mm512_dpwssd_epi32, _mm512_extractf64x4_pd,
-    _mm512_fmadd_ps, _mm512_loadu_ps, _mm512_loadu_si512, _mm512_mask_blend_ps, _mm512_max_ps, _mm512_min_ps,
-    _mm512_mul_ps, _mm512_packs_epi32, _mm512_set1_epi8, _mm512_set1_epi32, _mm512_set1_ps,
-    _mm512_slli_epi32, _mm512_srli_epi16, _mm512_storeu_ps, _mm512_storeu_si512, _mm512_sub_ps,
-    _mm512_xor_si512,
+    __m256bh, __m256i, __m512, __m512bh, __m512i, _CMP_LT_OQ, _CMP_UNORD_Q, _mm_storeu_si128,
+    _mm256_loadu_si256, _mm256_storeu_si256, _mm512_abs_ps, _mm512_add_epi32, _mm512_add_ps,
+    _mm512_and_si512, _mm512_castps_si512, _mm512_castps512_ps256, _mm512_castsi512_ps, _mm512_cmp_ps_mask,
+    _mm512_cvtepi8_epi16, _mm512_cvtepi32_epi8, _mm512_cvtepi32_epi16, _mm512_cvtepi32_ps,
+    _mm512_cvtepu16_epi32, _mm512_cvtepu32_epi64, _mm512_cvtneps_pbh, _mm512_cvtph_ps, _mm512_cvtps_epi32,
+    _mm512_cvtps_ph, _mm512_div_ps, _mm512_dpbf16_ps, _mm512_dpbusd_epi32, _mm512_dpwssd_epi32,
+    _mm512_extractf64x4_pd, _mm512_fmadd_ps, _mm512_loadu_ps, _mm512_loadu_si512, _mm512_mask_blend_epi32,
+    _mm512_mask_blend_ps, _mm512_max_ps, _mm512_min_ps, _mm512_mul_ps, _mm512_or_si512, _mm512_packs_epi32,
+    _mm512_set1_epi8, _mm512_set1_epi32, _mm512_set1_ps, _mm512_slli_epi32, _mm512_srli_epi16,
+    _mm512_srli_epi32, _mm512_storeu_ps, _mm512_storeu_si512, _mm512_sub_ps, _mm512_xor_si512,
 };
 
 use super::avx2;
 use super::intrinsics;
-use crate::kernels::lanes::{LANES, Op, Simd};
+use crate::kernels::lanes::{LANES, Op, Pair, Simd};
 
-/// Proof that this CPU has AVX-512 F, BW, VL and VNNI, and what the AVX2 tier needs.
+/// Proof that this CPU has AVX-512 F, BW, VL and VNNI, what the AVX2 tier needs, and `BF16` if that is true.
 #[derive(Clone, Copy, Debug)]
-pub struct Avx512Vnni {
+pub struct Avx512<const BF16: bool> {
     half: avx2::Avx2,
+}
+
+/// AVX-512 with VNNI.
+pub type Avx512Vnni = Avx512<false>;
+/// The same with `vdpbf16ps` (Cooper Lake, Sapphire Rapids, Zen 4 and later).
+pub type Avx512Bf16 = Avx512<true>;
+
+impl Avx512Bf16 {
+    /// The tier, if this CPU and operating system support it.
+    pub fn detect() -> Option<Self> {
+        let Avx512Vnni { half } = Avx512Vnni::detect()?;
+        std::arch::is_x86_feature_detected!("avx512bf16").then_some(Self { half })
+    }
+
+    /// Runs `op` compiled for this tier; for [`Avx512Vnni`], if it takes no products of bfloat16.
+    #[inline]
+    pub fn run<O: Op>(self, op: O) -> O::Output {
+        #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512vnni,avx512bf16")]
+        fn with_features<O: Op>(tier: Avx512Bf16, op: O) -> O::Output {
+            op.run(tier)
+        }
+        if !O::PAIRS {
+            return Avx512Vnni { half: self.half }.run(op);
+        }
+        // SAFETY: `self` proves the features.
+        unsafe { with_features(self, op) }
+    }
 }
 
 impl Avx512Vnni {
@@ -45,7 +73,9 @@ impl Avx512Vnni {
         // SAFETY: `self` proves the features.
         unsafe { with_features(self, op) }
     }
+}
 
+impl<const BF16: bool> Avx512<BF16> {
     /// Lanes 0..8 and 8..16.
     #[inline(always)]
     fn halves(self, a: __m512) -> avx2::Half2 {
@@ -89,7 +119,34 @@ fn in_register(mut x: __m512i) -> __m512i {
     x
 }
 
-impl Simd for Avx512Vnni {
+/// Sixteen bfloat16: the upper halves of `x`, rounded to nearest even.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn upper_halves(x: __m512) -> __m256i {
+    let bits = _mm512_castps_si512(x);
+    let upper = _mm512_srli_epi32::<16>(bits);
+    let odd = _mm512_and_si512(upper, _mm512_set1_epi32(1));
+    let rounded = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
+    let quiet = _mm512_or_si512(upper, _mm512_set1_epi32(0x40));
+    let nan = _mm512_cmp_ps_mask::<_CMP_UNORD_Q>(x, x);
+    _mm512_cvtepi32_epi16(_mm512_mask_blend_epi32(nan, _mm512_srli_epi32::<16>(rounded), quiet))
+}
+
+/// Bits as numbers.
+#[inline(always)]
+fn as_bf16(bits: __m512i) -> __m512bh {
+    // SAFETY: both are 64 bytes, and any bits are numbers.
+    unsafe { std::mem::transmute(bits) }
+}
+
+/// Sixteen bfloat16 as bits.
+#[inline(always)]
+fn as_bits(numbers: __m256bh) -> __m256i {
+    // SAFETY: both are 32 bytes, and any bits are integers.
+    unsafe { std::mem::transmute(numbers) }
+}
+
+impl<const BF16: bool> Simd for Avx512<BF16> {
     type F = __m512;
     type I = __m512i;
     type B = __m512i;
@@ -127,6 +184,42 @@ impl Simd for Avx512Vnni {
     #[inline(always)]
     fn store_f16(self, x: __m512, out: &mut [u8; 32]) {
         intrinsics! { _mm256_storeu_si256(out.as_mut_ptr().cast::<__m256i>(), _mm512_cvtps_ph::<0>(x)) }
+    }
+    #[inline(always)]
+    fn store_bf16(self, x: __m512, out: &mut [u8; 32]) {
+        intrinsics! {
+            let halves = if BF16 { as_bits(_mm512_cvtneps_pbh(x)) } else { upper_halves(x) };
+            _mm256_storeu_si256(out.as_mut_ptr().cast(), halves);
+        }
+    }
+    #[inline(always)]
+    fn store_pairs(self, x: __m512, out: &mut [Pair; LANES / 2]) {
+        let p = out.as_mut_ptr();
+        intrinsics! {
+            if BF16 {
+                _mm512_storeu_si512(p.cast(), _mm512_cvtepu32_epi64(as_bits(_mm512_cvtneps_pbh(x))));
+            } else {
+                let numbers = _mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(upper_halves(x)));
+                _mm512_storeu_si512(p.cast(), numbers);
+            }
+        }
+    }
+    #[inline(always)]
+    fn load_pairs(self, x: &[u8; 64]) -> __m512i {
+        intrinsics! { _mm512_loadu_si512(x.as_ptr().cast()) }
+    }
+    #[inline(always)]
+    fn dot_pair(self, acc: __m512, w: __m512i, a: &Pair) -> __m512 {
+        intrinsics! {
+            let [first, second] = [_mm512_set1_epi32(a[0].cast_signed()), _mm512_set1_epi32(a[1].cast_signed())];
+            if BF16 {
+                return _mm512_dpbf16_ps(acc, as_bf16(w), as_bf16(first));
+            }
+            let even = _mm512_castsi512_ps(_mm512_slli_epi32::<16>(w));
+            let odd = _mm512_castsi512_ps(_mm512_and_si512(w, _mm512_set1_epi32(-1 << 16)));
+            let acc = _mm512_fmadd_ps(odd, _mm512_castsi512_ps(second), acc);
+            _mm512_fmadd_ps(even, _mm512_castsi512_ps(first), acc)
+        }
     }
 
     #[inline(always)]

@@ -12,7 +12,7 @@ use super::support::{Random, as_int8, assert_close, assert_same_bits, cpus, fast
 const LENGTHS: [usize; 10] = [1, 15, 17, 63, 64, 65, 511, 512, 513, 1030];
 
 /// Query heads for each KV head, head dimension, gate, number type: every value of each appears.
-const KINDS: [(usize, usize, bool, KvType); 14] = [
+const KINDS: [(usize, usize, bool, KvType); 20] = [
     (1, 16, false, KvType::F32),
     (2, 32, true, KvType::F16),
     (3, 64, true, KvType::F32),
@@ -27,15 +27,24 @@ const KINDS: [(usize, usize, bool, KvType); 14] = [
     (8, 32, false, KvType::Int8),
     (4, 256, true, KvType::Int8),
     (3, 80, true, KvType::Int8),
+    (1, 16, false, KvType::Bf16),
+    (2, 48, true, KvType::Bf16),
+    (4, 64, false, KvType::Bf16),
+    (8, 32, true, KvType::Bf16),
+    (4, 256, true, KvType::Bf16),
+    (3, 80, false, KvType::Bf16),
 ];
 
-/// What attention may be off by, for values up to 1, with keys and values as the cache holds them and INT8 queries.
+/// What attention may be off by, for values up to 1, with keys, values and queries as they meet.
+///
+/// In a cache of bfloat16 each weight is rounded to 8 bits.
 ///
 /// In a cache of INT8 each weight is an integer of up to 32767 for the largest of 32 tokens, so it is off by half a unit at
 /// most, and all 32 by 16 units.
 fn tolerance(kv_type: KvType) -> f32 {
     match kv_type {
         KvType::F32 | KvType::F16 => 1e-5,
+        KvType::Bf16 => 1e-5 + 2.0_f32.powi(-9),
         KvType::Int8 => 1e-5 + 16.0 / 32767.0,
     }
 }
@@ -95,6 +104,7 @@ impl Case {
         let queries = || self.queries[first * heads * width..].chunks(width);
         let as_met = |query: &[f32]| match self.cache.kv_type() {
             KvType::F32 | KvType::F16 => query.to_vec(),
+            KvType::Bf16 => query.iter().map(|x| half::bf16::from_f32(*x).to_f32()).collect(),
             KvType::Int8 => as_int8(query),
         };
         let bare: Vec<f32> = queries().flat_map(|row| as_met(&row[..head_dim])).collect();
@@ -143,17 +153,19 @@ fn a_token_alone_gets_the_same_bits_as_among_others() {
 
 #[test]
 fn the_portable_tier_is_batch_invariant_too() {
-    let case = Case::random(&mut Random::new(42), KINDS[1], 70);
-    let together = case.run(&portable(), 60, 70);
-    let alone: Vec<f32> = (60..70).flat_map(|t| case.run(&portable(), t, t + 1)).collect();
-    assert_same_bits("alone", &alone, &together);
+    for kind in [KINDS[1], KINDS[15]] {
+        let case = Case::random(&mut Random::new(42), kind, 70);
+        let together = case.run(&portable(), 60, 70);
+        let alone: Vec<f32> = (60..70).flat_map(|t| case.run(&portable(), t, t + 1)).collect();
+        assert_same_bits("alone", &alone, &together);
+    }
 }
 
 /// A whole prompt, from the first token.
 #[test]
 fn prefill_from_nothing() {
     let (cpus, mut random) = (cpus(), Random::new(43));
-    for kind in [KINDS[2], KINDS[3], KINDS[9]] {
+    for kind in [KINDS[2], KINDS[3], KINDS[9], KINDS[17]] {
         let case = Case::random(&mut random, kind, 75);
         let found = same_on_all(&case.name(), &cpus, |cpu| case.run(cpu, 0, 75));
         assert_close(&case.name(), &found, &case.expected(0), tolerance(kind.3));
@@ -165,6 +177,7 @@ fn rounding(kv_type: KvType, x: f32, group: &[f32]) -> f32 {
     match kv_type {
         KvType::F32 => 0.0,
         KvType::F16 => (half::f16::from_f32(x).to_f32() - x).abs(),
+        KvType::Bf16 => (half::bf16::from_f32(x).to_f32() - x).abs(),
         // Half a step, which as an f16 is off by up to 2^-11 of it.
         KvType::Int8 => {
             let absmax = group.iter().fold(0.0_f32, |a, x| a.max(x.abs()));
@@ -176,7 +189,7 @@ fn rounding(kv_type: KvType, x: f32, group: &[f32]) -> f32 {
 #[test]
 fn the_cache_holds_what_was_appended_in_any_pieces() {
     let mut random = Random::new(44);
-    for kind in [KINDS[0], KINDS[1], KINDS[9], KINDS[12]] {
+    for kind in [KINDS[0], KINDS[1], KINDS[9], KINDS[12], KINDS[15], KINDS[19]] {
         let case = Case::random(&mut random, kind, 150);
         let (head_dim, width) = (case.config.head_dim, 2 * case.config.head_dim);
         let (keys, values) = case.cache.to_f32();

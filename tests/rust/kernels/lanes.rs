@@ -1,7 +1,7 @@
 //! Every method of [`Simd`] on every tier against the portable tier, bit for bit.
 
-use edgewise::kernels::Tier;
 use edgewise::kernels::lanes::{LANES, Op, Simd};
+use edgewise::kernels::{Tier, bf16};
 
 use super::support::{Random, same_bits, tiers};
 
@@ -271,6 +271,104 @@ fn narrowing_around_every_half() {
     let (vectors, rest) = numbers.as_chunks::<LANES>();
     assert!(rest.is_empty());
     compare(|| Narrow(vectors));
+}
+
+/// Numbers as bfloat16, and the sums of a chain of products of pairs.
+struct Pairs<'a>(&'a [[Vector; 3]]);
+
+impl Op for Pairs<'_> {
+    type Output = Trace;
+    const PAIRS: bool = true;
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) -> Trace {
+        let mut trace = Trace::new();
+        let mut sum = s.splat(0.0);
+        for (i, [low, high, a]) in self.0.iter().enumerate() {
+            if i % 5 == 0 {
+                sum = s.splat(0.0);
+            }
+            let (mut halves, mut pairs) = ([[0; 32]; 2], [[0; 2]; LANES / 2]);
+            bf16::narrow(s, s.load(low), &mut halves[0]);
+            bf16::narrow(s, s.load(high), &mut halves[1]);
+            trace.push(("store_bf16", stored(s, s.load_bf16(&halves[0]))));
+            bf16::pairs(s, s.load(a), &mut pairs);
+            let mut w = [0; 64];
+            w[..32].copy_from_slice(&halves[0]);
+            w[32..].copy_from_slice(&halves[1]);
+            for pair in &pairs {
+                sum = s.dot_pair(sum, s.load_pairs(&w), pair);
+                trace.push(("dot_pair", stored(s, sum)));
+            }
+        }
+        trace
+    }
+}
+
+/// Special numbers, random bits, and numbers whose products are as small as they can be without being subnormal.
+#[test]
+fn products_of_pairs_of_bfloat16() {
+    let mut random = Random::new(7);
+    let mut vectors = vectors(&mut random);
+    for _ in 0..200 {
+        vectors.push(std::array::from_fn(|_| bf16::FLOOR * random.uniform(-2.0, 2.0)));
+        vectors.push(std::array::from_fn(|_| {
+            random.uniform(-1.0, 1.0) * 2.0_f32.powi((random.bits() % 80) as i32 - 60)
+        }));
+    }
+    let pick = |i: usize| vectors[i % vectors.len()];
+    let all: Vec<_> = (0..2000).map(|i| [pick(i), pick(7 * i + 1), pick(11 * i + 5)]).collect();
+    compare(|| Pairs(&all));
+}
+
+/// Every normal bfloat16, the midpoint to the next one, and the f32 on both sides of the midpoint, with both signs.
+#[test]
+fn rounding_around_every_bfloat16() {
+    let mut numbers = Vec::new();
+    for bits in 0x0080..0x7f80 {
+        let number = half::bf16::from_bits(bits).to_f32();
+        let middle = f32::from_bits(number.to_bits() + 0x8000);
+        for x in [number, middle, middle.next_down(), middle.next_up()] {
+            numbers.extend([x, -x]);
+        }
+    }
+    let vectors: Vec<_> = numbers.as_chunks::<LANES>().0.iter().map(|a| [*a, *a, [1.0; LANES]]).collect();
+    compare(|| Pairs(&vectors));
+    let rounded = Tier::available()[0].run(Pairs(&vectors));
+    let rounded = rounded.iter().filter(|(name, _)| *name == "store_bf16").flat_map(|(_, found)| *found);
+    for (found, x) in rounded.zip(numbers) {
+        let expected = if x.abs() < 2.0_f32.powi(-56) { 0.0 } else { half::bf16::from_f32(x).to_f32() };
+        assert_eq!(found, expected, "{x:e}");
+    }
+}
+
+/// The formula, written out a second time.
+#[test]
+fn a_pair_takes_its_second_product_first() {
+    struct Pair(Vector, Vector);
+    impl Op for Pair {
+        type Output = f32;
+        const PAIRS: bool = true;
+        #[inline(always)]
+        fn run<S: Simd>(self, s: S) -> f32 {
+            let (mut w, mut pairs) = ([0; 64], [[0; 2]; LANES / 2]);
+            bf16::narrow(s, s.load(&self.0), w.first_chunk_mut().unwrap());
+            bf16::pairs(s, s.load(&self.1), &mut pairs);
+            let mut out = s.splat(0.0);
+            for pair in &pairs[..4] {
+                out = s.dot_pair(out, s.load_pairs(&w), pair);
+            }
+            stored(s, out)[3]
+        }
+    }
+    let mut random = Random::new(8);
+    for _ in 0..100 {
+        let mut vector = || std::array::from_fn(|_| half::bf16::from_f32(random.uniform(-9.0, 9.0)).to_f32());
+        let (w, a): (Vector, Vector) = (vector(), vector());
+        let expected = (0..4).fold(0.0, |sum, i| w[6].mul_add(a[2 * i], w[7].mul_add(a[2 * i + 1], sum)));
+        for tier in tiers() {
+            assert_eq!(tier.run(Pair(w, a)).to_bits(), f32::to_bits(expected), "{}", tier.name());
+        }
+    }
 }
 
 struct LoadBytes<'a>(&'a [[u8; 64]]);

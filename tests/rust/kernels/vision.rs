@@ -114,6 +114,21 @@ const PATCHES: [usize; 22] =
 const HEADS: [(usize, usize, usize); 7] =
     [(1, 72, 80), (2, 16, 16), (3, 12, 16), (2, 64, 64), (1, 20, 32), (3, 36, 48), (1, 256, 256)];
 
+/// `x` as a cache holds it.
+fn rounded(kv_type: KvType, x: f32) -> f32 {
+    match kv_type {
+        KvType::F32 => x,
+        KvType::F16 => half::f16::from_f32(x).to_f32(),
+        KvType::Bf16 => half::bf16::from_f32(x).to_f32(),
+        KvType::Int8 => unreachable!(),
+    }
+}
+
+/// What attention may be off by, for values up to 1: in a cache of bfloat16 weights are rounded to 8 bits.
+fn tolerance(kv_type: KvType) -> f32 {
+    if kv_type == KvType::Bf16 { 2e-6 + 2.0_f32.powi(-9) } else { 2e-6 }
+}
+
 struct Case {
     heads: usize,
     width: usize,
@@ -159,18 +174,16 @@ impl Case {
 
     /// The reference on the true channels, as the cache rounds them.
     fn expected(&self) -> Vec<f32> {
-        let round = |x: f32| match self.cache.kv_type() {
-            KvType::F32 => x,
-            KvType::F16 => half::f16::from_f32(x).to_f32(),
-            KvType::Int8 => unreachable!(),
-        };
+        let round = |x: f32| rounded(self.cache.kv_type(), x);
         let bare = |x: &[f32]| -> Vec<f32> {
             x.chunks(self.head_dim).flat_map(|head| &head[..self.width]).copied().collect()
         };
-        let rounded = |x: &[f32]| -> Vec<f32> { bare(x).into_iter().map(round).collect() };
+        let as_held = |x: &[f32]| -> Vec<f32> { bare(x).into_iter().map(round).collect() };
         let shape = AttentionShape { heads: self.heads, kv_heads: self.heads, head_dim: self.width };
-        let (keys, values) = (rounded(&self.keys), rounded(&self.values));
-        reference::bidirectional(shape, &bare(&self.queries), &keys, &values, 1.0)
+        let (keys, values) = (as_held(&self.keys), as_held(&self.values));
+        let paired = self.cache.kv_type() == KvType::Bf16;
+        let queries = if paired { as_held(&self.queries) } else { bare(&self.queries) };
+        reference::bidirectional(shape, &queries, &keys, &values, 1.0)
     }
 }
 
@@ -179,11 +192,11 @@ fn attention_of_every_patch_to_every_patch() {
     let (cpus, mut random) = (cpus(), Random::new(63));
     let mut kinds = HEADS.into_iter().cycle();
     for patches in PATCHES {
-        for (kv_type, kinds_each) in [(KvType::F32, 2), (KvType::F16, 1)] {
+        for (kv_type, kinds_each) in [(KvType::F32, 1), (KvType::F16, 1), (KvType::Bf16, 2)] {
             for kind in kinds.by_ref().take(kinds_each) {
                 let case = Case::random(&mut random, kind, kv_type, patches);
                 let found = same_on_all(&case.name(), &cpus, |cpu| case.whole(cpu));
-                assert_close(&case.name(), &found, &case.expected(), 2e-6);
+                assert_close(&case.name(), &found, &case.expected(), tolerance(kv_type));
             }
         }
     }
@@ -196,12 +209,14 @@ fn a_query_alone_gets_the_same_bits_as_among_others() {
     for (tier, kind) in tiers().into_iter().flat_map(|tier| HEADS[..3].iter().map(move |kind| (tier, *kind)))
     {
         let cpu = Cpu::new(tier, 2);
-        let case = Case::random(&mut random, kind, KvType::F32, 101);
-        let together = case.whole(&cpu);
-        for piece in [1, 3, 8, 33] {
-            let pieces = (0..101).step_by(piece).flat_map(|t| case.run(&cpu, t, (t + piece).min(101)));
-            let pieces: Vec<f32> = pieces.collect();
-            assert_same_bits(&format!("{} in pieces of {piece}", case.name()), &pieces, &together);
+        for kv_type in [KvType::F32, KvType::Bf16] {
+            let case = Case::random(&mut random, kind, kv_type, 101);
+            let together = case.whole(&cpu);
+            for piece in [1, 3, 8, 33] {
+                let pieces = (0..101).step_by(piece).flat_map(|t| case.run(&cpu, t, (t + piece).min(101)));
+                let pieces: Vec<f32> = pieces.collect();
+                assert_same_bits(&format!("{} in pieces of {piece}", case.name()), &pieces, &together);
+            }
         }
     }
 }
@@ -225,21 +240,25 @@ fn one_patch_can_take_all_the_weight() {
 /// What an earlier, larger image left in the pages is never seen.
 #[test]
 fn forgotten_patches_leave_no_trace() {
-    let mut case = Case::random(&mut Random::new(65), HEADS[0], KvType::F32, 70);
-    let expected = case.whole(&fastest());
-    let garbage = vec![f32::NAN; 200 * case.head_dim];
-    case.cache.truncate(0);
-    case.cache.append(&fastest(), &garbage, &garbage);
-    case.cache.truncate(0);
-    case.cache.append(&fastest(), &case.keys, &case.values);
-    assert_same_bits(&case.name(), &case.whole(&fastest()), &expected);
+    for kv_type in [KvType::F32, KvType::Bf16] {
+        let mut case = Case::random(&mut Random::new(65), HEADS[0], kv_type, 70);
+        let expected = case.whole(&fastest());
+        let garbage = vec![f32::NAN; 200 * case.head_dim];
+        case.cache.truncate(0);
+        case.cache.append(&fastest(), &garbage, &garbage);
+        case.cache.truncate(0);
+        case.cache.append(&fastest(), &case.keys, &case.values);
+        assert_same_bits(&case.name(), &case.whole(&fastest()), &expected);
+    }
 }
 
 #[test]
 fn a_fault_in_a_key_or_value_reaches_every_patch() {
     let mut random = Random::new(66);
-    for fault in [f32::NAN, f32::INFINITY] {
-        let mut case = Case::random(&mut random, HEADS[1], KvType::F32, 70);
+    let faults =
+        [f32::NAN, f32::INFINITY].map(|fault| [KvType::F32, KvType::Bf16].map(|kv_type| (fault, kv_type)));
+    for (fault, kv_type) in faults.into_iter().flatten() {
+        let mut case = Case::random(&mut random, HEADS[1], kv_type, 70);
         case.keys[69 * 32] = f32::NAN;
         case.values[20 * 32 + 31] = fault;
         case.cache.truncate(0);
@@ -268,7 +287,7 @@ fn threads_fill_the_cache_together() {
     let (patches, heads, head_dim) = (150, 12, 80);
     let width = heads * head_dim;
     let (keys, values) = (random.numbers(patches * width), random.numbers(patches * width));
-    for kv_type in [KvType::F32, KvType::F16] {
+    for kv_type in [KvType::F32, KvType::F16, KvType::Bf16] {
         let fill = |cpu: &Cpu, piece: usize| {
             let mut cache = KvCache::new(kv_type, heads, head_dim);
             for (keys, values) in keys.chunks(piece * width).zip(values.chunks(piece * width)) {
@@ -277,7 +296,7 @@ fn threads_fill_the_cache_together() {
             cache.to_f32()
         };
         let expected = fill(&portable(), patches);
-        let round = |x: f32| if kv_type == KvType::F32 { x } else { half::f16::from_f32(x).to_f32() };
+        let round = |x: f32| rounded(kv_type, x);
         for (stored, given) in [(&expected.0, &keys), (&expected.1, &values)] {
             let by_head = (0..patches * width).map(|i| {
                 let (head, patch, d) = (i / head_dim / patches, i / head_dim % patches, i % head_dim);
@@ -342,16 +361,15 @@ proptest! {
         patches in 1..140_usize,
         heads in 1..4_usize,
         quads in 1..24_usize,
-        f16: bool,
+        kv_type in prop::sample::select(vec![KvType::F32, KvType::F16, KvType::Bf16]),
         cut in 0..140_usize,
         seed: u64,
     ) {
         let width = 4 * quads;
         let kind = (heads, width, width.next_multiple_of(16));
-        let kv_type = if f16 { KvType::F16 } else { KvType::F32 };
         let case = Case::random(&mut Random::new(seed), kind, kv_type, patches);
         let whole = case.whole(&fastest());
-        assert_close(&case.name(), &whole, &case.expected(), 2e-6);
+        assert_close(&case.name(), &whole, &case.expected(), tolerance(kv_type));
         let cut = cut % (patches + 1);
         let parts = [case.run(&fastest(), 0, cut), case.run(&fastest(), cut, patches)].concat();
         assert_same_bits(&case.name(), &parts, &whole);
