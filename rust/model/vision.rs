@@ -32,9 +32,10 @@ use crate::floats::Floats;
 use crate::kernels::Cpu;
 use crate::kernels::activation::add_bias;
 use crate::kernels::activations::QuantizedRows;
+use crate::kernels::kv_cache::KvType;
 use crate::kernels::linear::linear;
 use crate::threads::StandardFloat;
-use crate::weights::vision::{Affine, VisionWeights};
+use crate::weights::vision::{Affine, BlockWeights, VisionWeights};
 
 /// Added to the variance in the tower's norms.
 const NORM_EPS: f32 = 1e-6;
@@ -118,7 +119,7 @@ impl VisionTower {
         watch(VisionStage::PatchEmbedding, &x);
         positions::add(cpu, config, &weights.positions, grid, &mut x);
         watch(VisionStage::BlockInput, &x);
-        let mut buffers = Buffers::new(config, grid, x)?;
+        let mut buffers = Buffers::new(config, grid, x, self.kv_type())?;
         let mut deepstack = Vec::with_capacity(weights.deepstack.len());
         for (i, block) in weights.blocks.iter().enumerate() {
             proceed(i)?;
@@ -132,6 +133,12 @@ impl VisionTower {
         proceed(weights.blocks.len())?;
         let embeddings = merger::forward(cpu, config, &weights.merger, &mut buffers)?;
         Ok(Features { grid, embeddings, deepstack })
+    }
+
+    /// How keys and values meet queries: of quantised weights as bfloat16, else exactly.
+    fn kv_type(&self) -> KvType {
+        let quantized = |block: &BlockWeights| block.qkv.weight.format().is_quantized();
+        if self.weights.blocks.iter().all(quantized) { KvType::Bf16 } else { KvType::F32 }
     }
 
     /// `patch_embed(pixels)`, `[patches, width]`

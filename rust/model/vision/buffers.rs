@@ -36,8 +36,8 @@ pub struct Buffers {
 }
 
 impl Buffers {
-    /// Buffers for encoding `x`.
-    pub fn new(config: &VisionConfig, grid: Grid, x: Floats) -> Result<Self> {
+    /// Buffers for encoding `x`, with keys and values in `kv_type`.
+    pub fn new(config: &VisionConfig, grid: Grid, x: Floats, kv_type: KvType) -> Result<Self> {
         let (patches, width) = (grid.patches(), config.hidden_size);
         let rows = ROWS.min(patches);
         let head = padded(config.head_dim());
@@ -47,7 +47,7 @@ impl Buffers {
         let mut rope = RopeTable::two_axes(config.rope_theta, config.head_dim(), patches)?;
         let places = (0..patches).map(|i| grid.place(i));
         rope.fill(places.map(|(row, column)| [0, row as u32, column as u32]));
-        let mut cache = KvCache::new(KvType::F32, config.heads, head);
+        let mut cache = KvCache::new(kv_type, config.heads, head);
         cache.reserve(patches)?;
         let of = |rows: usize, width: usize| rows.saturating_mul(width);
         let [queries, attended, normed, wide, keys, values] = Floats::try_zeroed_array([
