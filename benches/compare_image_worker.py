@@ -5,7 +5,7 @@
 
 Both engines do the same: open text model and tower; then, from pixels in memory, resize, encode, read the
 image between 5 and 17 tokens of text, and choose the first token; then the same with another image. Greedy
-choice, KV cache in f16.
+choice, KV cache of 16 bits a number.
 """
 
 from __future__ import annotations

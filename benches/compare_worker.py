@@ -3,7 +3,8 @@
     python benches/compare_worker.py edgewise|llama.cpp FILE --threads N [--long]
 
 Both engines do the same: open the file and give the first token after 16 tokens; read 512 tokens up to the
-next token; write 64 tokens, with one and with 8192 in the context. Greedy choice, KV cache in f16.
+next token; write 64 tokens, with one and with 8192 in the context.
+Greedy choice, 16 bits a number in the KV cache.
 """
 
 from __future__ import annotations

@@ -162,7 +162,7 @@ def main() -> None:
     )
     parser.add_argument("--tokens", type=positive, default=128, metavar="N", help="written in each (128)")
     parser.add_argument(
-        "--kv-dtype", choices=["f32", "f16", "int8"], default="f16", help="type of the KV cache (f16)"
+        "--kv-dtype", choices=["f32", "bf16", "f16", "int8"], default="bf16", help="of the KV cache (bf16)"
     )
     parser.add_argument("--threads", type=positive, metavar="N", help="how many to compute with")
     parser.add_argument(

@@ -134,7 +134,7 @@ impl Bench<'_> {
             let norm = QueryKeyNorm { query: &weight, key: &weight, eps: EPS };
             prepare_query_key(cpu, &ATTENTION, &rope, 0, Some(norm), queries, &mut keys);
         });
-        for kv_type in [KvType::F16, KvType::F32] {
+        for kv_type in [KvType::Bf16, KvType::F16, KvType::F32] {
             let mut cache = KvCache::new(kv_type, ATTENTION.kv_heads, ATTENTION.head_dim);
             self.run(&format!("{} cache", kv_type.name()), kv_width, |cpu, rows| {
                 cache.truncate(0);
@@ -164,7 +164,7 @@ impl Bench<'_> {
 /// Attention among the patches of an image; throughput in patches.
 fn vision_attention(criterion: &mut Criterion, cpu: &Cpu) {
     let [width, heads, head_dim] = VISION;
-    let mut cache = KvCache::new(KvType::F32, heads, head_dim);
+    let mut cache = KvCache::new(KvType::Bf16, heads, head_dim);
     let queries = numbers(PATCHES * width);
     cache.append(cpu, &queries, &queries);
     let mut out = vec![0.0; queries.len()];

@@ -178,7 +178,7 @@ fn attentions(criterion: &mut Criterion, cpu: &Cpu) {
     for (name, tokens, depth) in
         [("decode at 512", 1, 512), ("decode at 8192", 1, 8192), ("prefill of 256", PREFILL, PREFILL)]
     {
-        let mut cache = KvCache::new(KvType::F16, ATTENTION.kv_heads, ATTENTION.head_dim);
+        let mut cache = KvCache::new(KvType::Bf16, ATTENTION.kv_heads, ATTENTION.head_dim);
         let rows = numbers(depth * ATTENTION.kv_heads * ATTENTION.head_dim);
         cache.append(cpu, &rows, &rows);
         let queries = numbers(tokens * ATTENTION.query_width());

@@ -54,7 +54,7 @@ ARCHITECTURES = {
         comment="#",
         tiers=(
             "edgewise::kernels::x86_64::avx2::",
-            "edgewise::kernels::x86_64::avx512vnni::",
+            "edgewise::kernels::x86_64::avx512::",
         ),
         guarded=(
             # Called where the processor says that it has them.

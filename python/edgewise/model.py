@@ -161,9 +161,9 @@ class Model:
                 `int4` convert by the recipe of that name, `bf16` to bf16. `f32` keeps the exact values: what
                 is stored in f32, f16 or bf16 as it is, everything smaller widened.
             threads: how many to compute with. `None` takes what suits this computer, see `edgewise info`.
-            kv_dtype: how keys and values of past tokens are held: `f16`, `f32`, `int8` (about half the memory
-                of f16, and faster in long texts), or `auto`, which is f32 beside a `dtype` of `f32` and else
-                f16.
+            kv_dtype: how keys and values of past tokens are held: `bf16`, `f16` (finer, but long prompts take
+                longer), `f32`, `int8` (about half the memory of bf16, and faster in long texts), or `auto`,
+                which is f32 beside a `dtype` of `f32` and else bf16.
             recipe: which tensors get which format; the name of a recipe or a file, in place of `dtype`.
             progress: `True` draws a bar on stderr; a function is called with (bytes done, bytes in all,
                 name), first for files that are fetched, then for tensors. `None` leaves fetching to the bars

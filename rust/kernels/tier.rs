@@ -9,7 +9,7 @@ use super::portable::Portable;
 #[cfg(target_arch = "x86_64")]
 use super::x86_64::{
     avx2::Avx2,
-    avx512vnni::{Avx512Bf16, Avx512Vnni},
+    avx512::{Avx512Bf16, Avx512Vnni},
 };
 use crate::error::{Error, Result};
 

@@ -298,11 +298,11 @@ INFO: dict[str, Any] = {
     "prefetch": False,
     "state_bytes": 50_000,
     "kv_bytes_per_token": 512,
-    "kv_bytes_per_token_by_dtype": {"f32": 1024, "f16": 512, "int8": 272},
+    "kv_bytes_per_token_by_dtype": {"f32": 1024, "f16": 512, "bf16": 512, "int8": 272},
     "tier": "portable",
     "threads": 2,
     "context_length": 32768,
     "yarn_factor": None,
-    "kv_dtype": "f16",
+    "kv_dtype": "bf16",
     "thread_report": {"affinity": 4, "quota": 2, "performance_cores": 4, "chosen": 2},
 }

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 SCRIPT = Path(__file__).parents[2] / "benches" / "depth.py"
-KV_BYTES_PER_TOKEN = {"f16": 2 * 64 * 2, "int8": 2 * (64 + 64 // 32 * 2)}
+KV_BYTES_PER_TOKEN = {"bf16": 2 * 64 * 2, "f16": 2 * 64 * 2, "int8": 2 * (64 + 64 // 32 * 2)}
 """Keys and values of one head of 64; in int8 with an f16 scale for each 32 of them."""
 
 

@@ -193,9 +193,17 @@ def test_bf16_is_close_to_f32(case: str) -> None:
 
 @each_case
 def test_a_cache_of_f16_costs_little(case: str) -> None:
-    """Measured: 0.003 to 0.023."""
+    """Measured: 0.00002 to 0.0023."""
     half = logits(Model.from_pretrained(source(case), dtype="f32", kv_dtype="f16"), case)
-    assert 0 < relative_error(half, original(case)) < 0.05
+    assert 0 < relative_error(half, original(case)) < 0.005
+
+
+@each_case
+def test_a_cache_of_bf16_costs_little(case: str) -> None:
+    """Measured: 0.0003 to 0.0007 in the hybrid models, 0.007 where all layers are attention, 0.027 where keys
+    have no norm besides."""
+    half = logits(Model.from_pretrained(source(case), dtype="f32", kv_dtype="bf16"), case)
+    assert 0 < relative_error(half, original(case)) < (0.05 if case == "llama" else 0.015)
 
 
 @each_case
@@ -209,16 +217,19 @@ def test_a_cache_of_int8_costs_little(case: str) -> None:
     assert 0 < relative_error(found, original(case)) < (0.1 if case == "llama" else 0.05)
 
 
-def test_a_cache_of_int8_hardly_moves_the_demo() -> None:
-    """Beside INT4 weights, whose own divergence is 0.032 nats. Measured: 0.00002 nats, same likeliest."""
-    found = {kv: logits(Model.from_pretrained("demo", kv_dtype=kv), "demo") for kv in ["f16", "int8"]}
-    assert divergence(found["int8"], found["f16"]) < 0.0002
-    assert agreement(found["int8"], found["f16"]) > 0.99
+@pytest.mark.parametrize("kv_dtype", ["bf16", "int8"])
+def test_a_small_cache_hardly_moves_the_demo(kv_dtype: str) -> None:
+    """Beside INT4 weights, whose own divergence is 0.032 nats. Measured: 0.00001 and 0.00002 nats."""
+    found = {kv: logits(Model.from_pretrained("demo", kv_dtype=kv), "demo") for kv in ["f32", kv_dtype]}
+    assert divergence(found[kv_dtype], found["f32"]) < 0.0002
+    assert agreement(found[kv_dtype], found["f32"]) > 0.99
 
 
-def test_the_demo_answers_alike_with_a_cache_of_int8() -> None:
-    half, eighth = (answers(Model.from_pretrained("demo", kv_dtype=kv)) for kv in ["f16", "int8"])
-    assert half == eighth
+def test_the_demo_answers_alike_with_any_cache() -> None:
+    exact, *others = (
+        answers(Model.from_pretrained("demo", kv_dtype=kv)) for kv in ["f32", "f16", "bf16", "int8"]
+    )
+    assert all(other == exact for other in others)
 
 
 def test_an_edgewise_file_is_not_converted_again(folder: Path) -> None:

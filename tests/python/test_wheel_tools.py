@@ -38,7 +38,7 @@ def mangled(*path: str) -> str:
 FAST = {
     "x86_64": {
         mangled("edgewise", "kernels", "x86_64", "avx2", "Avx2", "run"): "vaddps %ymm0, %ymm1, %ymm2",
-        mangled("edgewise", "kernels", "x86_64", "avx512vnni", "run"): "vpdpbusd %zmm0, %zmm1, %zmm2",
+        mangled("edgewise", "kernels", "x86_64", "avx512", "run"): "vpdpbusd %zmm0, %zmm1, %zmm2",
     },
     "aarch64": {
         mangled("edgewise", "kernels", "aarch64", "dotprod", "run"): "sdot v0.4s, v1.16b, v2.16b",

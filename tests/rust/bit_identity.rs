@@ -81,6 +81,7 @@ fn int4_weights_with_a_cache_of_f32() {
 #[test]
 fn f32_weights_with_a_cache_of_f16() {
     check_everything(Model { kv_dtype: "f16", ..Model::new(TINY, "f32") }, SHORT);
+    check_everything(Model { kv_dtype: "bf16", ..Model::new(TINY, "f32") }, SHORT);
 }
 
 /// Heads of 32, 64 and 16 channels, and other numbers of heads for each KV head.

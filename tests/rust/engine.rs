@@ -187,7 +187,7 @@ fn a_file_of_our_own_is_not_converted_again() {
 fn unknown_options_are_named() {
     for (dtype, kv, recipe, message) in [
         ("int5", "auto", None, "dtype: 'int5' is not one of"),
-        ("auto", "int4", None, "kv_dtype: 'int4' is not one of auto, f32, f16, int8"),
+        ("auto", "int4", None, "kv_dtype: 'int4' is not one of auto, f32, f16, bf16, int8"),
         ("int4", "auto", Some("careful"), "recipe: it decides the formats"),
         ("auto", "auto", Some("none"), "recipe: 'none' is neither"),
     ] {

@@ -55,9 +55,9 @@ def add_opening(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--kv-dtype",
-        choices=["auto", "f32", "f16", "int8"],
+        choices=["auto", "f32", "bf16", "f16", "int8"],
         default="auto",
-        help="how keys and values of past tokens are held (default: f32 beside --dtype f32, else f16)",
+        help="how keys and values of past tokens are held (default: f32 beside --dtype f32, else bf16)",
     )
     group.add_argument("--recipe", help="name or file: which tensors get which format")
     group.add_argument(

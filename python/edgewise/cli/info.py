@@ -150,10 +150,10 @@ def _model_text(model: dict[str, Any]) -> str:
         ("one text", f"{terminal.size(model['state_bytes'])} and {_per_token(model)}"),
         ("threads", str(model["threads"])),
     ]
-    plan = [["memory for", "the text", "with weights", "text in f16", "in int8"]] + [
+    plan = [["memory for", "the text", "with weights", "text in bf16", "in int8"]] + [
         [
             f"{entry['tokens']} tokens",
-            *(terminal.size(entry[name]) for name in ("sequence", "total", "sequence_f16", "sequence_int8")),
+            *(terminal.size(entry[name]) for name in ("sequence", "total", "sequence_bf16", "sequence_int8")),
         ]
         for entry in model["memory_plan"]
     ]
@@ -183,7 +183,7 @@ def _expert_rows(model: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def _per_token(model: dict[str, Any]) -> str:
-    kinds = {model["kv_dtype"]: None, "f16": None, "int8": None}
+    kinds = {model["kv_dtype"]: None, "bf16": None, "int8": None}
     sizes = [(kind, terminal.size(model["kv_bytes_per_token_by_dtype"][kind])) for kind in kinds]
     (own, size), *others = sizes
     rest = ", ".join(f"{kind}: {size}" for kind, size in others)

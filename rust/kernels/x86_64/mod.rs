@@ -1,7 +1,7 @@
 //! Tiers of x86-64 processors.
 
 pub mod avx2;
-pub mod avx512vnni;
+pub mod avx512;
 
 /// Calls intrinsics of the tier whose token the surrounding method received.
 macro_rules! intrinsics {

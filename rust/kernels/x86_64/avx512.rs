@@ -1,5 +1,6 @@
 //! AVX-512 with VNNI (Ice Lake, Zen 4 and later): one register holds the sixteen lanes, and `vpdpbusd` adds four
-//! int8 products to each of them.
+//! int8 products to each of them. Where the CPU has it too (Cooper Lake, Sapphire Rapids, Zen 4 and later), `vdpbf16ps` adds two
+//! products of bfloat16.
 #![allow(unsafe_code, reason = "intrinsics, each argued by the token")]
 
 use std::arch::x86_64::{
@@ -27,7 +28,7 @@ pub struct Avx512<const BF16: bool> {
 
 /// AVX-512 with VNNI.
 pub type Avx512Vnni = Avx512<false>;
-/// The same with `vdpbf16ps` (Cooper Lake, Sapphire Rapids, Zen 4 and later).
+/// The same with `vdpbf16ps`.
 pub type Avx512Bf16 = Avx512<true>;
 
 impl Avx512Bf16 {
