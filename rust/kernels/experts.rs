@@ -19,14 +19,17 @@
 //! Rows of activations are read where they stand; nothing is gathered. What is summed for a token happens to one panel on
 //! one thread, in the order of experts, so no product of a slot is kept, however many there are. All panels of `down`
 //! cost the same whatever the router chose, and the tokens of an expert are cut for `gate_up` if it gets very many, so threads end
-//! together. Both are shared out in the order of memory. Decode reads the bytes of the chosen experts once, in two regions.
+//! together. Both are shared out in the order of memory. Decode reads the bytes of the chosen experts once, see `alone`.
 //!
 //! Source: `Qwen3_5MoeSparseMoeBlock` of Hugging Face transformers, which also adds the experts in rising order.
 
+mod activations;
+mod alone;
 mod down;
 mod gate_up;
 mod plan;
 
+use self::activations::Activations;
 use self::plan::Plan;
 use super::activations::Group;
 use super::cpu::Cpu;
@@ -74,7 +77,7 @@ pub struct ExpertScratch {
     groups: Vec<Group>,
     /// `[slots, width]`, of the others
     dense: Vec<f32>,
-    /// `[panels, tokens]`
+    /// `[panels, tokens]`, or the products of one token
     sums: Vec<[f32; LANES]>,
 }
 
@@ -93,7 +96,9 @@ impl ExpertScratch {
             plan: Plan::with_capacity(slots, experts),
             groups: Vec::with_capacity(slots * width.div_ceil(BLOCK_COLS)),
             dense: Vec::with_capacity(slots * width),
-            sums: Vec::with_capacity(tokens * hidden.div_ceil(BLOCK_ROWS)),
+            sums: Vec::with_capacity(
+                (tokens * hidden.div_ceil(BLOCK_ROWS)).max(alone::room(per_token, hidden, width)),
+            ),
         }
     }
 }
@@ -130,15 +135,30 @@ pub fn expert_feed_forward(
     }
     grow(&mut scratch.groups, plan.slots() * width.groups, Group::default());
     grow(&mut scratch.dense, plan.slots() * width.dense, 0.0);
-    grow(&mut scratch.sums, tokens * hidden.div_ceil(BLOCK_ROWS), [0.0; LANES]);
-    gate_up::run(cpu, experts, plan, input.rows(hidden), width, &mut scratch.groups, &mut scratch.dense);
+    let alone = alone::is_alone(experts, plan, tokens);
+    let room = if alone {
+        alone::room(plan.slots(), hidden, width.most)
+    } else {
+        tokens * hidden.div_ceil(BLOCK_ROWS)
+    };
+    grow(&mut scratch.sums, room, [0.0; LANES]);
+    let activations = Activations::new(width, &mut scratch.groups, &mut scratch.dense);
+    if alone {
+        alone::gate_up(cpu, experts, plan, input.rows(hidden), &mut scratch.sums, &activations);
+    } else {
+        gate_up::run(cpu, experts, plan, input.rows(hidden), &activations);
+    }
     let activations = Rows {
         dense: &scratch.dense,
         dense_stride: width.dense,
         groups: &scratch.groups,
         group_stride: width.groups,
     };
-    down::run(cpu, experts, plan, activations, tokens, &mut scratch.sums, out, store);
+    if alone {
+        alone::down(cpu, experts, plan, activations, &mut scratch.sums, out, store);
+    } else {
+        down::run(cpu, experts, plan, activations, tokens, &mut scratch.sums, out, store);
+    }
 }
 
 /// Room that a slot's activations take in each of their two forms.
@@ -146,11 +166,14 @@ pub fn expert_feed_forward(
 struct Width {
     groups: usize,
     dense: usize,
+    /// Channels of the widest expert.
+    most: usize,
 }
 
 impl Width {
     fn include(&mut self, expert: &SwiGluWeights) {
         let width = expert.down.cols();
+        self.most = self.most.max(width);
         if expert.down.format().is_quantized() {
             self.groups = self.groups.max(width.div_ceil(BLOCK_COLS));
         } else {

@@ -564,7 +564,7 @@ class TestInfo:
         assert main(["info", "m"]) == 0
         lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
         assert "parameters 3.2 million, 3.8 bits each" in lines
-        assert "one text 50 kB and 512 B a token (f16; int8: 272 B)" in lines
+        assert "one text 50 kB and 512 B a token (bf16; int8: 272 B)" in lines
         assert "4096 tokens 2.15 MB 3.67 MB 2.15 MB 1.16 MB" in lines
         assert "32768 tokens 16.8 MB 18.3 MB 16.8 MB 8.96 MB" in lines
 

@@ -13,37 +13,28 @@
 
 use std::ops::Range;
 
+use super::Experts;
+use super::activations::{Activations, GROUP_PANELS};
 use super::plan::{Item, Plan};
-use super::{Experts, Width};
-use crate::kernels::activations::{Group, quantize_lanes};
 use crate::kernels::cpu::Cpu;
-use crate::kernels::disjoint::Disjoint;
-use crate::kernels::lanes::{LANES, Op, Simd};
-use crate::kernels::math::silu;
+use crate::kernels::lanes::{Op, Simd};
 use crate::kernels::shares::share_out;
 use crate::kernels::tiles::{Fetch, NO_TILE, Panels, Places, Rows, TileOut, TileRows, even_part, panel_tile};
-use crate::weights::matrix::{BLOCK_COLS, BLOCK_ROWS};
 use crate::weights::model::SwiGluWeights;
 
 /// Tiles that wait for their counterparts of up: 16 KB.
 const WAITING: usize = 32;
 /// Panels that are multiplied with a tile of tokens before the next.
 const PANELS: usize = 4;
-/// Panels of a group.
-const GROUP_PANELS: usize = BLOCK_COLS / BLOCK_ROWS;
-
-/// Fills `groups` `[slots, width.groups]` and `dense` `[slots, width.dense]` for experts of each kind.
+/// Fills `activations`.
 pub(super) fn run(
     cpu: &Cpu,
     experts: Experts<'_>,
     plan: &Plan,
     input: Rows<'_>,
-    width: Width,
-    groups: &mut [Group],
-    dense: &mut [f32],
+    activations: &Activations<'_>,
 ) {
-    let pass =
-        Pass { experts, plan, input, width, groups: Disjoint::new(groups), dense: Disjoint::new(dense) };
+    let pass = Pass { experts, plan, input, activations };
     share_out(&cpu.pool, plan.units(), plan.piece(), &|mut units| {
         while let Some(item) = plan.item(units.clone()) {
             units.start += item.groups.len();
@@ -57,9 +48,7 @@ struct Pass<'a> {
     experts: Experts<'a>,
     plan: &'a Plan,
     input: Rows<'a>,
-    width: Width,
-    groups: Disjoint<'a, Group>,
-    dense: Disjoint<'a, f32>,
+    activations: &'a Activations<'a>,
 }
 
 struct GateUp<'a> {
@@ -163,24 +152,10 @@ impl GateUp<'_> {
         gate: [&TileOut; GROUP_PANELS],
         up: [&TileOut; GROUP_PANELS],
     ) {
-        let Pass { groups, dense, width, .. } = self.pass;
         for (t, slot) in tile.clone().enumerate() {
-            let low = s.mul(silu(s, s.load(&gate[0][t])), s.load(&up[0][t]));
-            let high = s.mul(silu(s, s.load(&gate[1][t])), s.load(&up[1][t]));
-            if expert.down.format().is_quantized() {
-                // SAFETY: this item alone computes these channels of these slots.
-                let out = unsafe { groups.item(slot * width.groups + group) };
-                quantize_lanes(s, low, high, out);
-            } else {
-                let mut values = [[0.0; LANES]; GROUP_PANELS];
-                s.store(low, &mut values[0]);
-                s.store(high, &mut values[1]);
-                let count = BLOCK_COLS.min(expert.down.cols() - group * BLOCK_COLS);
-                let start = slot * width.dense + group * BLOCK_COLS;
-                // SAFETY: as above.
-                let out = unsafe { dense.part(start..start + count) };
-                out.copy_from_slice(&values.as_flattened()[..count]);
-            }
+            let (gate, up) = (gate.map(|tile| &tile[t]), up.map(|tile| &tile[t]));
+            // SAFETY: this item alone computes these channels of these slots.
+            unsafe { self.pass.activations.put(s, &expert.down, slot, group, gate, up) };
         }
     }
 }
