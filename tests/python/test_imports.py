@@ -231,10 +231,11 @@ class TestModels:
         packed, widened = imported.model(tmp_path, case, *MODELS[method])
         file = tmp_path / "converted.safetensors"
         assert main(["convert", str(packed), str(file)]) == 0
-        opened = logits(Model.from_pretrained(packed), case)
-        np.testing.assert_array_equal(opened, logits(Model.from_pretrained(file), case))
+        # Keys and values are not rounded: that alone sends tokens of so small a mixture to other experts.
+        opened = logits(Model.from_pretrained(packed, kv_dtype="f32"), case)
+        np.testing.assert_array_equal(opened, logits(Model.from_pretrained(file, kv_dtype="f32"), case))
         exact = logits(Model.from_pretrained(widened, dtype="f32"), case)
-        int8 = logits(Model.from_pretrained(widened, dtype="int8"), case)
+        int8 = logits(Model.from_pretrained(widened, dtype="int8", kv_dtype="f32"), case)
         # Activations are rounded in both; beside that, INT8 rounds the weights too.
         assert 0 < np.linalg.norm(opened - exact) < 1.2 * np.linalg.norm(int8 - exact)
 
