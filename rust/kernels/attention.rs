@@ -44,6 +44,7 @@ use super::cpu::Cpu;
 use super::disjoint::Disjoint;
 use super::kv_cache::{KvCache, PAGE};
 use super::lanes::LANES;
+use super::shares::{Piece, share_out};
 use crate::config::AttentionConfig;
 
 /// Pages whose partial result is combined with others.
@@ -182,21 +183,23 @@ impl<'a> Call<'a> {
         }
     }
 
-    /// One item per KV head, span and a few queries; then the spans are combined.
+    /// One item per KV head, span and a few queries, in the order of memory, see `shares`; then the spans are combined.
     fn split_by_span(&self, partials: &mut Partials, out: &mut [f32]) {
         let (cpu, heads, kv_heads) = (self.cpu, self.config.heads, self.config.kv_heads);
         let (spans, rows) = (self.spans(self.tokens - 1), self.tokens * self.group());
         partials.reserve(self.tokens, heads, self.first + self.tokens);
         let blocks = rows.div_ceil(QUERIES);
         let parts = Disjoint::new(&mut partials.parts);
-        cpu.pool.run(kv_heads * spans * blocks, &|item| {
-            let (place, block) = (item / blocks, item % blocks);
-            let (kv_head, span) = (place / spans, place % spans);
-            let some = block * QUERIES..((block + 1) * QUERIES).min(rows);
-            // SAFETY: every item has its own places.
-            let parts = unsafe { parts.part(place * rows + some.start..place * rows + some.end) };
-            parts.fill(Partial::EMPTY);
-            self.gather(kv_head, some).walk(cpu, self.pages(span), parts);
+        share_out(&cpu.pool, kv_heads * spans * blocks, Piece { least: 1, most: usize::MAX }, &|items| {
+            for item in items {
+                let (place, block) = (item / blocks, item % blocks);
+                let (kv_head, span) = (place / spans, place % spans);
+                let some = block * QUERIES..((block + 1) * QUERIES).min(rows);
+                // SAFETY: every item has its own places.
+                let parts = unsafe { parts.part(place * rows + some.start..place * rows + some.end) };
+                parts.fill(Partial::EMPTY);
+                self.gather(kv_head, some).walk(cpu, self.pages(span), parts);
+            }
         });
         let parts = &partials.parts;
         let grain = if spans * rows * kv_heads < SHARED_PARTS { self.tokens * heads } else { 1 };

@@ -73,11 +73,12 @@ impl<'a> Queries<'a> {
 
     /// Moves `partials`, one for each query, on by the pages `pages`, or what is visible of them.
     pub fn walk(&self, cpu: &Cpu, pages: std::ops::Range<usize>, partials: &mut [Partial]) {
-        let end = pages.end;
+        // Who has walked a span most often walks the next one.
+        let all = self.cache.len().div_ceil(PAGE);
         for page in pages {
             let first = self.blind_before(page * PAGE);
             if first < self.len {
-                let next = if page + 1 < end { self.cache.head_bytes(page + 1, self.head) } else { &[] };
+                let next = if page + 1 < all { self.cache.head_bytes(page + 1, self.head) } else { &[] };
                 let stream = Stream { this: self.cache.head_bytes(page, self.head), next };
                 cpu.run(Visit { queries: self, page, stream, first, partials: &mut partials[..self.len] });
             }
