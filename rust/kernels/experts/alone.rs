@@ -58,7 +58,10 @@ pub(super) fn gate_up(
     let panels = experts.get(first.expert).gate.rows().div_ceil(BLOCK_ROWS);
     let matrix = |index: usize| {
         let expert = experts.get(plan.runs()[index / TWO].expert);
-        Factor { weights: Panels::new(if index % TWO == 0 { &expert.gate } else { &expert.up }), row: 0 }
+        Factor {
+            weights: Panels::new(if index.is_multiple_of(TWO) { &expert.gate } else { &expert.up }),
+            row: 0,
+        }
     };
     let products = &mut products[..TWO * plan.slots() * panels];
     multiply(cpu, panels, &matrix, input, products);
