@@ -167,9 +167,11 @@ impl<'a> Call<'a> {
     fn attend(&self, kv_head: usize, rows: Range<usize>, out: &Disjoint<'_, f32>) {
         let (cpu, group, head_dim) = (self.cpu, self.group(), self.config.head_dim);
         let queries = self.gather(kv_head, rows.clone());
-        let mut totals = [Partial::EMPTY; QUERIES];
+        // Not on the stack, of which a thread may have 128 KB.
+        let mut totals = vec![Partial::EMPTY; rows.len()];
+        let mut parts = totals.clone();
         for span in 0..self.spans((rows.end - 1) / group) {
-            let mut parts = [Partial::EMPTY; QUERIES];
+            parts.fill(Partial::EMPTY);
             queries.walk(cpu, self.pages(span), &mut parts);
             let seeing = queries.blind_before(span * SPAN)..rows.len();
             cpu.run(MergeAll { totals: &mut totals[seeing.clone()], parts: &parts[seeing], head_dim });

@@ -43,7 +43,7 @@ pub fn bidirectional(cpu: &Cpu, queries: &[f32], cache: &KvCache, width: usize, 
             Query { values, last: cache.len() - 1 }
         };
         let block = Queries::new(cpu, cache, head, rows.clone().map(query));
-        let mut partials = [Partial::EMPTY; QUERIES];
+        let mut partials = vec![Partial::EMPTY; rows.len()];
         block.walk(cpu, 0..cache.len().div_ceil(PAGE), &mut partials);
         for (row, total) in rows.zip(&partials) {
             let start = (row * heads + head) * width;
