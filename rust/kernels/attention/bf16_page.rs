@@ -144,7 +144,7 @@ fn weighted_values<S: Simd, const T: usize, const V: usize>(
     let mut acc = [[s.splat(0.0); V]; T];
     let width = values.vectors.len() / (PAGE / 2);
     let rows = values.vectors.chunks_exact(width).enumerate();
-    for (i, vectors) in rows.clone().take(weights.visible / 2) {
+    for (i, vectors) in rows.take(weights.visible / 2) {
         values.stream.ahead(values.offset + (width * i + v) * VECTOR, V * VECTOR);
         let vectors = vectors[v..].first_chunk().expect("a row holds the vectors");
         add_row(s, vectors, weights.pairs, i, &mut acc);

@@ -26,6 +26,7 @@ use crate::weights::model::SwiGluWeights;
 const WAITING: usize = 32;
 /// Panels that are multiplied with a tile of tokens before the next.
 const PANELS: usize = 4;
+
 /// Fills `activations`.
 pub(super) fn run(
     cpu: &Cpu,
