@@ -1,7 +1,7 @@
 //! Causal attention over a paged KV cache, with grouped heads and, in models that have it, an output gate.
 //! Attention without a mask, which the vision tower has, is [`bidirectional`].
 //!
-//! A query visits the cache in pages of 64 tokens and spans of 8 pages, both at fixed absolute positions:
+//! A query visits the cache in pages of 64 tokens and spans of 4 pages, both at fixed absolute positions:
 //!
 //! ```text
 //! for each span, from an empty (max, sum, acc):                     any thread
@@ -18,8 +18,9 @@
 //! bfloat16 stands in `bf16_page`, and of INT8 in `int8_page`.
 //!
 //! Nothing depends on which other queries are in the call, on threads, or on how the cache was filled. Long prompts run
-//! one item per KV head and a few queries, each walking all its spans; a few tokens at great depth run one item per KV
-//! head and span, so that all cores share one query. Both combine the same partial results in the same order.
+//! one item per KV head and a few queries, each walking all its spans; a few tokens at great depth run one item per span
+//! and two KV heads, so that all cores share one query and read the cache in the order of memory. Both combine the same partial
+//! results in the same order.
 //!
 //! The queries of an item, of several tokens and heads, take each page together; tiles of them share each load.
 //!
@@ -39,7 +40,7 @@ use std::ops::Range;
 pub use self::bidirectional::bidirectional;
 pub use self::heads::{QueryKeyNorm, prepare_query_key};
 use self::partial::{Combine, Finish, MergeAll, Partial};
-use self::queries::{QUERIES, Queries, Query};
+use self::queries::{Forms, QUERIES, Queries, Query, walk};
 use super::cpu::Cpu;
 use super::disjoint::Disjoint;
 use super::kv_cache::{KvCache, PAGE};
@@ -48,27 +49,34 @@ use super::shares::{Piece, share_out};
 use crate::config::AttentionConfig;
 
 /// Pages whose partial result is combined with others.
-const SPAN_PAGES: usize = 8;
+const SPAN_PAGES: usize = 4;
 /// Tokens of a span.
 pub const SPAN: usize = SPAN_PAGES * PAGE;
 /// The widest head the kernel has room for.
 pub const MAX_HEAD_DIM: usize = 256;
 /// Calls of at most this many tokens split their spans over threads.
 const SPLIT_TOKENS: usize = 4;
+/// KV heads that an item of a short call reads together: they stand side by side in memory. The last of an odd number is
+/// read alone.
+const SIDE: usize = 2;
 /// Partial results from which on threads share combining them.
 const SHARED_PARTS: usize = 64;
 
-/// Partial results of the spans of a short call; grows with the context.
+/// Queries and partial results of the spans of a short call; grows with the context.
 #[derive(Debug, Default)]
 pub struct Partials {
-    /// `[kv_heads, spans, tokens, group]`
+    /// `[kv_heads, tokens, group]`
+    forms: Forms,
+    /// `[spans, kv_heads, tokens, group]`
     parts: Vec<Partial>,
 }
 
 impl Partials {
     /// Makes room for calls of `tokens` tokens up to a context of `context` tokens.
     pub fn reserve(&mut self, tokens: usize, heads: usize, context: usize) {
-        let needed = tokens.min(SPLIT_TOKENS) * heads * context.div_ceil(SPAN);
+        let rows = tokens.min(SPLIT_TOKENS) * heads;
+        self.forms.reserve(rows);
+        let needed = rows * context.div_ceil(SPAN);
         if self.parts.len() < needed {
             self.parts.resize(needed, Partial::EMPTY);
         }
@@ -140,14 +148,16 @@ impl<'a> Call<'a> {
         span * SPAN_PAGES..((span + 1) * SPAN_PAGES).min(self.cache.len().div_ceil(PAGE))
     }
 
-    /// Queries of KV head `kv_head`: rows `rows` of all its `[tokens, group]`.
-    fn gather(&self, kv_head: usize, rows: Range<usize>) -> Queries<'a> {
+    /// Token and head of row `row` of the `[tokens, group]` of KV head `kv_head`.
+    fn place(&self, kv_head: usize, row: usize) -> (usize, usize) {
         let group = self.group();
-        let query = |row| {
-            let (token, head) = (row / group, kv_head * group + row % group);
-            Query { values: self.row(token, head).0, last: self.first + token }
-        };
-        Queries::new(self.cpu, self.cache, kv_head, rows.map(query))
+        (row / group, kv_head * group + row % group)
+    }
+
+    /// The query of row `row` of KV head `kv_head`.
+    fn query(&self, kv_head: usize, row: usize) -> Query<'a> {
+        let (token, head) = self.place(kv_head, row);
+        Query { values: self.row(token, head).0, last: self.first + token }
     }
 
     /// One item per KV head and a few queries.
@@ -166,18 +176,21 @@ impl<'a> Call<'a> {
     /// Rows `rows` of the `[tokens, group]` of a KV head from its first token to the output.
     fn attend(&self, kv_head: usize, rows: Range<usize>, out: &Disjoint<'_, f32>) {
         let (cpu, group, head_dim) = (self.cpu, self.group(), self.config.head_dim);
-        let queries = self.gather(kv_head, rows.clone());
+        let mut forms = Forms::default();
+        forms.fill(cpu, self.cache, rows.clone().map(|row| self.query(kv_head, row).values));
+        let query = |row| self.query(kv_head, row);
+        let queries = Queries::new(self.cache, kv_head, rows.clone().map(query), &forms, 0);
         // Not on the stack, of which a thread may have 128 KB.
         let mut totals = vec![Partial::EMPTY; rows.len()];
         let mut parts = totals.clone();
         for span in 0..self.spans((rows.end - 1) / group) {
             parts.fill(Partial::EMPTY);
-            queries.walk(cpu, self.pages(span), &mut parts);
+            walk(cpu, self.pages(span), &mut [(&queries, &mut parts)]);
             let seeing = queries.blind_before(span * SPAN)..rows.len();
             cpu.run(MergeAll { totals: &mut totals[seeing.clone()], parts: &parts[seeing], head_dim });
         }
         for (row, total) in rows.zip(&totals) {
-            let (token, head) = (row / group, kv_head * group + row % group);
+            let (token, head) = self.place(kv_head, row);
             let start = (token * self.config.heads + head) * head_dim;
             // SAFETY: every item has its own tokens and heads.
             let out = unsafe { out.part(start..start + head_dim) };
@@ -185,34 +198,69 @@ impl<'a> Call<'a> {
         }
     }
 
-    /// One item per KV head, span and a few queries, in the order of memory, see `shares`; then the spans are combined.
+    /// One item per span, a few KV heads and a few queries, in the order of memory, see `shares`; then the spans are combined.
     fn split_by_span(&self, partials: &mut Partials, out: &mut [f32]) {
         let (cpu, heads, kv_heads) = (self.cpu, self.config.heads, self.config.kv_heads);
         let (spans, rows) = (self.spans(self.tokens - 1), self.tokens * self.group());
         partials.reserve(self.tokens, heads, self.first + self.tokens);
-        let blocks = rows.div_ceil(QUERIES);
-        let parts = Disjoint::new(&mut partials.parts);
-        share_out(&cpu.pool, kv_heads * spans * blocks, Piece { least: 1, most: usize::MAX }, &|items| {
+        let (blocks, sides) = (rows.div_ceil(QUERIES), kv_heads.div_ceil(SIDE));
+        let Partials { forms, parts } = partials;
+        let values = |i: usize| self.query(i / rows, i % rows).values;
+        forms.fill(cpu, self.cache, (0..kv_heads * rows).map(values));
+        let (forms, all) = (&*forms, Disjoint::new(parts));
+        share_out(&cpu.pool, spans * sides * blocks, Piece { least: 1, most: usize::MAX }, &|items| {
             for item in items {
-                let (place, block) = (item / blocks, item % blocks);
-                let (kv_head, span) = (place / spans, place % spans);
-                let some = block * QUERIES..((block + 1) * QUERIES).min(rows);
-                // SAFETY: every item has its own places.
-                let parts = unsafe { parts.part(place * rows + some.start..place * rows + some.end) };
-                parts.fill(Partial::EMPTY);
-                self.gather(kv_head, some).walk(cpu, self.pages(span), parts);
+                let (span, side, block) = (item / blocks / sides, item / blocks % sides, item % blocks);
+                let rows = Rows { of_head: rows, some: block * QUERIES..((block + 1) * QUERIES).min(rows) };
+                let (first, pages) = (side * SIDE, self.pages(span));
+                let place = (span * kv_heads + first) * rows.of_head;
+                if kv_heads - first >= SIDE {
+                    self.walk_span::<SIDE>(first, pages, &rows, forms, (&all, place));
+                } else {
+                    self.walk_span::<1>(first, pages, &rows, forms, (&all, place));
+                }
             }
         });
-        let parts = &partials.parts;
+        let parts = &*parts;
         let grain = if spans * rows * kv_heads < SHARED_PARTS { self.tokens * heads } else { 1 };
         cpu.rows(out, self.config.head_dim, grain, |all, out| {
             for (i, out) in all.zip(out.chunks_exact_mut(self.config.head_dim)) {
                 let (token, head) = (i / heads, i % heads);
                 let (kv_head, row) = (head / self.group(), token * self.group() + head % self.group());
-                let first = kv_head * spans * rows + row;
-                let parts = parts[first..].iter().step_by(rows).take(self.spans(token));
+                let parts =
+                    parts[kv_head * rows + row..].iter().step_by(kv_heads * rows).take(self.spans(token));
                 cpu.run(Combine { parts, gate: self.row(token, head).1, out });
             }
         });
     }
+
+    /// Rows `rows` of `N` KV heads from `first` on meet `pages`, to the partial results at `place`, `[N, rows.of_head]`.
+    fn walk_span<const N: usize>(
+        &self,
+        first: usize,
+        pages: Range<usize>,
+        rows: &Rows,
+        forms: &Forms,
+        (parts, place): (&Disjoint<'_, Partial>, usize),
+    ) {
+        let queries: [_; N] = std::array::from_fn(|i| {
+            let some = rows.some.clone().map(|row| self.query(first + i, row));
+            Queries::new(self.cache, first + i, some, forms, (first + i) * rows.of_head + rows.some.start)
+        });
+        let mut heads: [_; N] = std::array::from_fn(|i| {
+            let place = place + i * rows.of_head;
+            // SAFETY: every item has its own span, heads and rows.
+            let parts = unsafe { parts.part(place + rows.some.start..place + rows.some.end) };
+            parts.fill(Partial::EMPTY);
+            (&queries[i], parts)
+        });
+        walk(self.cpu, pages, &mut heads);
+    }
+}
+
+/// Some of the `[tokens, group]` of a KV head.
+struct Rows {
+    /// How many it has in all.
+    of_head: usize,
+    some: Range<usize>,
 }

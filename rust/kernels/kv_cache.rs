@@ -6,10 +6,10 @@
 //! | type | keys | values |
 //! |---|---|---|
 //! | f32, f16 | `[64 / 32][head_dim][32 tokens]` | `[head_dim / 32][64][32 channels]` |
-//! | bf16 | `[64 / 32][head_dim / 2][32 tokens][2 channels]` | `[head_dim / 32][64 / 2][32 channels][2 tokens]` |
+//! | bf16 | `[head_dim / 2][64 tokens][2 channels]` | `[head_dim / 64][64 / 2][64 channels][2 tokens]` |
 //! | INT8 | blocks of 16 tokens x 32 channels, see `int8` | blocks of 16 channels x 32 tokens |
 //!
-//! The last vector of values has 16 channels where `head_dim` is an odd multiple of that.
+//! The last row of values is narrower where `head_dim` is no multiple of its channels.
 //! Pages are shared between forks of a sequence and copied when one of them writes.
 #![allow(unsafe_code, reason = "a page of cache lines seen as bytes")]
 
@@ -27,6 +27,8 @@ use crate::error::{Result, try_with_capacity};
 pub const PAGE: usize = 64;
 /// Tokens of keys, and channels of values, that stand together.
 pub(super) const TILE: usize = 2 * LANES;
+/// Channels of bfloat16 values that stand together, as many as tokens of keys.
+pub(super) const ROW: usize = PAGE;
 
 /// How cached keys and values are stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -204,13 +206,13 @@ impl KvCache {
 
     /// Keys and values of a head in page `page`, in the order of the page.
     pub(super) fn head(&self, page: usize, head: usize) -> (&[u8], &[u8]) {
-        self.head_bytes(page, head).split_at(self.kv_type.head_bytes(self.head_dim)[0])
+        self.heads(page, head..head + 1).split_at(self.kv_type.head_bytes(self.head_dim)[0])
     }
 
-    /// The same as one.
-    pub(super) fn head_bytes(&self, page: usize, head: usize) -> &[u8] {
+    /// The same as one, of some heads.
+    pub(super) fn heads(&self, page: usize, heads: Range<usize>) -> &[u8] {
         let both = self.kv_type.head_bytes(self.head_dim).iter().sum::<usize>();
-        &bytes(&self.pages[page])[head * both..(head + 1) * both]
+        &bytes(&self.pages[page])[heads.start * both..heads.end * both]
     }
 
     /// Appends keys and values `[tokens, kv_heads, head_dim]`.
@@ -262,7 +264,7 @@ impl KvCache {
         match self.kv_type {
             KvType::F32 => read_f32(keys, key_index(slot, d, self.head_dim)),
             KvType::F16 => read_f16(keys, key_index(slot, d, self.head_dim)),
-            KvType::Bf16 => read_bf16(keys, 2 * key_index(slot, d / 2, self.head_dim / 2) + d % 2),
+            KvType::Bf16 => read_bf16(keys, paired_key_index(slot, d)),
             KvType::Int8 => int8::read_key(keys, slot, d, self.head_dim),
         }
     }
@@ -302,10 +304,15 @@ fn value_index(slot: usize, d: usize, head_dim: usize) -> usize {
     PAGE * first + slot * TILE.min(head_dim - first) + d % TILE
 }
 
-/// The same where the values of two slots stand side by side, channel by channel.
+/// The same in bfloat16, where two channels of a key stand side by side, those of all slots behind each other.
+fn paired_key_index(slot: usize, d: usize) -> usize {
+    2 * (d / 2 * PAGE + slot) + d % 2
+}
+
+/// The same for values: those of two slots stand side by side, channel by channel, [`ROW`] channels together.
 fn paired_value_index(slot: usize, d: usize, head_dim: usize) -> usize {
-    let first = d / TILE * TILE;
-    PAGE * first + 2 * (slot / 2 * TILE.min(head_dim - first) + d % TILE) + slot % 2
+    let first = d / ROW * ROW;
+    PAGE * first + 2 * (slot / 2 * ROW.min(head_dim - first) + d % ROW) + slot % 2
 }
 
 /// Heads of one work item, each of which writes `numbers` keys and as many values.
@@ -385,7 +392,10 @@ fn write_bf16<S: Simd>(s: S, key: &[f32], value: &[f32], keys: &mut [u8], values
     let mut narrowed = [0; 2 * LANES];
     for d in (0..head_dim).step_by(LANES) {
         narrow(s, load(s, key, d), &mut narrowed);
-        scatter::<4>(&narrowed, keys, slot, d / 2, head_dim / 2);
+        for (i, pair) in narrowed.chunks_exact(4).enumerate() {
+            let at = 2 * paired_key_index(slot, d + 2 * i);
+            keys[at..at + 4].copy_from_slice(pair);
+        }
         narrow(s, load(s, value, d), &mut narrowed);
         let at = 2 * paired_value_index(slot, d, head_dim);
         for (place, number) in values[at..].chunks_mut(4).zip(narrowed.chunks_exact(2)) {

@@ -54,8 +54,9 @@ pub struct Stream<'a> {
     pub next: &'a [u8],
 }
 
-/// How far ahead of reading a stream is asked for.
-const DISTANCE: usize = 12 * 1024;
+/// How far ahead of reading a stream is asked for: with 4 to 6 KB a token at depth 8192 reads its cache 2 % (in pages of 2 MB
+/// 5 %) faster than with 12 KB, and with 2 KB as fast as with 12.
+const DISTANCE: usize = 6 * 1024;
 
 impl Stream<'_> {
     /// Asks for what stands [`DISTANCE`] behind bytes `from..from + count`, which are about to be read.

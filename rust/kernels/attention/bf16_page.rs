@@ -11,23 +11,26 @@
 //! because `acc x factor` may be subnormal. The sum of weights takes them before they are rounded.
 
 use super::super::bf16::pairs;
-use super::super::kv_cache::{PAGE, TILE};
+use super::super::kv_cache::{PAGE, ROW};
 use super::super::lanes::{LANES, Pair, Simd};
 use super::super::prefetch::Stream;
 use super::MAX_HEAD_DIM;
 use super::partial::{Partial, Weights, softmax};
 
-/// Vectors that stand together.
-const WIDTH: usize = TILE / LANES;
+/// Vectors of a row: of two channels of all keys, and of two tokens' values.
+const WIDTH: usize = ROW / LANES;
 /// Bytes of a vector: 16 pairs.
 const VECTOR: usize = 4 * LANES;
+/// Rows of keys whose vectors are visited one by one while they are in the first cache.
+const STRETCH: usize = 32;
 
 /// A query `[head_dim / 2]`.
 pub type PairedQuery = [Pair; MAX_HEAD_DIM / 2];
 
 /// Moves the partial results of `T` queries of heads of `head_dim` on by the first `visible` tokens of a page.
 ///
-/// `keys` is `[2][head_dim / 2][32][2]` numbers, `values` `[head_dim / 32][32][32][2]`, `partial` holds `T` results.
+/// `keys` is `[head_dim / 2][64][2]` numbers, `values` `[head_dim / 64][32][64][2]`, the last 64 fewer where `head_dim` ends;
+/// `partial` holds `T` results.
 #[inline(always)]
 pub fn visit<S: Simd, const T: usize>(
     s: S,
@@ -42,15 +45,18 @@ pub fn visit<S: Simd, const T: usize>(
     assert!(keys.len() == 2 * PAGE * head_dim && values.len() == keys.len());
     let partial = &mut partial[..T];
     let mut weights = Weights([[0.0; PAGE]; T]);
-    let halves = keys.chunks_exact(keys.len() / 2).enumerate();
-    for (half, keys) in halves.take(visible.div_ceil(TILE)) {
-        let keys = Keys { vectors: keys.as_chunks().0.as_chunks().0, offset: half * keys.len(), stream };
-        let first = WIDTH * half;
-        if S::WIDE {
-            scores::<S, T, WIDTH>(s, queries, &keys, 0, first, &mut weights.0);
-        } else {
-            scores::<S, T, 1>(s, queries, &keys, 0, first, &mut weights.0);
-            scores::<S, T, 1>(s, queries, &keys, 1, first + 1, &mut weights.0);
+    let rows = keys.as_chunks().0.as_chunks().0;
+    if S::WIDE && T <= 4 {
+        scores::<S, T, WIDTH>(s, queries, &Keys { rows, first: 0, stream }, 0, &mut weights.0);
+    } else if S::WIDE {
+        for v in (0..visible.div_ceil(LANES)).step_by(2) {
+            scores::<S, T, 2>(s, queries, &Keys { rows, first: 0, stream }, v, &mut weights.0);
+        }
+    } else {
+        for (i, rows) in rows.chunks(STRETCH).enumerate() {
+            for v in 0..visible.div_ceil(LANES) {
+                scores::<S, T, 1>(s, queries, &Keys { rows, first: i * STRETCH, stream }, v, &mut weights.0);
+            }
         }
     }
     let factors = softmax(s, &mut weights.0, visible, partial);
@@ -61,45 +67,54 @@ pub fn visit<S: Simd, const T: usize>(
         }
     }
     let weights = PairedWeights { pairs: &paired, factors: &factors, visible };
-    for (block, bytes) in values.chunks(2 * PAGE * TILE).enumerate() {
+    for (block, bytes) in values.chunks(2 * PAGE * ROW).enumerate() {
         let vectors = bytes.as_chunks().0;
-        let values = Values { vectors, offset: keys.len() + block * 2 * PAGE * TILE, stream };
-        let first = WIDTH * block;
-        if S::WIDE && vectors.len() == WIDTH * PAGE / 2 {
-            weighted_values::<S, T, WIDTH>(s, &weights, &values, 0, first, partial);
-        } else {
-            for v in 0..vectors.len() / (PAGE / 2) {
-                weighted_values::<S, T, 1>(s, &weights, &values, v, first + v, partial);
-            }
+        let values = Values { vectors, offset: keys.len() + block * 2 * PAGE * ROW, stream };
+        let (first, width) = (WIDTH * block, vectors.len() / (PAGE / 2));
+        let mut v = 0;
+        if S::WIDE && T <= 4 && width == WIDTH {
+            weighted_values::<S, T, WIDTH>(s, &weights, &values, v, first, partial);
+            v = WIDTH;
+        }
+        while S::WIDE && v + 2 <= width {
+            weighted_values::<S, T, 2>(s, &weights, &values, v, first + v, partial);
+            v += 2;
+        }
+        while v < width {
+            weighted_values::<S, T, 1>(s, &weights, &values, v, first + v, partial);
+            v += 1;
         }
     }
 }
 
-/// Half a page of keys.
+/// Some rows of the keys of a page.
 struct Keys<'a> {
-    /// `[head_dim / 2]`
-    vectors: &'a [[[u8; VECTOR]; WIDTH]],
-    /// In `stream`.
-    offset: usize,
+    rows: &'a [[[u8; VECTOR]; WIDTH]],
+    /// The first of them, in the page and in `stream`.
+    first: usize,
     stream: Stream<'a>,
 }
 
-/// weights[t][i] = queries[t] . key i, for `V` vectors of tokens: of `keys` from vector `v` on, of the page from `first` on.
+/// weights[t][i] += queries[t] . key i over the channels of `keys`, for `V` vectors of tokens from vector `v` on.
 #[inline(always)]
 fn scores<S: Simd, const T: usize, const V: usize>(
     s: S,
     queries: &[PairedQuery; T],
     keys: &Keys<'_>,
     v: usize,
-    first: usize,
     weights: &mut [[f32; PAGE]; T],
 ) {
     let mut acc = [[s.splat(0.0); V]; T];
-    for (d, vectors) in keys.vectors.iter().enumerate().take(MAX_HEAD_DIM / 2) {
-        keys.stream.ahead(keys.offset + (WIDTH * d + v) * VECTOR, V * VECTOR);
-        let mut key = [s.load_pairs(&vectors[v]); V];
+    for t in 0..T {
+        for i in 0..V {
+            acc[t][i] = s.load(&weights[t].as_chunks().0[v + i]);
+        }
+    }
+    for (d, row) in (keys.first..MAX_HEAD_DIM / 2).zip(keys.rows) {
+        keys.stream.ahead((WIDTH * d + v) * VECTOR, V * VECTOR);
+        let mut key = [s.load_pairs(&row[v]); V];
         for i in 1..V {
-            key[i] = s.load_pairs(&vectors[v + i]);
+            key[i] = s.load_pairs(&row[v + i]);
         }
         for t in 0..T {
             for i in 0..V {
@@ -109,7 +124,7 @@ fn scores<S: Simd, const T: usize, const V: usize>(
     }
     for t in 0..T {
         for i in 0..V {
-            s.store(acc[t][i], &mut weights[t].as_chunks_mut::<LANES>().0[first + i]);
+            s.store(acc[t][i], &mut weights[t].as_chunks_mut::<LANES>().0[v + i]);
         }
     }
 }
@@ -121,7 +136,7 @@ struct PairedWeights<'a, const T: usize> {
     visible: usize,
 }
 
-/// Up to 32 channels of the values of a page.
+/// Up to 64 channels of the values of a page.
 struct Values<'a> {
     /// `[32][vectors]`
     vectors: &'a [[u8; VECTOR]],

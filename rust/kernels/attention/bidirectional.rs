@@ -16,7 +16,7 @@ use super::super::kv_cache::{KvCache, PAGE};
 use super::super::lanes::LANES;
 use super::MAX_HEAD_DIM;
 use super::partial::{Finish, Partial};
-use super::queries::{QUERIES, Queries, Query};
+use super::queries::{Forms, QUERIES, Queries, Query, walk};
 
 /// Attends from `queries` to all tokens of `cache`.
 ///
@@ -38,13 +38,13 @@ pub fn bidirectional(cpu: &Cpu, queries: &[f32], cache: &KvCache, width: usize, 
         // One head after another, so that its keys and values stay in the second cache.
         let (head, block) = (item / blocks, item % blocks);
         let rows = block * QUERIES..((block + 1) * QUERIES).min(tokens);
-        let query = |row: usize| {
-            let values = &queries[(row * heads + head) * head_dim..][..head_dim];
-            Query { values, last: cache.len() - 1 }
-        };
-        let block = Queries::new(cpu, cache, head, rows.clone().map(query));
+        let values = |row: usize| &queries[(row * heads + head) * head_dim..][..head_dim];
+        let mut forms = Forms::default();
+        forms.fill(cpu, cache, rows.clone().map(values));
+        let query = |row| Query { values: values(row), last: cache.len() - 1 };
+        let block = Queries::new(cache, head, rows.clone().map(query), &forms, 0);
         let mut partials = vec![Partial::EMPTY; rows.len()];
-        block.walk(cpu, 0..cache.len().div_ceil(PAGE), &mut partials);
+        walk(cpu, 0..cache.len().div_ceil(PAGE), &mut [(&block, &mut partials)]);
         for (row, total) in rows.zip(&partials) {
             let start = (row * heads + head) * width;
             // SAFETY: every item has its own rows and head.

@@ -1,5 +1,7 @@
 //! A few queries on their way through the pages of one head of keys.
 
+use std::ops::Range;
+
 use super::super::activations::{Group, quantize_group};
 use super::super::bf16::pairs;
 use super::super::cpu::Cpu;
@@ -24,65 +26,87 @@ pub struct Query<'a> {
     pub last: usize,
 }
 
-/// Queries that see the same keys, in the form in which they meet a cache, their positions in increasing order.
+/// Rows of queries `[head_dim]` in the form in which they meet a cache.
+#[derive(Debug, Default)]
+pub struct Forms {
+    /// For bfloat16.
+    paired: Vec<PairedQuery>,
+    /// For INT8: `[rows][groups]`
+    quantized: Vec<Group>,
+}
+
+impl Forms {
+    /// Makes room for `rows` rows of any form.
+    pub fn reserve(&mut self, rows: usize) {
+        self.paired.reserve_exact(rows.saturating_sub(self.paired.len()));
+        self.quantized.reserve_exact((rows * MAX_GROUPS).saturating_sub(self.quantized.len()));
+    }
+
+    /// Takes `rows` in, in the form that meets `cache`.
+    pub fn fill<'a>(&mut self, cpu: &Cpu, cache: &KvCache, rows: impl ExactSizeIterator<Item = &'a [f32]>) {
+        match cache.kv_type() {
+            KvType::F32 | KvType::F16 => {}
+            KvType::Bf16 => {
+                self.paired.resize(rows.len(), [[0; 2]; MAX_HEAD_DIM / 2]);
+                cpu.run(PairUp { rows, paired: &mut self.paired });
+            }
+            KvType::Int8 => {
+                self.quantized.resize(rows.len() * groups(cache.head_dim()), Group::default());
+                cpu.run(Quantize { rows, groups: &mut self.quantized });
+            }
+        }
+    }
+
+    /// Some of the rows that [`Self::fill`] took in.
+    fn rows(&self, cache: &KvCache, rows: Range<usize>) -> Form<'_> {
+        match cache.kv_type() {
+            KvType::F32 | KvType::F16 => Form::Float,
+            KvType::Bf16 => Form::Paired(&self.paired[rows]),
+            KvType::Int8 => {
+                let width = groups(cache.head_dim());
+                Form::Quantized(&self.quantized[rows.start * width..rows.end * width])
+            }
+        }
+    }
+}
+
+/// Up to [`QUERIES`] queries that see the keys of head `head` of `cache`, their positions in increasing order.
 pub struct Queries<'a> {
     cache: &'a KvCache,
-    /// Of keys.
     head: usize,
     all: [Query<'a>; QUERIES],
     len: usize,
-    form: Form,
+    form: Form<'a>,
 }
 
 /// What queries are when they meet keys.
-#[allow(
-    clippy::large_enum_variant,
-    reason = "lives on the stack of one work item, and what is not needed is not filled"
-)]
-enum Form {
+#[derive(Clone, Copy)]
+enum Form<'a> {
     /// As they were given.
     Float,
     /// bfloat16
-    Paired([PairedQuery; QUERIES]),
+    Paired(&'a [PairedQuery]),
     /// `[queries][groups]`
-    Quantized([Group; QUERIES * MAX_GROUPS]),
+    Quantized(&'a [Group]),
 }
 
 impl<'a> Queries<'a> {
-    /// Up to [`QUERIES`] queries for the keys of head `head` of `cache`.
-    pub fn new(cpu: &Cpu, cache: &'a KvCache, head: usize, queries: impl Iterator<Item = Query<'a>>) -> Self {
-        let form = match cache.kv_type() {
-            KvType::F32 | KvType::F16 => Form::Float,
-            KvType::Bf16 => Form::Paired([[[0; 2]; MAX_HEAD_DIM / 2]; QUERIES]),
-            KvType::Int8 => Form::Quantized([Group::default(); QUERIES * MAX_GROUPS]),
-        };
-        let mut all = Self { cache, head, all: [Query { values: &[], last: 0 }; QUERIES], len: 0, form };
+    /// `queries`, which rows `first..` of `forms` are.
+    pub fn new(
+        cache: &'a KvCache,
+        head: usize,
+        queries: impl Iterator<Item = Query<'a>>,
+        forms: &'a Forms,
+        first: usize,
+    ) -> Self {
+        let mut all = [Query { values: &[], last: 0 }; QUERIES];
+        let mut len = 0;
         for query in queries {
             assert_eq!(query.values.len(), cache.head_dim());
-            all.all[all.len] = query;
-            all.len += 1;
+            all[len] = query;
+            len += 1;
         }
-        let queries = &all.all[..all.len];
-        match &mut all.form {
-            Form::Float => {}
-            Form::Paired(paired) => cpu.run(PairUp { queries, paired }),
-            Form::Quantized(groups) => cpu.run(Quantize { queries, groups }),
-        }
-        all
-    }
-
-    /// Moves `partials`, one for each query, on by the pages `pages`, or what is visible of them.
-    pub fn walk(&self, cpu: &Cpu, pages: std::ops::Range<usize>, partials: &mut [Partial]) {
-        // Who has walked a span most often walks the next one.
-        let all = self.cache.len().div_ceil(PAGE);
-        for page in pages {
-            let first = self.blind_before(page * PAGE);
-            if first < self.len {
-                let next = if page + 1 < all { self.cache.head_bytes(page + 1, self.head) } else { &[] };
-                let stream = Stream { this: self.cache.head_bytes(page, self.head), next };
-                cpu.run(Visit { queries: self, page, stream, first, partials: &mut partials[..self.len] });
-            }
-        }
+        Self { cache, head, all, len, form: forms.rows(cache, first..first + len) }
     }
 
     /// How many of the first queries do not see token `token`.
@@ -91,19 +115,38 @@ impl<'a> Queries<'a> {
     }
 }
 
-struct PairUp<'a> {
-    queries: &'a [Query<'a>],
+/// Moves the partial results of heads that stand side by side, one for each query, on by the pages `pages`, or what is visible
+/// of them. Pages are read in the order of memory.
+pub fn walk(cpu: &Cpu, pages: Range<usize>, heads: &mut [(&Queries<'_>, &mut [Partial])]) {
+    let (cache, first, last) = (heads[0].0.cache, heads[0].0.head, heads[heads.len() - 1].0.head);
+    // Who has walked a span most often walks the next one.
+    let all = cache.len().div_ceil(PAGE);
+    for page in pages {
+        let next = if page + 1 < all { cache.heads(page + 1, first..last + 1) } else { &[] };
+        for (queries, partials) in &mut *heads {
+            let first = queries.blind_before(page * PAGE);
+            if first < queries.len {
+                let stream = Stream { this: cache.heads(page, queries.head..last + 1), next };
+                cpu.run(Visit { queries, page, stream, first, partials: &mut partials[..queries.len] });
+            }
+        }
+    }
+}
+
+struct PairUp<'a, R> {
+    /// `[head_dim]` each
+    rows: R,
     paired: &'a mut [PairedQuery],
 }
 
-impl Op for PairUp<'_> {
+impl<'r, R: Iterator<Item = &'r [f32]>> Op for PairUp<'_, R> {
     type Output = ();
     const BLOCKS: bool = false;
     const PAIRS: bool = true;
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        for (query, paired) in self.queries.iter().zip(self.paired) {
-            let vectors = query.values.as_chunks::<LANES>().0;
+        for (row, paired) in self.rows.zip(self.paired) {
+            let vectors = row.as_chunks::<LANES>().0;
             for (channels, paired) in vectors.iter().zip(paired.as_chunks_mut().0) {
                 pairs(s, s.load(channels), paired);
             }
@@ -111,20 +154,21 @@ impl Op for PairUp<'_> {
     }
 }
 
-struct Quantize<'a> {
-    queries: &'a [Query<'a>],
-    /// `[queries][groups]`
+struct Quantize<'a, R> {
+    /// `[head_dim]` each
+    rows: R,
+    /// `[rows][groups]`
     groups: &'a mut [Group],
 }
 
-impl Op for Quantize<'_> {
+impl<'r, R: Iterator<Item = &'r [f32]>> Op for Quantize<'_, R> {
     type Output = ();
     const BLOCKS: bool = false;
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
         let mut groups = self.groups.iter_mut();
-        for query in self.queries {
-            for (channels, group) in query.values.chunks(GROUP).zip(&mut groups) {
+        for row in self.rows {
+            for (channels, group) in row.chunks(GROUP).zip(&mut groups) {
                 quantize_group(s, channels, group);
             }
         }
@@ -187,7 +231,7 @@ impl Tile<'_> {
         let Self { queries, page, stream, first, visible } = self;
         let (cache, head_dim) = (queries.cache, queries.cache.head_dim());
         let page = cache.head(page, queries.head);
-        match &queries.form {
+        match queries.form {
             Form::Float => {
                 let mut values = [&[][..]; T];
                 for (values, query) in values.iter_mut().zip(&queries.all[first..]) {

@@ -8,8 +8,8 @@ use edgewise::kernels::reference::{self, AttentionShape};
 
 use super::support::{Random, as_int8, assert_close, assert_same_bits, cpus, fastest, portable, same_on_all};
 
-/// Cache lengths around the borders of lanes, pages (64) and spans (512).
-const LENGTHS: [usize; 10] = [1, 15, 17, 63, 64, 65, 511, 512, 513, 1030];
+/// Cache lengths around the borders of lanes, pages (64) and spans (256).
+const LENGTHS: [usize; 11] = [1, 15, 17, 63, 64, 65, SPAN - 1, SPAN, SPAN + 1, 513, 1030];
 
 /// Query heads for each KV head, head dimension, gate, number type: every value of each appears.
 const KINDS: [(usize, usize, bool, KvType); 20] = [
@@ -61,13 +61,22 @@ struct Case {
 
 impl Case {
     fn random(random: &mut Random, kind: (usize, usize, bool, KvType), context: usize) -> Self {
+        Self::of_heads(random, kind, context, 2)
+    }
+
+    fn of_heads(
+        random: &mut Random,
+        kind: (usize, usize, bool, KvType),
+        context: usize,
+        kv_heads: usize,
+    ) -> Self {
         let (group, head_dim, output_gate, kv_type) = kind;
-        let config = AttentionConfig { heads: 2 * group, kv_heads: 2, head_dim, output_gate };
-        let keys = random.numbers(context * 2 * head_dim);
-        let values = random.numbers(context * 2 * head_dim);
+        let config = AttentionConfig { heads: kv_heads * group, kv_heads, head_dim, output_gate };
+        let keys = random.numbers(context * kv_heads * head_dim);
+        let values = random.numbers(context * kv_heads * head_dim);
         let sharpness = 4.0 / (head_dim as f32).sqrt();
         let queries = random.between(context * config.query_width(), -sharpness, sharpness);
-        let mut cache = KvCache::new(kv_type, 2, head_dim);
+        let mut cache = KvCache::new(kv_type, kv_heads, head_dim);
         cache.append(&portable(), &keys, &values);
         Self { config, cache, keys, values, queries }
     }
@@ -146,6 +155,23 @@ fn a_token_alone_gets_the_same_bits_as_among_others() {
                 let pieces = starts.flat_map(|t| case.run(cpu, t, (t + piece).min(context)));
                 let pieces: Vec<f32> = pieces.collect();
                 assert_same_bits(&format!("{} in pieces of {piece}", case.name()), &pieces, &together);
+            }
+        }
+    }
+}
+
+/// Short calls read two heads of keys together, and the last of an odd number alone.
+#[test]
+fn any_number_of_heads_of_keys() {
+    let (cpus, mut random) = (cpus(), Random::new(45));
+    for (kv_heads, kind) in [1, 3, 4, 5, 3, 1, 5].into_iter().zip(KINDS.into_iter().step_by(3)) {
+        for context in [9, PAGE + 1, SPAN + PAGE + 5] {
+            let case = Case::of_heads(&mut random, kind, context, kv_heads);
+            let together = case.run(&cpus[0], context - 7, context);
+            assert_close(&case.name(), &together, &case.expected(context - 7), tolerance(kind.3));
+            for tokens in [1, 4] {
+                let short = same_on_all(&case.name(), &cpus, |cpu| case.run(cpu, context - tokens, context));
+                assert_same_bits(&case.name(), &short, &together[together.len() - short.len()..]);
             }
         }
     }
