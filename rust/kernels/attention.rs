@@ -212,12 +212,11 @@ impl<'a> Call<'a> {
             for item in items {
                 let (span, side, block) = (item / blocks / sides, item / blocks % sides, item % blocks);
                 let rows = Rows { of_head: rows, some: block * QUERIES..((block + 1) * QUERIES).min(rows) };
-                let (first, pages) = (side * SIDE, self.pages(span));
-                let place = (span * kv_heads + first) * rows.of_head;
+                let first = side * SIDE;
                 if kv_heads - first >= SIDE {
-                    self.walk_span::<SIDE>(first, pages, &rows, forms, (&all, place));
+                    self.walk_span::<SIDE>(span, first, &rows, forms, &all);
                 } else {
-                    self.walk_span::<1>(first, pages, &rows, forms, (&all, place));
+                    (first..kv_heads).for_each(|head| self.walk_span::<1>(span, head, &rows, forms, &all));
                 }
             }
         });
@@ -234,27 +233,27 @@ impl<'a> Call<'a> {
         });
     }
 
-    /// Rows `rows` of `N` KV heads from `first` on meet `pages`, to the partial results at `place`, `[N, rows.of_head]`.
+    /// Rows `rows` of `N` KV heads from `first` on meet the pages of a span; `parts` is `[spans, kv_heads, rows.of_head]`.
     fn walk_span<const N: usize>(
         &self,
+        span: usize,
         first: usize,
-        pages: Range<usize>,
         rows: &Rows,
         forms: &Forms,
-        (parts, place): (&Disjoint<'_, Partial>, usize),
+        parts: &Disjoint<'_, Partial>,
     ) {
         let queries: [_; N] = std::array::from_fn(|i| {
             let some = rows.some.clone().map(|row| self.query(first + i, row));
             Queries::new(self.cache, first + i, some, forms, (first + i) * rows.of_head + rows.some.start)
         });
         let mut heads: [_; N] = std::array::from_fn(|i| {
-            let place = place + i * rows.of_head;
+            let place = (span * self.config.kv_heads + first + i) * rows.of_head;
             // SAFETY: every item has its own span, heads and rows.
             let parts = unsafe { parts.part(place + rows.some.start..place + rows.some.end) };
             parts.fill(Partial::EMPTY);
             (&queries[i], parts)
         });
-        walk(self.cpu, pages, &mut heads);
+        walk(self.cpu, self.pages(span), &mut heads);
     }
 }
 

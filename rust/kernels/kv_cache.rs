@@ -368,7 +368,7 @@ impl Op for WriteHeads<'_> {
 fn write_f32<S: Simd>(s: S, key: &[f32], value: &[f32], keys: &mut [u8], values: &mut [u8], slot: usize) {
     let head_dim = key.len();
     for d in (0..head_dim).step_by(LANES) {
-        scatter::<4>(&narrow_f32(s, load(s, key, d)), keys, slot, d, head_dim);
+        scatter::<4>(&narrow_f32(s, load(s, key, d)), keys, |i| 4 * key_index(slot, d + i, head_dim));
         let at = 4 * value_index(slot, d, head_dim);
         values[at..at + 64].copy_from_slice(&narrow_f32(s, load(s, value, d)));
     }
@@ -379,7 +379,7 @@ fn write_f32<S: Simd>(s: S, key: &[f32], value: &[f32], keys: &mut [u8], values:
 fn write_f16<S: Simd>(s: S, key: &[f32], value: &[f32], keys: &mut [u8], values: &mut [u8], slot: usize) {
     let head_dim = key.len();
     for d in (0..head_dim).step_by(LANES) {
-        scatter::<2>(&narrow_f16(s, load(s, key, d)), keys, slot, d, head_dim);
+        scatter::<2>(&narrow_f16(s, load(s, key, d)), keys, |i| 2 * key_index(slot, d + i, head_dim));
         let at = 2 * value_index(slot, d, head_dim);
         values[at..at + 32].copy_from_slice(&narrow_f16(s, load(s, value, d)));
     }
@@ -392,10 +392,7 @@ fn write_bf16<S: Simd>(s: S, key: &[f32], value: &[f32], keys: &mut [u8], values
     let mut narrowed = [0; 2 * LANES];
     for d in (0..head_dim).step_by(LANES) {
         narrow(s, load(s, key, d), &mut narrowed);
-        for (i, pair) in narrowed.chunks_exact(4).enumerate() {
-            let at = 2 * paired_key_index(slot, d + 2 * i);
-            keys[at..at + 4].copy_from_slice(pair);
-        }
+        scatter::<4>(&narrowed, keys, |i| 2 * paired_key_index(slot, d + 2 * i));
         narrow(s, load(s, value, d), &mut narrowed);
         let at = 2 * paired_value_index(slot, d, head_dim);
         for (place, number) in values[at..].chunks_mut(4).zip(narrowed.chunks_exact(2)) {
@@ -428,11 +425,11 @@ fn narrow_f16<S: Simd>(s: S, x: S::F) -> [u8; 32] {
     out
 }
 
-/// Writes 16 channels of one key, `SIZE` bytes each, to their places.
+/// Writes a key's numbers, or pairs of them, of `SIZE` bytes each, to the places `place(i)` in bytes.
 #[inline(always)]
-fn scatter<const SIZE: usize>(lanes: &[u8], keys: &mut [u8], slot: usize, d: usize, head_dim: usize) {
+fn scatter<const SIZE: usize>(lanes: &[u8], keys: &mut [u8], place: impl Fn(usize) -> usize) {
     for (i, lane) in lanes.chunks_exact(SIZE).enumerate() {
-        let at = SIZE * key_index(slot, d + i, head_dim);
+        let at = place(i);
         keys[at..at + SIZE].copy_from_slice(lane);
     }
 }

@@ -7,6 +7,9 @@
 //! acc = fma(acc, factor, sums)
 //! ```
 //!
+//! Both loops wait for sums: a tile of up to 4 queries therefore meets a whole row of 4 vectors at a time where there are
+//! registers for it, one of 8 two vectors, which are 16 sums either way.
+//!
 //! Of an odd number of visible tokens the last meets zeros, whatever stands beside it. Sums begin at zero and not at `acc`,
 //! because `acc x factor` may be subnormal. The sum of weights takes them before they are rounded.
 

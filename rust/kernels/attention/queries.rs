@@ -124,10 +124,16 @@ pub fn walk(cpu: &Cpu, pages: Range<usize>, heads: &mut [(&Queries<'_>, &mut [Pa
     for page in pages {
         let next = if page + 1 < all { cache.heads(page + 1, first..last + 1) } else { &[] };
         for (queries, partials) in &mut *heads {
-            let first = queries.blind_before(page * PAGE);
-            if first < queries.len {
+            let seeing = queries.blind_before(page * PAGE);
+            if seeing < queries.len {
                 let stream = Stream { this: cache.heads(page, queries.head..last + 1), next };
-                cpu.run(Visit { queries, page, stream, first, partials: &mut partials[..queries.len] });
+                cpu.run(Visit {
+                    queries,
+                    page,
+                    stream,
+                    first: seeing,
+                    partials: &mut partials[..queries.len],
+                });
             }
         }
     }
