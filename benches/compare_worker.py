@@ -42,6 +42,7 @@ class Edgewise:
 
         del context  # The cache grows as it is used.
         self._engine = _native.Engine.open(path, threads=threads)
+        self._engine.settle()
         self.vocabulary = self._engine.vocab_size
         self._sampler = _native.Sampler(self.vocabulary, temperature=0.0)
         self.clear()

@@ -13,9 +13,8 @@ use std::ptr::NonNull;
 use std::sync::Arc;
 
 use crate::error::{Error, Result};
+use crate::large_pages;
 
-/// What a large page is on most systems.
-const LARGE_PAGE: usize = 2 << 20;
 /// Numbers of a cache line: arrays begin at one.
 pub const LINE: usize = 64 / size_of::<f32>();
 
@@ -94,7 +93,7 @@ impl Piece {
             return Err(refused());
         }
         if large_pages {
-            advise_large_pages(memory, layout.size());
+            large_pages::advise(memory, layout.size());
         }
         // SAFETY: less than a line is skipped, for which there is room.
         let start = unsafe { memory.add(memory.align_offset(LINE * size_of::<f32>())) };
@@ -110,20 +109,6 @@ impl Drop for Piece {
         unsafe { dealloc(self.memory, self.layout) }
     }
 }
-
-/// Asks for large pages where `bytes` bytes from `start` on are whole ones. A hint, which older and other systems do not take.
-#[cfg(any(target_os = "linux", target_os = "android"))]
-fn advise_large_pages(start: *mut u8, bytes: usize) {
-    let skipped = start.align_offset(LARGE_PAGE);
-    let whole = bytes.saturating_sub(skipped) / LARGE_PAGE * LARGE_PAGE;
-    if whole > 0 {
-        // SAFETY: whole pages of memory that is ours; the advice changes no contents.
-        let _hint = unsafe { libc::madvise(start.add(skipped).cast(), whole, libc::MADV_HUGEPAGE) };
-    }
-}
-
-#[cfg(not(any(target_os = "linux", target_os = "android")))]
-fn advise_large_pages(_start: *mut u8, _bytes: usize) {}
 
 /// An array of no numbers, in no memory.
 impl Default for Floats {
@@ -160,7 +145,7 @@ mod tests {
 
     #[test]
     fn arrays_are_zero_apart_and_aligned() {
-        for lens in [&[0, 1, 17, 16][..], &[LARGE_PAGE / 4, 3, LARGE_PAGE], &[]] {
+        for lens in [&[0, 1, 17, 16][..], &[1 << 19, 3, 1 << 21], &[]] {
             let mut arrays = Floats::try_zeroed(lens, true).unwrap();
             for (i, (array, &len)) in arrays.iter_mut().zip(lens).enumerate() {
                 assert_eq!((array.len(), array.as_ptr().align_offset(64)), (len, 0));

@@ -19,6 +19,7 @@ pub mod generate;
 #[allow(clippy::missing_panics_doc, reason = "all operations assert their shapes, as the module says")]
 #[allow(clippy::unused_self, reason = "a tier's value is the proof of its CPU features")]
 pub mod kernels;
+mod large_pages;
 pub mod memory;
 pub mod model;
 #[cfg(feature = "python")]

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use crate::checkpoint::gguf::blocks::BlockType;
+use crate::checkpoint::mmap::Mapping;
 use crate::error::{Error, Result};
 
 /// Element types a safetensors file can hold that edgewise reads or passes through, and blocks of GGUF files.
@@ -92,15 +93,34 @@ impl DType {
 /// Shared, immutable bytes: a part of a mapped file or of a buffer, kept alive by this view. Cheap to clone.
 #[derive(Clone)]
 pub struct Bytes {
-    owner: Arc<dyn AsRef<[u8]> + Send + Sync>,
+    owner: Owner,
     range: Range<usize>,
+}
+
+#[derive(Clone)]
+enum Owner {
+    Buffer(Arc<dyn AsRef<[u8]> + Send + Sync>),
+    File(Arc<Mapping>),
 }
 
 impl Bytes {
     /// All bytes of `owner`.
     pub fn new(owner: impl AsRef<[u8]> + Send + Sync + 'static) -> Self {
         let range = 0..owner.as_ref().len();
-        Self { owner: Arc::new(owner), range }
+        Self { owner: Owner::Buffer(Arc::new(owner)), range }
+    }
+
+    /// All bytes of a mapped file.
+    pub(crate) fn of_file(file: Arc<Mapping>) -> Self {
+        Self { range: 0..file.bytes().len(), owner: Owner::File(file) }
+    }
+
+    /// The mapped file that these bytes are part of, if they are, and where they stand in it.
+    pub(crate) fn in_file(&self) -> Option<(&Arc<Mapping>, Range<usize>)> {
+        match &self.owner {
+            Owner::Buffer(_) => None,
+            Owner::File(file) => Some((file, self.range.clone())),
+        }
     }
 
     /// A part of these bytes, or `None` if it reaches outside.
@@ -109,14 +129,18 @@ impl Bytes {
             return None;
         }
         let start = self.range.start + range.start;
-        Some(Self { owner: Arc::clone(&self.owner), range: start..start + range.len() })
+        Some(Self { owner: self.owner.clone(), range: start..start + range.len() })
     }
 }
 
 impl Deref for Bytes {
     type Target = [u8];
     fn deref(&self) -> &[u8] {
-        &(*self.owner).as_ref()[self.range.clone()]
+        let all = match &self.owner {
+            Owner::Buffer(buffer) => (**buffer).as_ref(),
+            Owner::File(file) => file.bytes(),
+        };
+        &all[self.range.clone()]
     }
 }
 

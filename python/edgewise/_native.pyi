@@ -466,12 +466,13 @@ class Engine:
         progress: _Progress | None = None,
         yarn_factor: float | None = None,
         prefetch: bool | None = None,
+        large_pages: bool | None = None,
     ) -> Engine:
         """Open a checkpoint.
 
-        `yarn_factor`: see `Model.from_pretrained`. `prefetch`: whether the experts chosen for a token are
-        asked for from disk before they are used; by default where the checkpoint is larger than the memory
-        there is. Results do not depend on it.
+        `yarn_factor` and `large_pages`: see `Model.from_pretrained`. `prefetch`: whether the experts chosen
+        for a token are asked for from disk before they are used; by default where the checkpoint is larger
+        than the memory there is. Results do not depend on it.
         """
 
     @property
@@ -486,6 +487,7 @@ class Engine:
     def info(self) -> dict[str, Any]:
         """Return parameters, formats, memory and threads.
 
+        `large_page_bytes` tells how much of the weights was moved from the file into large pages by now.
         `converted_from` is `GGUF` for a file of that format, else `None`. Of a mixture of experts,
         `expert_bytes` tells what all experts take, `expert_bytes_per_token` what those chosen for a token do
         (0 in a dense model), and `prefetch` whether they are asked for from disk ahead.
@@ -504,6 +506,16 @@ class Engine:
 
     def input_statistics(self, ids: _Ids, window: int, progress: _Progress | None = None) -> InputStatistics:
         """Read a text in windows, each on its own, and return what the matrices of the text model read."""
+
+    def settle(self) -> None:
+        """Move what is left of the weights into large pages now, as far as there is room.
+
+        It may be called, and takes effect, while other threads compute. Nothing is moved if the engine was
+        opened with `large_pages=False`.
+
+        Raises:
+            ValueError: if the system refuses the memory.
+        """
 
     def memory_speed(self, seconds: float = 0.05) -> float | None:
         """Return the bytes per second at which the threads read the weights that every token meets.

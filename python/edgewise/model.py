@@ -144,6 +144,7 @@ class Model:
         max_requests: int = MAX_REQUESTS,
         yarn_factor: float | None = None,
         revision: str | None = None,
+        large_pages: bool | None = None,
     ) -> Model:
         """Open a checkpoint.
 
@@ -188,11 +189,16 @@ class Model:
                 texts too, which may lose by it, so give no more than the longest text needs. Not for a model
                 whose configuration has YaRN already.
             revision: branch, tag or commit of a repository on the hub; by default its main branch.
+            large_pages: whether weights move from the file into memory of large pages, where Linux has them.
+                They are read faster there, but are this process's own: others with the same model share the
+                file's pages only. `None` moves them a little at a time while answers are written, if memory
+                could hold them twice; `True` all at once when the model is opened; `False` never.
 
         Raises:
             OSError: if there is no such checkpoint, here or on the hub, or a file cannot be read.
             CheckpointError: if a file of the checkpoint is unusable.
-            ValueError: for an argument that is not one of those above, `yarn_factor` for a model that has
+            ValueError: for an argument that is not one of those above, a `large_pages` of `True` where the
+                system has none, `yarn_factor` for a model that has
                 YaRN already, `revision` for something that is not on the hub, or a repository of which it is
                 unclear which file is meant.
 
@@ -212,7 +218,9 @@ class Model:
                 recipe = gguf.cached_recipe(path, dtype, recipe)
                 path = quantised_cache.converted(path, dtype, recipe, threads, report)
                 dtype, recipe = "auto", None
-            engine = Engine.open(path, dtype, kv_dtype, recipe, threads, report, yarn_factor)
+            engine = Engine.open(
+                path, dtype, kv_dtype, recipe, threads, report, yarn_factor, large_pages=large_pages
+            )
         cache_bytes = _share() if cache_bytes is None else cache_bytes
         return cls(
             engine, name, media_cache_bytes, cache_bytes, spill_dir, spill_bytes, max_batch, max_requests

@@ -2,12 +2,26 @@
 #![allow(unsafe_code)] // Mapping a file is unsafe by nature; see the argument in `map`.
 
 use std::path::Path;
+use std::sync::Arc;
 
 use memmap2::Mmap;
 
 use super::files::open_regular;
 use crate::error::{Error, Result};
 use crate::tensor::Bytes;
+
+/// A mapped file.
+#[derive(Debug)]
+pub(crate) struct Mapping {
+    map: Mmap,
+}
+
+impl Mapping {
+    /// All of it.
+    pub fn bytes(&self) -> &[u8] {
+        &self.map
+    }
+}
 
 /// All bytes of the regular file at `path`, read from disk as they are touched.
 ///
@@ -23,7 +37,7 @@ pub(crate) fn map(path: &Path) -> Result<Bytes> {
     // on mapped bytes staying equal: headers are parsed once into owned values, offsets are checked against
     // the mapped length, and tensor bytes are read as plain numbers, for which every bit pattern is valid.
     let map = unsafe { Mmap::map(&file) }.map_err(|source| Error::io(path, source))?;
-    Ok(Bytes::new(map))
+    Ok(Bytes::of_file(Arc::new(Mapping { map })))
 }
 
 /// Asks the system to begin reading `bytes` from disk, where they are part of a mapped file and not in memory yet. A hint:

@@ -13,6 +13,7 @@
 //! when it is opened by its own path, the folder is not looked at. Opened as a folder, a side file it lacks
 //! may come from there.
 
+pub(crate) mod exchange;
 mod files;
 pub mod gguf;
 mod index;

@@ -16,6 +16,7 @@ use super::cpu::Cpu;
 use super::lanes::{LANES, Op, Simd};
 use super::tier::Tier;
 use crate::error::{Error, Result, try_with_capacity};
+use crate::large_pages;
 use crate::tensor::Bytes;
 
 /// The limits of so many threads.
@@ -53,7 +54,8 @@ impl Buffers {
     /// A buffer far larger than `cache` bytes, and of `file`, a mapping, as much; none of it if the file is smaller.
     pub fn new(cache: usize, file: Option<Bytes>) -> Result<Self> {
         let len = cache.saturating_mul(CACHES).clamp(BUFFER[0], BUFFER[1]).next_multiple_of(PIECE);
-        let mut memory = try_with_capacity(len)?;
+        let mut memory = try_with_capacity::<u8>(len)?;
+        large_pages::advise(memory.as_mut_ptr(), len);
         // Not zeros: all pages of zeros may be one and the same.
         memory.resize(len, 1);
         Ok(Self { memory, mapped: file.and_then(|file| file.slice(0..len)) })

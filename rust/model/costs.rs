@@ -3,7 +3,7 @@
 use super::{Engine, LayerState};
 use crate::kernels::limits::read_speed;
 use crate::weights::matrix::Matrix;
-use crate::weights::model::{FeedForwardWeights, LayerWeights, MixerWeights, SwiGluWeights};
+use crate::weights::model::{FeedForwardWeights, LayerWeights, MixerWeights, SwiGluWeights, Weights};
 
 /// Multiplications and additions of products with weights, counted apart.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -47,7 +47,7 @@ impl Engine {
         let matrix_bytes: usize = met.clone().map(|matrix| matrix.bytes().len()).sum();
         let vector_bytes =
             weights.layers.iter().flat_map(LayerWeights::vectors).map(|(_, v)| size_of_val(v)).sum::<usize>();
-        let all = weights.layers.iter().flat_map(LayerWeights::matrices);
+        let all = weights.layers.iter().flat_map(|layer| touched(layer, usize::MAX));
         let outside =
             weights.embedding.row_bytes() + size_of_val(&weights.final_norm[..]) + weights.head.bytes().len();
         let state: usize = self.state().layers().iter().map(state_bytes).sum();
@@ -57,7 +57,7 @@ impl Engine {
         );
         Costs {
             decode_bytes: matrix_bytes + vector_bytes + state + outside,
-            layer_bytes: all.map(|(_, matrix)| matrix.bytes().len()).sum::<usize>() + vector_bytes,
+            layer_bytes: all.map(|matrix| matrix.bytes().len()).sum::<usize>() + vector_bytes,
             prefill: Operations { int8: whole.int8 - skipped.int8, f32: whole.f32 - skipped.f32 },
             skipped,
         }
@@ -73,10 +73,15 @@ impl Engine {
     }
 }
 
+/// All matrices that some token meets.
+pub(super) fn met(weights: &Weights) -> impl Iterator<Item = &Matrix> {
+    weights.layers.iter().flat_map(|layer| touched(layer, usize::MAX)).chain([&weights.head])
+}
+
 /// The matrices of a layer that one token meets, `chosen` experts among them.
 fn touched(layer: &LayerWeights, chosen: usize) -> Vec<&Matrix> {
-    let mixer = layer.matrices().into_iter().filter(|(name, _)| !name.starts_with("mlp."));
-    mixer.map(|(_, matrix)| matrix).chain(feed_forward(layer, chosen)).collect()
+    let mixer = layer.mixer.matrices().into_iter().map(|(_, matrix)| matrix);
+    mixer.chain(feed_forward(layer, chosen)).collect()
 }
 
 /// Those of the feed-forward network. Experts are alike, so the first `chosen` of them stand for any.

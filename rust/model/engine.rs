@@ -3,8 +3,10 @@
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::Instant;
 
+use super::costs;
 use super::media::{Prompt, Span};
 use super::member::{self, Member};
+use super::settling::Settling;
 use super::step::Progress;
 use super::vision::{Features, Grid, VisionTower, VisionWatch};
 use super::workspace::{Taken, Workspace};
@@ -13,6 +15,8 @@ use crate::config::TextConfig;
 use crate::error::{Error, Result, try_zeros};
 use crate::kernels::Cpu;
 use crate::kernels::kv_cache::KvType;
+use crate::large_pages;
+use crate::weights::matrix::Matrix;
 
 /// Tokens of one pass through the layers in prefill, at most.
 const CHUNK: usize = 256;
@@ -37,6 +41,8 @@ pub struct Engine {
     /// Before the first token.
     empty: State,
     workspace: Workspace,
+    /// None where weights stay in the mapped file.
+    settling: Option<Settling>,
     /// Tokens of the next pass. Results do not depend on it.
     chunk: AtomicUsize,
 }
@@ -46,7 +52,38 @@ impl Engine {
     pub fn new(model: Model, cpu: Cpu, kv_type: KvType) -> Self {
         let workspace = Workspace::new(&model.config, chunk(&model.config));
         let empty = State::new(&model.config, kv_type);
-        Self { model, cpu, kv_type, empty, workspace, chunk: AtomicUsize::new(FIRST_CHUNK) }
+        let chunk = AtomicUsize::new(FIRST_CHUNK);
+        Self { model, cpu, kv_type, empty, workspace, settling: None, chunk }
+    }
+
+    /// Decides about large pages for the weights that decoding reads: behind the tokens, where the system has them and room;
+    /// at once; or never.
+    ///
+    /// # Errors
+    /// If they are wanted at once, and the system has none or no memory for them.
+    pub fn use_large_pages(&mut self, wanted: Option<bool>) -> Result<()> {
+        let page = match (wanted, large_pages::size()) {
+            (Some(false), _) | (None, None) => return Ok(()),
+            (Some(true), None) => return Err(no_large_pages("this system gives programs none")),
+            (_, Some(page)) => page,
+        };
+        let parts = costs::met(&self.model.weights).map(Matrix::data);
+        self.settling = Some(Settling::new(parts, page, wanted.is_none()));
+        if wanted == Some(true) { self.settle() } else { Ok(()) }
+    }
+
+    /// Bytes of weights that were moved into large pages.
+    pub fn settled_bytes(&self) -> usize {
+        self.settling.as_ref().map_or(0, Settling::moved)
+    }
+
+    /// Moves what is left of the weights into large pages now, as far as there is room.
+    ///
+    /// # Errors
+    /// If the system has no memory for it.
+    pub fn settle(&self) -> Result<()> {
+        let settled = self.settling.as_ref().map_or(Ok(()), |settling| settling.finish(&self.cpu));
+        settled.map_err(|error| no_large_pages(&error.to_string()))
     }
 
     /// Number type of the KV cache of new sequences.
@@ -101,7 +138,12 @@ impl Engine {
     pub(super) fn pass(&self, members: &mut [Member<'_>]) {
         let start = Instant::now();
         self.model.forward(&self.cpu, &mut self.scratch(), members, None);
-        self.adapt_chunk(member::tokens(members), start.elapsed().as_secs_f64());
+        let (tokens, seconds) = (member::tokens(members), start.elapsed().as_secs_f64());
+        self.adapt_chunk(tokens, seconds);
+        let writing = tokens == members.len();
+        if let Some(settling) = self.settling.as_ref().filter(|_| writing) {
+            settling.step(&self.cpu, seconds);
+        }
     }
 
     /// Tokens that the next pass should have at most, to be over soon.
@@ -302,4 +344,8 @@ pub struct Trace {
     pub logits: Vec<f32>,
     /// The state after the last token.
     pub state: State,
+}
+
+fn no_large_pages(reason: &str) -> Error {
+    Error::argument("large_pages", format!("the weights cannot be moved into large pages: {reason}"))
 }

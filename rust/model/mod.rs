@@ -19,6 +19,7 @@ pub mod positions;
 mod prefix_cache;
 pub mod saved;
 mod scratch;
+mod settling;
 mod state;
 mod step;
 pub mod vision;

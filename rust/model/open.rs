@@ -45,6 +45,8 @@ pub struct Options {
     /// Whether chosen experts are asked for from disk before they are used; by default where the checkpoint is larger than the
     /// memory there is.
     pub prefetch: Option<bool>,
+    /// See [`Engine::use_large_pages`].
+    pub large_pages: Option<bool>,
 }
 
 impl Options {
@@ -76,7 +78,7 @@ impl Options {
             let reason = format!("'{kv_dtype}' is not one of auto, {names}");
             return Err(Error::argument("kv_dtype", reason));
         }
-        Ok(Self { precision, kv_type, yarn_factor: None, prefetch: None })
+        Ok(Self { precision, kv_type, yarn_factor: None, prefetch: None, large_pages: None })
     }
 
     /// Number type of the KV cache.
@@ -127,7 +129,8 @@ pub fn open(path: &Path, options: &Options, cpu: Cpu, progress: Progress<'_>) ->
     let exceeds_memory = || available_bytes().is_some_and(|bytes| checkpoint.nbytes() > bytes);
     weights.set_prefetch(options.prefetch.unwrap_or_else(exceeds_memory));
     let model = Model { config: config.text.clone(), weights, vision };
-    let engine = Engine::new(model, cpu, options.kv_type());
+    let mut engine = Engine::new(model, cpu, options.kv_type());
+    engine.use_large_pages(options.large_pages)?;
     Ok(Opened { engine, checkpoint, config })
 }
 

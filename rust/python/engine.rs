@@ -47,7 +47,7 @@ impl PyEngine {
     #[staticmethod]
     #[pyo3(signature = (
         path, dtype = "auto", kv_dtype = "auto", recipe = None, threads = None, progress = None, yarn_factor = None,
-        prefetch = None
+        prefetch = None, large_pages = None
     ))]
     #[expect(clippy::too_many_arguments, reason = "keyword arguments of Python")]
     fn open(
@@ -60,8 +60,10 @@ impl PyEngine {
         progress: Option<Py<PyAny>>,
         yarn_factor: Option<f64>,
         prefetch: Option<bool>,
+        large_pages: Option<bool>,
     ) -> PyResult<Self> {
-        let options = Options { yarn_factor, prefetch, ..Options::parse(dtype, kv_dtype, recipe)? };
+        let options =
+            Options { yarn_factor, prefetch, large_pages, ..Options::parse(dtype, kv_dtype, recipe)? };
         let cpu = cpu(threads)?;
         let opened = released(py, |callbacks| {
             let mut report =
@@ -110,6 +112,7 @@ impl PyEngine {
         out.set_item("formats", weights.formats(py)?)?;
         out.set_item("weight_bytes", weights.bytes())?;
         out.set_item("file_bytes", self.checkpoint.nbytes())?;
+        out.set_item("large_page_bytes", self.engine.settled_bytes())?;
         out.set_item("converted_from", self.checkpoint.gguf().map(|_| "GGUF"))?;
         self.set_experts(&out)?;
         out.set_item("state_bytes", empty.nbytes())?;
@@ -127,6 +130,10 @@ impl PyEngine {
 
     fn costs<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
         report::costs(py, &self.engine.costs())
+    }
+
+    fn settle(&self, py: Python<'_>) -> PyResult<()> {
+        released(py, |_| self.engine.settle())
     }
 
     #[pyo3(signature = (seconds = 0.05))]

@@ -190,6 +190,11 @@ impl Matrix {
         &self.data
     }
 
+    /// The same, and what keeps them alive.
+    pub(crate) fn data(&self) -> &Bytes {
+        &self.data
+    }
+
     /// Stored bytes of one row, in a block format its share of them.
     pub fn row_bytes(&self) -> usize {
         self.data.len() / self.rows.max(1)

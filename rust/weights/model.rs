@@ -141,6 +141,27 @@ pub struct MoeWeights {
     pub prefetch: bool,
 }
 
+impl MixerWeights {
+    /// All matrices with their names inside the layer.
+    pub fn matrices(&self) -> Vec<(&'static str, &Matrix)> {
+        match self {
+            Self::GatedDelta(delta) => vec![
+                ("linear_attn.in_proj_qkv", &delta.qkv),
+                ("linear_attn.in_proj_z", &delta.z),
+                ("linear_attn.in_proj_a", &delta.a),
+                ("linear_attn.in_proj_b", &delta.b),
+                ("linear_attn.out_proj", &delta.out),
+            ],
+            Self::Attention(attention) => vec![
+                ("self_attn.q_proj", &attention.query),
+                ("self_attn.k_proj", &attention.key),
+                ("self_attn.v_proj", &attention.value),
+                ("self_attn.o_proj", &attention.out),
+            ],
+        }
+    }
+}
+
 impl FeedForwardWeights {
     /// Whether any matrix that reads the layer's input wants it as INT8.
     pub fn wants_quantized(&self) -> bool {
@@ -284,21 +305,8 @@ impl LayerWeights {
     /// All matrices with their names inside the layer. Those of experts carry the names of separate tensors, however
     /// they are stored.
     pub fn matrices(&self) -> Vec<(String, &Matrix)> {
-        let mut all = match &self.mixer {
-            MixerWeights::GatedDelta(delta) => vec![
-                ("linear_attn.in_proj_qkv".to_owned(), &delta.qkv),
-                ("linear_attn.in_proj_z".to_owned(), &delta.z),
-                ("linear_attn.in_proj_a".to_owned(), &delta.a),
-                ("linear_attn.in_proj_b".to_owned(), &delta.b),
-                ("linear_attn.out_proj".to_owned(), &delta.out),
-            ],
-            MixerWeights::Attention(attention) => vec![
-                ("self_attn.q_proj".to_owned(), &attention.query),
-                ("self_attn.k_proj".to_owned(), &attention.key),
-                ("self_attn.v_proj".to_owned(), &attention.value),
-                ("self_attn.o_proj".to_owned(), &attention.out),
-            ],
-        };
+        let mixer = self.mixer.matrices().into_iter();
+        let mut all: Vec<_> = mixer.map(|(name, matrix)| (name.to_owned(), matrix)).collect();
         match &self.feed_forward {
             FeedForwardWeights::Dense(network) => all.extend(network.matrices("mlp")),
             FeedForwardWeights::Moe(moe) => {

@@ -17,6 +17,7 @@ use super::matrix::{BLOCK_COLS, BLOCK_ROWS, Format};
 use super::moments::Moments;
 use super::{gguf, matrix};
 use crate::error::Error;
+use crate::large_pages;
 use crate::tensor::TensorView;
 use crate::threads::Pool;
 
@@ -138,7 +139,7 @@ pub fn quantize_tensor(pool: &Pool, view: &TensorView, format: Format) -> Result
     let too_large = || view.error(format!("shape {:?} is too large", view.shape));
     let [stack, rows, cols] = matrices(&view.shape).ok_or_else(too_large)?;
     let bytes = format.bytes(rows, cols).ok_or_else(too_large)?;
-    let mut out = vec![0; stack.checked_mul(bytes).ok_or_else(too_large)?];
+    let mut out = large_pages::zeros(stack.checked_mul(bytes).ok_or_else(too_large)?);
     for (i, out) in out.chunks_exact_mut(bytes.max(1)).enumerate() {
         quantize_parallel(pool, format, Rows { view, start: i * rows * cols, rows, cols }, out)?;
     }

@@ -68,6 +68,11 @@ def add_opening(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--revision", help="branch, tag or commit of a repository on the hub")
     group.add_argument("--threads", type=int, help="how many to compute with (default: see 'edgewise info')")
+    group.add_argument(
+        "--large-pages",
+        action=argparse.BooleanOptionalAction,
+        help="move weights into large pages at once, or never (default: little by little, if there is room)",
+    )
     group.add_argument("--cache", action="store_true", help="keep converted weights for the next time")
 
 
@@ -83,6 +88,7 @@ def open_model(arguments: argparse.Namespace) -> Model:
         cache=arguments.cache,
         yarn_factor=arguments.yarn_factor,
         revision=arguments.revision,
+        large_pages=arguments.large_pages,
     )
 
 

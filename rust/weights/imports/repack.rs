@@ -21,6 +21,7 @@ use half::f16;
 
 use super::packed::{Codes, Packed, Row};
 use crate::error::Result;
+use crate::large_pages;
 use crate::threads::Pool;
 use crate::weights::matrix::{self, BLOCK_COLS, BLOCK_ROWS, Format};
 use crate::weights::quantize::{
@@ -54,7 +55,7 @@ impl Packed {
         let [count, rows, cols] = self.matrices();
         let too_large = || self.error("its shape is too large");
         let bytes = format.bytes(rows, cols).ok_or_else(too_large)?;
-        let mut out = vec![0; count.checked_mul(bytes).ok_or_else(too_large)?];
+        let mut out = large_pages::zeros(count.checked_mul(bytes).ok_or_else(too_large)?);
         let mut total = SquaredError::default();
         for (matrix, out) in out.chunks_exact_mut(bytes).enumerate() {
             total += self.convert_matrix(pool, matrix, format, out)?;

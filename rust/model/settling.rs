@@ -1,0 +1,112 @@
+//! Weights settle into large pages, a little after each token.
+//!
+//! A file that was just opened is read where the page cache has it, in pages of 4 KB: nothing is faster to the first token.
+//! Pages of 2 MB are read faster, but to copy the weights there costs as much time as some tokens. So it is done behind
+//! the tokens that are written, and takes at most one part in eight of their time: short answers lose little, and some hundred tokens
+//! later all of it is where it is read fastest. What a copy costs differs more between systems than what it gains: one virtual machine
+//! has its memory, where another is given each page when it is first written. So time is what is counted. Prompts, which read weights once
+//! for many tokens, gain nothing and do not settle.
+
+use std::io;
+use std::sync::{Mutex, PoisonError};
+use std::time::Instant;
+
+use crate::checkpoint::exchange::{Run, runs};
+use crate::kernels::Cpu;
+use crate::memory::available_bytes;
+use crate::tensor::Bytes;
+
+/// Settling takes at most one part in so many of the time of passes.
+const TIME_SHARE: f64 = 8.0;
+/// Whether there still is room is asked once for so many bytes: the answer takes a quarter of a millisecond.
+const ASKED: usize = 64 << 20;
+
+/// Which weights are yet to move.
+#[derive(Debug)]
+pub(super) struct Settling {
+    /// Bytes of a large page.
+    page: usize,
+    /// Bytes of all runs.
+    all: usize,
+    /// Whether only where the system has memory for the weights twice, so that it need not give up the page cache's copy, from
+    /// which the next process opens the file.
+    careful: bool,
+    left: Mutex<Left>,
+}
+
+#[derive(Debug, Default)]
+struct Left {
+    /// The next one last.
+    runs: Vec<Run>,
+    /// Bytes that moved.
+    moved: usize,
+    /// Bytes that may move before the next question whether there is room.
+    granted: usize,
+    /// Seconds earned by passes and not yet taken; below 0 if the last run took longer.
+    seconds: f64,
+}
+
+impl Settling {
+    /// For `parts`, in large pages of `page` bytes.
+    pub fn new<'a>(parts: impl IntoIterator<Item = &'a Bytes>, page: usize, careful: bool) -> Self {
+        let mut runs = runs(parts, page);
+        runs.reverse();
+        let all = runs.iter().map(Run::len).sum();
+        Self { page, all, careful, left: Mutex::new(Left { runs, ..Left::default() }) }
+    }
+
+    /// What is due behind a pass that took so many seconds. Nothing if another thread is at it.
+    pub fn step(&self, cpu: &Cpu, seconds: f64) {
+        let Ok(mut left) = self.left.try_lock() else { return };
+        left.seconds = (left.seconds + seconds / TIME_SHARE).min(seconds);
+        while left.seconds > 0.0 && !left.runs.is_empty() {
+            let start = Instant::now();
+            if self.advance(&mut left, cpu).is_err() {
+                // The system refused. What did not move stays where it is, as good as it was.
+                left.runs.clear();
+            }
+            left.seconds -= start.elapsed().as_secs_f64();
+        }
+    }
+
+    /// Moves all that is left, as far as there is room for it.
+    pub fn finish(&self, cpu: &Cpu) -> io::Result<()> {
+        let mut left = self.left.lock().unwrap_or_else(PoisonError::into_inner);
+        while !left.runs.is_empty() {
+            self.advance(&mut left, cpu)?;
+        }
+        Ok(())
+    }
+
+    /// Bytes that moved.
+    pub fn moved(&self) -> usize {
+        self.left.lock().unwrap_or_else(PoisonError::into_inner).moved
+    }
+
+    /// Moves the next run, or gives up all that is left where there is no room.
+    fn advance(&self, left: &mut Left, cpu: &Cpu) -> io::Result<()> {
+        if self.careful && left.granted == 0 {
+            // The page cache's copies count as available, and what moved already does not.
+            let needed = (2 * self.all - left.moved) as u64;
+            if available_bytes().is_none_or(|bytes| bytes < needed) {
+                left.runs.clear();
+                return Ok(());
+            }
+            left.granted = ASKED;
+        }
+        if let Some(run) = left.runs.last() {
+            run.exchange(self.page, |new, old| copy(cpu, self.page, new, old))?;
+            left.moved += run.len();
+            left.granted = left.granted.saturating_sub(run.len());
+            left.runs.pop();
+        }
+        Ok(())
+    }
+}
+
+/// Copies a large page at a time on each thread, so that the thread that copies into one also makes it.
+fn copy(cpu: &Cpu, page: usize, new: &mut [u8], old: &[u8]) {
+    cpu.rows(new, page, 1, |pages, new| {
+        new.copy_from_slice(&old[pages.start * page..pages.end * page]);
+    });
+}
