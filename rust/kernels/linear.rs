@@ -177,10 +177,10 @@ impl Op for JobPanels<'_> {
                 let count = step.min(panels.end - panel);
                 let [a, b] = [job.weights.bytes(panel + count), job.weights.bytes(panel + count + 1)];
                 if count == 2 {
-                    let fetch = if i == 0 { Fetch::Then([a, b]) } else { Fetch::Nothing };
+                    let fetch = Fetch::for_tile(i, job.tokens, most, [a, b]);
                     double_tile(s, job.weights, panel, &rows, fetch, &mut out);
                 } else {
-                    let fetch = if i == 0 { Fetch::Then([a]) } else { Fetch::Nothing };
+                    let fetch = Fetch::for_tile(i, job.tokens, most, [a]);
                     panel_tile(s, job.weights, panel, &rows, fetch, &mut out[0]);
                 }
                 for (panel, values) in (panel..).zip(&out[..count]) {

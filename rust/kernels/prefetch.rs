@@ -6,14 +6,28 @@ pub const LINE: usize = 64;
 /// Bytes of the smallest page of memory.
 const PAGE: usize = 4096;
 
+/// How often what is asked for is read before other memory takes its place.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Reads {
+    /// Once. It need not stay in any cache, and other things can: a token reads all weights of a model once, and between them
+    /// states of some megabytes, which a large last-level cache then holds from token to token. x86 processors know how.
+    Once,
+    /// More than once.
+    #[default]
+    Again,
+}
+
 /// Asks for the cache line of the byte at `place`, on processors where we know how. It need not be one that may be read.
 #[inline(always)]
-fn line(place: *const u8) {
+fn line(place: *const u8, reads: Reads) {
     #[cfg(target_arch = "x86_64")]
     // SAFETY: SSE belongs to every x86-64 processor, and the instruction does nothing where nothing can be read.
     unsafe {
-        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-        _mm_prefetch::<_MM_HINT_T0>(place.cast());
+        use std::arch::x86_64::{_MM_HINT_NTA, _MM_HINT_T0, _mm_prefetch};
+        match reads {
+            Reads::Once => _mm_prefetch::<_MM_HINT_NTA>(place.cast()),
+            Reads::Again => _mm_prefetch::<_MM_HINT_T0>(place.cast()),
+        }
     }
     #[cfg(target_arch = "aarch64")]
     // SAFETY: every 64-bit ARM processor has the instruction, and it does nothing where nothing can be read. It counts as
@@ -21,15 +35,20 @@ fn line(place: *const u8) {
     unsafe {
         std::arch::asm!("prfm pldl1keep, [{}]", in(reg) place, options(readonly, nostack, preserves_flags));
     }
-    #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
-    let _ = place;
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = (place, reads);
 }
 
 /// Asks for the cache lines of `bytes` bytes from `start`. None of them need be one that may be read.
 #[inline(always)]
 pub fn lines(start: *const u8, bytes: usize) {
+    all_lines(start, bytes, Reads::Again);
+}
+
+#[inline(always)]
+fn all_lines(start: *const u8, bytes: usize, reads: Reads) {
     for at in (0..bytes).step_by(LINE) {
-        line(start.wrapping_add(at));
+        line(start.wrapping_add(at), reads);
     }
 }
 
@@ -40,9 +59,9 @@ const PAGES: usize = 8 * 1024;
 /// its address is known when its turn comes. Weights of a model are read so rarely that the tables of addresses are in memory
 /// too; with this, experts are read 1.1 times as fast.
 #[inline(always)]
-pub fn stream(start: *const u8, bytes: usize) {
-    lines(start, bytes);
-    line(start.wrapping_add(PAGES).map_addr(|address| address | (PAGE - LINE)));
+pub fn stream(start: *const u8, bytes: usize, reads: Reads) {
+    all_lines(start, bytes, reads);
+    line(start.wrapping_add(PAGES).map_addr(|address| address | (PAGE - LINE)), reads);
 }
 
 /// Memory that is read from its beginning to its end, and what is read after it.
@@ -52,6 +71,8 @@ pub struct Stream<'a> {
     pub this: &'a [u8],
     /// Read next.
     pub next: &'a [u8],
+    /// How often.
+    pub reads: Reads,
 }
 
 /// How far ahead of reading a stream is asked for: with 4 to 6 KB a token at depth 8192 reads its cache 2 % (in pages of 2 MB
@@ -65,7 +86,7 @@ impl Stream<'_> {
         for at in (from + DISTANCE..from + DISTANCE + count).step_by(LINE) {
             let place = self.this.get(at).or_else(|| self.next.get(at.wrapping_sub(self.this.len())));
             let Some(place) = place else { return };
-            line(place);
+            line(place, self.reads);
         }
     }
 }

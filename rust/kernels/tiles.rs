@@ -26,7 +26,7 @@ use super::elements::{Bf16, Element, F16, F32};
 use super::lanes::{LANES, Simd};
 use super::math::padded;
 use super::pairs::{Pair, Pairs, Sums};
-use super::prefetch;
+use super::prefetch::{self, Reads};
 use crate::weights::matrix::{BLOCK_COLS, BLOCK_ROWS, Format, Matrix};
 use crate::weights::{int4, int4_asym, int8};
 
@@ -140,7 +140,19 @@ pub enum Fetch<'a, const N: usize = 1> {
     /// Nothing: the panels were read just now, and with them what follows was fetched.
     Nothing,
     /// What comes up next in each panel, and behind its end the beginning of these bytes, the panel read next.
-    Then([&'a [u8]; N]),
+    Then([&'a [u8]; N], Reads),
+}
+
+/// Tokens of a tile at most while what it fetches is sure to be there when its turn comes, though no cache was to keep it: with
+/// 8, such tiles are 1.01 to 1.03 times as fast, with 12, 0.93 to 0.96 times.
+const QUICK: usize = 8;
+
+impl<'a, const N: usize> Fetch<'a, N> {
+    /// For tile `tile` of all those that read the same panels for `tokens` tokens, `most` each: the first one fetches for all.
+    pub fn for_tile(tile: usize, tokens: usize, most: usize, then: [&'a [u8]; N]) -> Self {
+        let reads = if tokens <= most.min(QUICK) { Reads::Once } else { Reads::Again };
+        if tile == 0 { Self::Then(then, reads) } else { Self::Nothing }
+    }
 }
 
 /// Cuts `tokens` into the fewest tiles of at most `most`, as even as can be: tile `i` of them.
@@ -409,12 +421,12 @@ pub fn by_blocks<S: Simd, B: Block, const N: usize, const T: usize>(
     assert!(rows.iter().all(|row| row.len() == blocks));
     let mut acc = [[s.splat(0.0); T]; N];
     for b in 0..blocks {
-        if let Fetch::Then(then) = fetch {
+        if let Fetch::Then(then, reads) = fetch {
             let ahead = b + AHEAD.min(blocks);
             for n in 0..N {
                 let (bytes, block) =
                     if ahead < blocks { (weights[n], ahead) } else { (then[n], ahead - blocks) };
-                prefetch::stream(bytes.as_ptr().wrapping_add(block * B::BYTES), B::BYTES);
+                prefetch::stream(bytes.as_ptr().wrapping_add(block * B::BYTES), B::BYTES, reads);
             }
         }
         // SAFETY: each row has `blocks` groups, asserted above, of which there is then one.

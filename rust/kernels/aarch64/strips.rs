@@ -95,11 +95,11 @@ fn in_strips<S: Strips, B: Block, const T: usize>(
 /// Asks for a quarter of the next chunk, which begins with block `next`, or of what is read behind the panel.
 #[inline(always)]
 fn fetch<B: Block, const T: usize>(tile: &QuantizedTile<'_, T>, next: usize, quarter: usize) {
-    if let Fetch::Then([then]) = tile.fetch {
+    if let Fetch::Then([then], reads) = tile.fetch {
         let rest = &tile.weights[next * B::BYTES..];
         let rest = if rest.is_empty() { then } else { rest };
         let size = rest.len().min(CHUNK * B::BYTES).div_ceil(STRIPS);
-        prefetch::stream(rest.as_ptr().wrapping_add(quarter * size), size);
+        prefetch::stream(rest.as_ptr().wrapping_add(quarter * size), size, reads);
     }
 }
 

@@ -9,7 +9,7 @@ use super::super::elements::{F16, F32};
 use super::super::kv_cache::int8::{GROUP, groups};
 use super::super::kv_cache::{KvCache, KvType, PAGE};
 use super::super::lanes::{LANES, Op, Simd};
-use super::super::prefetch::Stream;
+use super::super::prefetch::{Reads, Stream};
 use super::bf16_page::{self, PairedQuery};
 use super::partial::Partial;
 use super::{MAX_HEAD_DIM, float_page, int8_page};
@@ -126,7 +126,8 @@ pub fn walk(cpu: &Cpu, pages: Range<usize>, heads: &mut [(&Queries<'_>, &mut [Pa
         for (queries, partials) in &mut *heads {
             let seeing = queries.blind_before(page * PAGE);
             if seeing < queries.len {
-                let stream = Stream { this: cache.heads(page, queries.head..last + 1), next };
+                let this = cache.heads(page, queries.head..last + 1);
+                let stream = Stream { this, next, reads: Reads::Again };
                 cpu.run(Visit {
                     queries,
                     page,
@@ -203,7 +204,11 @@ impl Op for Visit<'_> {
             let alike = queries[done..].iter().take_while(|query| visible(query) == seen).count();
             let size = tile_size(alike, if S::WIDE { 8 } else { 4 });
             // The first tile asks for memory, for all of them.
-            let stream = if done == self.first { self.stream } else { Stream::default() };
+            let stream = match (done == self.first, done + size == queries.len()) {
+                (true, true) => Stream { reads: Reads::Once, ..self.stream },
+                (true, false) => Stream { reads: Reads::Again, ..self.stream },
+                _ => Stream::default(),
+            };
             let tile = Tile { queries: self.queries, page: self.page, stream, first: done, visible: seen };
             let partials = &mut self.partials[done..done + size];
             match size {

@@ -146,7 +146,7 @@ impl Op for Multiply<'_, '_> {
             let (start, end) = (units.start.max(first) - first, units.end.min(first + panels) - first);
             for (panel, product) in (start..end).zip(&mut products) {
                 let then = if panel + 1 < panels { weights.bytes(panel + 1) } else { next };
-                panel_tile(s, weights, panel, &rows, Fetch::Then([then]), &mut out);
+                panel_tile(s, weights, panel, &rows, Fetch::for_tile(0, 1, 1, [then]), &mut out);
                 *product = out[0];
             }
         }

@@ -117,7 +117,7 @@ fn add_expert<S: Simd>(
                 prefetch::lines((&raw const sums[at(token)]).cast(), size_of::<[f32; LANES]>());
             }
             let then = if panel + 1 < panels.end { down.bytes(panel + 1) } else { next };
-            let fetch = if i == 0 { Fetch::Then([then]) } else { Fetch::Nothing };
+            let fetch = Fetch::for_tile(i, run.count, S::TILE, [then]);
             panel_tile(s, down, panel, &rows, fetch, &mut out);
             for (t, (&token, &weight)) in tokens.iter().zip(weights).enumerate() {
                 let sum = &mut sums[at(token)];

@@ -99,7 +99,7 @@ impl GateUp<'_> {
                     for panel in panels.clone() {
                         let out = if is_up { &mut out[panel - start] } else { &mut waiting[at(panel)] };
                         let then = if panel + 1 < last { matrix.bytes(panel + 1) } else { then };
-                        let fetch = if i == 0 { Fetch::Then([then]) } else { Fetch::Nothing };
+                        let fetch = Fetch::for_tile(i, self.item.slots.len(), S::TILE, [then]);
                         multiply(s, matrix, panel, &rows, fetch, out);
                     }
                     if is_up {
