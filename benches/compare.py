@@ -4,9 +4,10 @@
 
 Each round starts a process of either engine, in changing order; figures are medians over the rounds, ratios
 are medians of each round's own ratio. Both files have 4 bits with an f16 scale for 32 columns in every large
-matrix, the head among them; edgewise's also has the vision tower. Behind the first token edgewise's weights move into
-large pages all at once, as they do little by little in a process that writes. The machine must be quiet: other programs
-cost an engine whose threads wait for each other by spinning far more than one whose threads do not.
+matrix, the head among them; edgewise's also has the vision tower. Behind the first token edgewise's weights
+move into large pages at once, as they do little by little in a process that writes. The machine must be
+quiet: other programs cost an engine whose threads wait for each other by spinning far more than one whose
+threads do not.
 
 With `--image 640x480` it is measured, in place of text, from the pixels of an image to the first token, with
 22 tokens of text around it, and how much memory that takes. Both models are opened with their towers then.

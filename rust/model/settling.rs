@@ -2,10 +2,10 @@
 //!
 //! A file that was just opened is read where the page cache has it, in pages of 4 KB: nothing is faster to the first token.
 //! Pages of 2 MB are read faster, but to copy the weights there costs as much time as some tokens. So it is done behind
-//! the tokens that are written, and takes at most one part in eight of their time: short answers lose little, and some hundred tokens
-//! later all of it is where it is read fastest. What a copy costs differs more between systems than what it gains: one virtual machine
-//! has its memory, where another is given each page when it is first written. So time is what is counted. Prompts, which read weights once
-//! for many tokens, gain nothing and do not settle.
+//! the tokens that are written, and takes at most one part in 32 of their time, less than it gains: short answers lose little, and
+//! long ones end where all is read fastest. What a copy costs differs far more between systems than what it gains: one has its
+//! memory, another, a virtual machine, is given each page when it is first written, and took ten times as long. So time is what is
+//! counted. Prompts, which read weights once for many tokens, gain little and do not settle.
 
 use std::io;
 use std::sync::{Mutex, PoisonError};
@@ -17,7 +17,7 @@ use crate::memory::available_bytes;
 use crate::tensor::Bytes;
 
 /// Settling takes at most one part in so many of the time of passes.
-const TIME_SHARE: f64 = 8.0;
+const TIME_SHARE: f64 = 32.0;
 /// Whether there still is room is asked once for so many bytes: the answer takes a quarter of a millisecond.
 const ASKED: usize = 64 << 20;
 
