@@ -5,7 +5,9 @@
 //! in a virtual machine. In pages of 2 MB the same tables hold gigabytes.
 #![allow(unsafe_code, reason = "advice to the system about memory")]
 
+use std::collections::BTreeMap;
 use std::fs;
+use std::ops::Range;
 use std::path::Path;
 
 /// What a large page is on most systems.
@@ -49,6 +51,33 @@ pub fn advise(start: *mut u8, bytes: usize) {
 #[cfg(not(any(target_os = "linux", target_os = "android")))]
 pub fn advise(_start: *mut u8, _bytes: usize) {}
 
+/// The addresses of large pages of `page` bytes, rising, of which at least half is in `ranges` of addresses.
+pub fn half_covered(ranges: impl IntoIterator<Item = Range<usize>>, page: usize) -> Vec<usize> {
+    let mut covered = BTreeMap::<usize, usize>::new();
+    for range in ranges {
+        let mut start = range.start / page * page;
+        while start < range.end {
+            *covered.entry(start).or_default() += range.end.min(start + page) - range.start.max(start);
+            start += page;
+        }
+    }
+    covered.into_iter().filter(|(_, bytes)| 2 * bytes >= page).map(|(start, _)| start).collect()
+}
+
+/// Asks for what stands at `start`, `page` bytes of the heap in small pages, to be moved into one large page now, at the same address.
+/// A hint: older and other systems do not take it, nor do all parts of memory.
+#[cfg(any(target_os = "linux", target_os = "android"))]
+pub fn collapse(start: usize, page: usize) {
+    // Linux 6.1 and later.
+    const MADV_COLLAPSE: libc::c_int = 25;
+    // SAFETY: this advice changes neither contents nor mappings, whatever the range.
+    let _hint = unsafe { libc::madvise(std::ptr::without_provenance_mut(start), page, MADV_COLLAPSE) };
+}
+
+/// Asks for nothing: this system is not known to take such hints.
+#[cfg(not(any(target_os = "linux", target_os = "android")))]
+pub fn collapse(_start: usize, _page: usize) {}
+
 /// So many zeros, in large pages where they fill some.
 pub fn zeros(len: usize) -> Vec<u8> {
     // The allocator takes that much from the system, as zeros that nobody wrote yet.
@@ -88,6 +117,34 @@ mod tests {
             assert_eq!(below(machine(enabled, page).path()), expected, "{enabled} {page:?}");
         }
         assert_eq!(below(tempfile::tempdir().unwrap().path()), None);
+    }
+
+    #[test]
+    fn half_of_a_page_is_enough() {
+        for (ranges, expected) in [
+            (&[(0, 0)][..], &[][..]),
+            (&[(16, 32)], &[16]),
+            (&[(24, 40)], &[16, 32]),
+            (&[(25, 39)], &[]),
+            (&[(16, 20), (60, 64), (28, 32), (33, 36)], &[16]),
+            (&[(8, 48)], &[0, 16, 32]),
+        ] {
+            let ranges = ranges.iter().map(|&(start, end)| start..end);
+            assert_eq!(half_covered(ranges, 16), expected);
+        }
+    }
+
+    #[test]
+    fn collapsing_keeps_what_is_there() {
+        let bytes: Vec<u8> = (0..4 * USUAL).map(|i| (i * 7 + i / 251) as u8).collect();
+        let range = bytes.as_ptr_range();
+        let range = range.start.addr()..range.end.addr();
+        for page in half_covered(std::iter::once(range), USUAL) {
+            collapse(page, USUAL);
+        }
+        assert!(bytes.iter().enumerate().all(|(i, &byte)| byte == (i * 7 + i / 251) as u8));
+        // Where there is nothing, nothing happens.
+        collapse(USUAL, USUAL);
     }
 
     #[test]

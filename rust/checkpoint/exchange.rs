@@ -41,51 +41,31 @@ pub(crate) struct Run {
 /// The runs that cover what of `parts` stands in mapped files, in large pages of `page` bytes, a power of two: pages of which
 /// at least half is of these parts.
 pub(crate) fn runs<'a>(parts: impl IntoIterator<Item = &'a Bytes>, page: usize) -> Vec<Run> {
-    let mut files: BTreeMap<*const Mapping, (&Arc<Mapping>, BTreeMap<usize, usize>)> = BTreeMap::new();
+    let mut files: BTreeMap<*const Mapping, (&Arc<Mapping>, Vec<Range<usize>>)> = BTreeMap::new();
     for (file, range) in parts.into_iter().filter_map(Bytes::in_file) {
-        let (_, covered) = files.entry(Arc::as_ptr(file)).or_insert_with(|| (file, BTreeMap::new()));
-        for page in Pages::of(file, page).touched(&range) {
-            *covered.entry(page.start).or_default() += range.end.min(page.end) - range.start.max(page.start);
-        }
+        files.entry(Arc::as_ptr(file)).or_insert_with(|| (file, Vec::new())).1.push(range);
     }
     let mut runs = Vec::new();
-    for (file, covered) in files.into_values() {
-        for start in covered.into_iter().filter(|(_, bytes)| 2 * bytes >= page).map(|(start, _)| start) {
+    for (file, ranges) in files.into_values() {
+        let first = file.bytes().as_ptr().addr();
+        let addresses = ranges.into_iter().map(|range| first + range.start..first + range.end);
+        for address in large_pages::half_covered(addresses, page) {
+            let range = address.wrapping_sub(first)..address.wrapping_sub(first).wrapping_add(page);
+            // The first and the last one may reach outside.
+            if address < first || range.end > file.bytes().len() {
+                continue;
+            }
             match runs.last_mut() {
-                Some(Run { file: last, range })
-                    if Arc::ptr_eq(last, file) && range.end == start && range.len() + page <= RUN =>
+                Some(Run { file: last, range: before })
+                    if Arc::ptr_eq(last, file) && before.end == range.start && before.len() + page <= RUN =>
                 {
-                    range.end += page;
+                    before.end = range.end;
                 }
-                _ => runs.push(Run { file: Arc::clone(file), range: start..start + page }),
+                _ => runs.push(Run { file: Arc::clone(file), range }),
             }
         }
     }
     runs
-}
-
-/// The large pages of addresses that lie inside a mapping.
-struct Pages {
-    /// Where the first one begins in the file.
-    start: usize,
-    count: usize,
-    page: usize,
-}
-
-impl Pages {
-    fn of(file: &Mapping, page: usize) -> Self {
-        let address = file.bytes().as_ptr().addr();
-        let start = address.next_multiple_of(page) - address;
-        Self { start, count: file.bytes().len().saturating_sub(start) / page, page }
-    }
-
-    /// Those that have bytes of `range`, as ranges of the file.
-    fn touched(&self, range: &Range<usize>) -> impl Iterator<Item = Range<usize>> {
-        let first = range.start.saturating_sub(self.start) / self.page;
-        let end = range.end.saturating_sub(self.start).div_ceil(self.page).min(self.count);
-        let (start, page) = (self.start, self.page);
-        (first..end).map(move |i| start + i * page..start + (i + 1) * page)
-    }
 }
 
 impl Run {

@@ -142,6 +142,9 @@ impl Engine {
         self.adapt_chunk(tokens, seconds);
         let writing = tokens == members.len();
         if let Some(settling) = self.settling.as_ref().filter(|_| writing) {
+            for member in members {
+                settling.take_up(member.state);
+            }
             settling.step(&self.cpu, seconds);
         }
     }

@@ -6,13 +6,19 @@
 //! long ones end where all is read fastest. What a copy costs differs far more between systems than what it gains: one has its
 //! memory, another, a virtual machine, is given each page when it is first written, and took ten times as long. So time is what is
 //! counted. Prompts, which read weights once for many tokens, gain little and do not settle.
+//!
+//! The KV caches of the texts that are written follow, once they have grown by some pages. They are memory already, and of small
+//! pages, since they grow little by little and are shared; where Linux knows how, it moves what stands there into large ones.
 
 use std::io;
 use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
+use super::State;
 use crate::checkpoint::exchange::{Run, runs};
 use crate::kernels::Cpu;
+use crate::kernels::kv_cache::PAGE;
+use crate::large_pages;
 use crate::memory::available_bytes;
 use crate::tensor::Bytes;
 
@@ -20,6 +26,9 @@ use crate::tensor::Bytes;
 const TIME_SHARE: f64 = 32.0;
 /// Whether there still is room is asked once for so many bytes: the answer takes a quarter of a millisecond.
 const ASKED: usize = 64 << 20;
+
+/// Pages of a layer's KV cache that are taken up at a time: 1024 tokens, 12 MB of the 0.8B.
+const CACHE_PAGES: usize = 16;
 
 /// Which weights are yet to move.
 #[derive(Debug)]
@@ -38,6 +47,9 @@ pub(super) struct Settling {
 struct Left {
     /// The next one last.
     runs: Vec<Run>,
+    /// Addresses of large pages of which KV caches have at least half. They may have been freed meanwhile: to ask for them changes
+    /// nothing that anybody sees.
+    caches: Vec<usize>,
     /// Bytes that moved.
     moved: usize,
     /// Bytes that may move before the next question whether there is room.
@@ -55,13 +67,29 @@ impl Settling {
         Self { page, all, careful, left: Mutex::new(Left { runs, ..Left::default() }) }
     }
 
+    /// Takes up what the caches of `state` grew by since the last time, if it is enough.
+    pub fn take_up(&self, state: &mut State) {
+        let (done, full) = (state.settled_pages, state.len / PAGE);
+        if full < done + CACHE_PAGES {
+            // Fewer than were done are left of a text that was cut.
+            state.settled_pages = done.min(full);
+        } else if let Ok(mut left) = self.left.try_lock() {
+            let pages = state.kv_caches().flat_map(|cache| cache.pages().take(full).skip(done));
+            let ranges = pages.map(|page| page.as_ptr().addr()..page.as_ptr().addr() + page.len());
+            left.caches.extend(large_pages::half_covered(ranges, self.page));
+            state.settled_pages = full;
+        }
+    }
+
     /// What is due behind a pass that took so many seconds. Nothing if another thread is at it.
     pub fn step(&self, cpu: &Cpu, seconds: f64) {
         let Ok(mut left) = self.left.try_lock() else { return };
         left.seconds = (left.seconds + seconds / TIME_SHARE).min(seconds);
-        while left.seconds > 0.0 && !left.runs.is_empty() {
+        while left.seconds > 0.0 && !(left.runs.is_empty() && left.caches.is_empty()) {
             let start = Instant::now();
-            if self.advance(&mut left, cpu).is_err() {
+            if let Some(address) = left.caches.pop() {
+                large_pages::collapse(address, self.page);
+            } else if self.advance(&mut left, cpu).is_err() {
                 // The system refused. What did not move stays where it is, as good as it was.
                 left.runs.clear();
             }
@@ -72,6 +100,9 @@ impl Settling {
     /// Moves all that is left, as far as there is room for it.
     pub fn finish(&self, cpu: &Cpu) -> io::Result<()> {
         let mut left = self.left.lock().unwrap_or_else(PoisonError::into_inner);
+        for address in left.caches.drain(..) {
+            large_pages::collapse(address, self.page);
+        }
         while !left.runs.is_empty() {
             self.advance(&mut left, cpu)?;
         }

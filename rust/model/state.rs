@@ -22,6 +22,8 @@ pub struct State {
     pub(super) layers: Vec<LayerState>,
     /// The last token's hidden state before the final norm, `[hidden]`; empty before the first token.
     pub(super) last_hidden: Vec<f32>,
+    /// Pages of each KV cache that were taken up to be moved into large pages of memory, see [`super::settling`].
+    pub(super) settled_pages: usize,
 }
 
 /// The state of one layer.
@@ -52,6 +54,7 @@ impl State {
             broken: false,
             layers,
             last_hidden: Vec::with_capacity(config.hidden_size),
+            settled_pages: 0,
         }
     }
 
@@ -134,7 +137,7 @@ impl State {
         };
         let layers = self.layers.iter().zip(fresh).map(layer).collect();
         let last_hidden = Vec::with_capacity(self.last_hidden.capacity());
-        Ok(Self { len, next_position, broken: true, layers, last_hidden })
+        Ok(Self { len, next_position, broken: true, layers, last_hidden, settled_pages: 0 })
     }
 
     /// The cache of layer `index`, an attention layer.

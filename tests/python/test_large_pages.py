@@ -97,6 +97,27 @@ def test_little_by_little(path: str) -> None:
 
 
 @needs_pages
+@pytest.mark.parametrize("kv_dtype", ["f32", "int8"])
+def test_caches_of_long_texts_follow(path: str, kv_dtype: str) -> None:
+    plain = _native.Engine.open(path, kv_dtype=kv_dtype, threads=2, large_pages=False)
+    moved = _native.Engine.open(path, kv_dtype=kv_dtype, threads=2, large_pages=True)
+
+    def written(engine: _native.Engine) -> list[bytes]:
+        sequence = engine.sequence()
+        sequence.append([token(engine, i) for i in range(3000)])
+        fork = sequence.fork()
+        found = []
+        for text in [fork, sequence, fork]:
+            for i in range(2):
+                text.append([token(engine, i)])
+                engine.settle()
+                found.append(text.logits().tobytes())
+        return found
+
+    assert written(moved) == written(plain)
+
+
+@needs_pages
 def test_while_other_threads_compute(path: str) -> None:
     engine = _native.Engine.open(path, threads=2)
     plain = _native.Engine.open(path, threads=2, large_pages=False)

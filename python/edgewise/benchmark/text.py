@@ -65,12 +65,15 @@ def opened(path: str, plan: Plan) -> tuple[_native.Engine, float, float]:
 def speeds(engine: _native.Engine, plan: Plan) -> Speeds:
     """Read every prompt and write at every depth, all in each round: a slow minute hits no one alone.
 
-    Weights move into large pages before that: what is measured is how it goes on, not the first answer.
+    Weights and what stands in the caches move into large pages before that: what is measured is how it goes
+    on, not the first answer.
     """
     reading: dict[int, list[float]] = defaultdict(list)
     writing: dict[int, list[Decoded]] = defaultdict(list)
-    engine.settle()
     contexts = {depth: _prefilled(engine, max(depth, 1)) for depth in plan.decode_depths}
+    for context in contexts.values():
+        _decode(engine, context.fork(), 1)
+    engine.settle()
     for _ in range(plan.rounds):
         for length in plan.prompt_lengths:
             start = time.perf_counter()
