@@ -11,6 +11,7 @@
 //! pages, since they grow little by little and are shared; where Linux knows how, it moves what stands there into large ones.
 
 use std::io;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
@@ -29,6 +30,8 @@ const ASKED: usize = 64 << 20;
 
 /// Pages of a layer's KV cache that are taken up at a time: 1024 tokens, 12 MB of the 0.8B.
 const CACHE_PAGES: usize = 16;
+/// Large pages of caches that wait at most; more are left as they are. Where the system is slow to find room, texts come and go faster.
+const WAITING: usize = 4096;
 
 /// Which weights are yet to move.
 #[derive(Debug)]
@@ -40,6 +43,8 @@ pub(super) struct Settling {
     /// Whether only where the system has memory for the weights twice, so that it need not give up the page cache's copy, from
     /// which the next process opens the file.
     careful: bool,
+    /// Bytes that moved.
+    moved: AtomicUsize,
     left: Mutex<Left>,
 }
 
@@ -50,8 +55,6 @@ struct Left {
     /// Addresses of large pages of which KV caches have at least half. They may have been freed meanwhile: to ask for them changes
     /// nothing that anybody sees.
     caches: Vec<usize>,
-    /// Bytes that moved.
-    moved: usize,
     /// Bytes that may move before the next question whether there is room.
     granted: usize,
     /// Seconds earned by passes and not yet taken; below 0 if the last run took longer.
@@ -64,7 +67,13 @@ impl Settling {
         let mut runs = runs(parts, page);
         runs.reverse();
         let all = runs.iter().map(Run::len).sum();
-        Self { page, all, careful, left: Mutex::new(Left { runs, ..Left::default() }) }
+        Self {
+            page,
+            all,
+            careful,
+            moved: AtomicUsize::new(0),
+            left: Mutex::new(Left { runs, ..Left::default() }),
+        }
     }
 
     /// Takes up what the caches of `state` grew by since the last time, if it is enough.
@@ -76,7 +85,8 @@ impl Settling {
         } else if let Ok(mut left) = self.left.try_lock() {
             let pages = state.kv_caches().flat_map(|cache| cache.pages().take(full).skip(done));
             let ranges = pages.map(|page| page.as_ptr().addr()..page.as_ptr().addr() + page.len());
-            left.caches.extend(large_pages::half_covered(ranges, self.page));
+            let room = WAITING - left.caches.len();
+            left.caches.extend(large_pages::half_covered(ranges, self.page).into_iter().take(room));
             state.settled_pages = full;
         }
     }
@@ -111,14 +121,14 @@ impl Settling {
 
     /// Bytes that moved.
     pub fn moved(&self) -> usize {
-        self.left.lock().unwrap_or_else(PoisonError::into_inner).moved
+        self.moved.load(Relaxed)
     }
 
     /// Moves the next run, or gives up all that is left where there is no room.
     fn advance(&self, left: &mut Left, cpu: &Cpu) -> io::Result<()> {
         if self.careful && left.granted == 0 {
             // The page cache's copies count as available, and what moved already does not.
-            let needed = (2 * self.all - left.moved) as u64;
+            let needed = (2 * self.all - self.moved()) as u64;
             if available_bytes().is_none_or(|bytes| bytes < needed) {
                 left.runs.clear();
                 return Ok(());
@@ -127,7 +137,7 @@ impl Settling {
         }
         if let Some(run) = left.runs.last() {
             run.exchange(self.page, |new, old| copy(cpu, self.page, new, old))?;
-            left.moved += run.len();
+            self.moved.fetch_add(run.len(), Relaxed);
             left.granted = left.granted.saturating_sub(run.len());
             left.runs.pop();
         }
