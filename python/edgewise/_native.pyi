@@ -508,7 +508,7 @@ class Engine:
         """Read a text in windows, each on its own, and return what the matrices of the text model read."""
 
     def settle(self) -> None:
-        """Move what is left of the weights into large pages now, as far as there is room.
+        """Move what is left of the weights and of caches into large pages now, as far as there is room.
 
         It may be called, and takes effect, while other threads compute. Nothing is moved if the engine was
         opened with `large_pages=False`.

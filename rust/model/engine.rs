@@ -6,7 +6,7 @@ use std::time::Instant;
 use super::costs;
 use super::media::{Prompt, Span};
 use super::member::{self, Member};
-use super::settling::Settling;
+use super::settling::{Settling, no_large_pages};
 use super::step::Progress;
 use super::vision::{Features, Grid, VisionTower, VisionWatch};
 use super::workspace::{Taken, Workspace};
@@ -57,11 +57,15 @@ impl Engine {
     }
 
     /// Decides about large pages for the weights that decoding reads: behind the tokens, where the system has them and room;
-    /// at once; or never.
+    /// at once; or never. `proceed` is asked now and then while all moves at once.
     ///
     /// # Errors
-    /// If they are wanted at once, and the system has none or no memory for them.
-    pub fn use_large_pages(&mut self, wanted: Option<bool>) -> Result<()> {
+    /// If they are wanted at once, and the system has none or no memory for them; that of `proceed`.
+    pub fn use_large_pages(
+        &mut self,
+        wanted: Option<bool>,
+        proceed: &mut dyn FnMut() -> Result<()>,
+    ) -> Result<()> {
         let page = match (wanted, large_pages::size()) {
             (Some(false), _) | (None, None) => return Ok(()),
             (Some(true), None) => return Err(no_large_pages("this system gives programs none")),
@@ -69,7 +73,7 @@ impl Engine {
         };
         let parts = costs::met(&self.model.weights).map(Matrix::data);
         self.settling = Some(Settling::new(parts, page, wanted.is_none()));
-        if wanted == Some(true) { self.settle() } else { Ok(()) }
+        if wanted == Some(true) { self.settle(proceed) } else { Ok(()) }
     }
 
     /// Bytes of weights that were moved into large pages.
@@ -77,13 +81,12 @@ impl Engine {
         self.settling.as_ref().map_or(0, Settling::moved)
     }
 
-    /// Moves what is left of the weights into large pages now, as far as there is room.
+    /// Moves what is left of the weights into large pages now, as far as there is room. `proceed` is asked now and then.
     ///
     /// # Errors
-    /// If the system has no memory for it.
-    pub fn settle(&self) -> Result<()> {
-        let settled = self.settling.as_ref().map_or(Ok(()), |settling| settling.finish(&self.cpu));
-        settled.map_err(|error| no_large_pages(&error.to_string()))
+    /// If the system has no memory for it; that of `proceed`. What moved until then stays moved.
+    pub fn settle(&self, proceed: &mut dyn FnMut() -> Result<()>) -> Result<()> {
+        self.settling.as_ref().map_or(Ok(()), |settling| settling.finish(&self.cpu, proceed))
     }
 
     /// Number type of the KV cache of new sequences.
@@ -347,8 +350,4 @@ pub struct Trace {
     pub logits: Vec<f32>,
     /// The state after the last token.
     pub state: State,
-}
-
-fn no_large_pages(reason: &str) -> Error {
-    Error::argument("large_pages", format!("the weights cannot be moved into large pages: {reason}"))
 }

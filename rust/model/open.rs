@@ -115,7 +115,7 @@ pub fn open(path: &Path, options: &Options, cpu: Cpu, progress: Progress<'_>) ->
                       original checkpoint";
         return Err(Error::argument("dtype", reason));
     }
-    let mut source = CheckpointSource::new(&checkpoint, &config, &options.precision, &cpu, progress)?;
+    let mut source = CheckpointSource::new(&checkpoint, &config, &options.precision, &cpu, &mut *progress)?;
     let mut weights = names::load(&config.text, &mut source)?;
     let vision = match &config.vision {
         Some(vision) if checkpoint.names().any(is_vision) => Some(VisionTower {
@@ -126,11 +126,12 @@ pub fn open(path: &Path, options: &Options, cpu: Cpu, progress: Progress<'_>) ->
         // A text model that was cut out of a larger one often keeps its configuration.
         _ => None,
     };
+    let total = source.total;
     let exceeds_memory = || available_bytes().is_some_and(|bytes| checkpoint.nbytes() > bytes);
     weights.set_prefetch(options.prefetch.unwrap_or_else(exceeds_memory));
     let model = Model { config: config.text.clone(), weights, vision };
     let mut engine = Engine::new(model, cpu, options.kv_type());
-    engine.use_large_pages(options.large_pages)?;
+    engine.use_large_pages(options.large_pages, &mut || progress(total, total, "large pages"))?;
     Ok(Opened { engine, checkpoint, config })
 }
 

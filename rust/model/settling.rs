@@ -17,6 +17,7 @@ use std::time::Instant;
 
 use super::State;
 use crate::checkpoint::exchange::{Run, runs};
+use crate::error::{Error, Result};
 use crate::kernels::Cpu;
 use crate::kernels::kv_cache::PAGE;
 use crate::large_pages;
@@ -107,14 +108,15 @@ impl Settling {
         }
     }
 
-    /// Moves all that is left, as far as there is room for it.
-    pub fn finish(&self, cpu: &Cpu) -> io::Result<()> {
+    /// Moves all that is left, as far as there is room for it. `proceed` is asked before each run and stops the work with an error.
+    pub fn finish(&self, cpu: &Cpu, proceed: &mut dyn FnMut() -> Result<()>) -> Result<()> {
         let mut left = self.left.lock().unwrap_or_else(PoisonError::into_inner);
         for address in left.caches.drain(..) {
             large_pages::collapse(address, self.page);
         }
         while !left.runs.is_empty() {
-            self.advance(&mut left, cpu)?;
+            proceed()?;
+            self.advance(&mut left, cpu).map_err(|error| no_large_pages(&error.to_string()))?;
         }
         Ok(())
     }
@@ -143,6 +145,11 @@ impl Settling {
         }
         Ok(())
     }
+}
+
+/// The error of who wants large pages at once and cannot have them.
+pub(super) fn no_large_pages(reason: &str) -> Error {
+    Error::argument("large_pages", format!("the weights cannot be moved into large pages: {reason}"))
 }
 
 /// Copies a large page at a time on each thread, so that the thread that copies into one also makes it.

@@ -133,7 +133,7 @@ impl PyEngine {
     }
 
     fn settle(&self, py: Python<'_>) -> PyResult<()> {
-        released(py, |_| self.engine.settle())
+        released(py, |callbacks| self.engine.settle(&mut || callbacks.check_signals()))
     }
 
     #[pyo3(signature = (seconds = 0.05))]

@@ -73,6 +73,25 @@ def test_all_at_once(path: str) -> None:
 
 
 @needs_pages
+def test_moving_at_once_can_be_stopped(path: str) -> None:
+    class StopError(Exception):
+        pass
+
+    moving = 0
+
+    def progress(done: int, total: int, name: str) -> None:
+        nonlocal moving
+        assert done <= total
+        moving += name == "large pages"
+        if moving == 2:
+            raise StopError
+
+    with pytest.raises(StopError):
+        _native.Engine.open(path, threads=2, progress=progress, large_pages=True)
+    assert moving == 2, "asked before each part"
+
+
+@needs_pages
 def test_little_by_little(path: str) -> None:
     wanted = bits(_native.Engine.open(path, threads=2, large_pages=False))
     engine = _native.Engine.open(path, threads=2)
