@@ -10,11 +10,14 @@ load counted for itself (so pairs of loads can be below it):
     products        sdot 32, smmla 16 (32 for a block and two tokens), smlal 64
     block           loads 16, expansions 32; scales 2 loads and 4 conversions; smmla 16 zips and 8 of scales:
                     shared by the tile. INT8: loads 32, no expansions, smmla 32 zips
-    token           sums 4 to start and 4 to convert; scales 4 products; 4 multiply-adds; 2 loads of
-                    activations, 1 of their scale and offset; smlal 8 loads of four activations, 8 to
-                    add up (INT8 36)
-    asymmetric      offsets 2 loads, 4 conversions, 4 multiply-adds and for smmla 8 zips: shared; for a token
-                    4 multiply-adds
+    token           sums 4 to start and 4 subtractions of where they started; 4 multiply-adds; 2 loads of
+                    activations, 1 of what sums start from; smlal 8 loads of four activations, 8 to add up
+                    (INT8 36)
+    asymmetric      offsets 2 loads, 4 conversions, 8 to make them a factor and for smmla 8 zips: shared; for
+                    a token 4 multiply-adds
+
+What is done for a span of four blocks comes on top: of a token 4 multiply-adds with its scale, 9 loads and
+stores.
 """
 
 from __future__ import annotations
@@ -55,8 +58,8 @@ class Row:
     def least(self) -> float:
         """Return the least number of SIMD instructions for a block and token, as the text above has it."""
         nibbles, asymmetric = self.weights.startswith("int4"), self.weights.endswith("asym")
-        block = (16 + 32 if nibbles else 32) + 6 + (10 if asymmetric else 0)
-        token = 4 + 4 + 4 + 4 + 3 + (4 if asymmetric else 0)
+        block = (16 + 32 if nibbles else 32) + 6 + (14 if asymmetric else 0)
+        token = 4 + 4 + 4 + 3 + (4 if asymmetric else 0)
         if self.tier == "i8mm":
             block += (16 if nibbles else 32) + 8 + (8 if asymmetric else 0)
             return block / self.tokens + token + 32 * ((self.tokens + 1) // 2) / self.tokens
@@ -106,13 +109,12 @@ def loops(code: list[Instruction]) -> list[list[Instruction]]:
 def described(loop: list[Instruction]) -> Row | None:
     """Return what is shown of a loop over blocks, `None` of any other."""
     names = Counter(instruction.name for instruction in loop)
-    if not names["scvtf"] or not names["fmla"]:
+    if not names["fsub"] or not names["fmla"]:
         return None
     # Scales of four rows are converted by one instruction, those of sixteen by two times two.
     parts = 1 if names["fcvtl2"] else 4
-    # For each conversion of a sum one multiply-add, and one with offsets; sums of activations may be
-    # converted too.
-    asymmetric = names["fmla"] >= 1.5 * names["scvtf"]
+    # A multiply-add for each sum, and one with offsets, which take the only products of floats.
+    asymmetric = names["fmul"] > 0
     tokens, rest = divmod(parts * names["fmla"] // (2 if asymmetric else 1), 4)
     weights = "int4" if parts * names["ushr"] >= 16 else "int8"
     if asymmetric:

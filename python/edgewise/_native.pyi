@@ -125,9 +125,10 @@ def int4_matmul(
 ) -> _Floats:
     """Multiply activations with a matrix in INT4 blocks, as the engine does: `x @ weights.T`.
 
-    Activations are first rounded to INT8, symmetric, with a scale for every row of `x` and 32 columns;
-    products are exact in whole numbers within such a group and summed in float32 over groups. The result has
-    the same bits for any number of threads, and each of its rows whatever rows are computed beside it.
+    Activations are first rounded to INT8, symmetric, with a scale for every row of `x` and 128 columns, of
+    which 32 that are small beside the others have a half, a quarter and so on of it for a step; products are
+    exact in whole numbers within 32 columns and summed in float32 over these. The result has the same bits
+    for any number of threads, and each of its rows whatever rows are computed beside it.
 
     Args:
         x: float32 [tokens, cols].
@@ -201,9 +202,10 @@ def int8_matmul(
 ) -> _Floats:
     """Multiply activations with a matrix in INT8 blocks, as the engine does: `x @ weights.T`.
 
-    Activations are first rounded to INT8, symmetric, with a scale for every row of `x` and 32 columns;
-    products are exact in whole numbers within such a group and summed in float32 over groups. The result has
-    the same bits for any number of threads, and each of its rows whatever rows are computed beside it.
+    Activations are first rounded to INT8, symmetric, with a scale for every row of `x` and 128 columns, of
+    which 32 that are small beside the others have a half, a quarter and so on of it for a step; products are
+    exact in whole numbers within 32 columns and summed in float32 over these. The result has the same bits
+    for any number of threads, and each of its rows whatever rows are computed beside it.
 
     Args:
         x: float32 [tokens, cols].

@@ -1,9 +1,21 @@
 //! Activations as INT8: what quantised weights are multiplied with.
 //!
-//! Symmetric, one scale for each token and group of 32 channels: scale = absmax / 127, value = x / scale rounded to
-//! nearest even. Multiples of the group's sum are kept for tiers that multiply unsigned weights, see `offset_u4`, which asymmetric
-//! weights need too. A group that holds NaN or an infinity gets a NaN scale, so that the fault reaches the logits instead of
-//! vanishing in a cast.
+//! Symmetric, one scale for each token and span of 128 channels: scale = absmax / 127, value = x / scale rounded to nearest even.
+//! A group of 32 channels all of which are small beside the span's largest has a finer step, scale / 2^k with the largest k up to
+//! 15 for which its largest is at most the span's. So an outlier takes no bits away from other groups, and powers of two cost a
+//! product nothing:
+//!
+//! ```text
+//! base = 1.5 x 2^23 / 2^k                          a float whose last bit stands for one step, in units of the scale
+//! bits of base, plus a sum of products in i32      adds that many steps to it, exactly, while they are below 2^22
+//! float of these bits - base = sum / 2^k           one subtraction in place of a conversion
+//! ```
+//!
+//! Sums of a block are below 2^20. With a scale of its own for each group a product would take 10 multiplications in place of 9.25
+//! on AVX-512, for a sixth of what activations lose, which is a small part of what INT4 weights do (`docs/quantisation.md`).
+//!
+//! What sums start from holds multiples of the group's sum too, for tiers that multiply unsigned weights. A span that holds NaN or an
+//! infinity has NaN for its scale, so that the fault reaches the logits instead of vanishing in a cast.
 
 #![allow(unsafe_code, reason = "rows, written in parallel in two forms")]
 
@@ -14,26 +26,53 @@ use super::math::padded;
 use super::norm::row_grain;
 use crate::weights::matrix::BLOCK_COLS;
 
+/// Groups that share a scale.
+pub const SPAN: usize = 4;
+/// Channels of these.
+pub const SPAN_COLS: usize = SPAN * BLOCK_COLS;
+/// Steps of a group are a scale over 2^k, k at most this.
+const FINEST: i32 = 15;
+
 /// 32 channels of one token.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Group {
-    /// Value of one step.
+    /// What 1 stands for, of all groups of a span.
     pub scale: f32,
-    /// -8 x the sum of `values`: what a nibble, 8 above its weight, adds too much.
-    pub offset_u4: i32,
-    /// -128 x the sum of `values`: the same for bytes stored 128 above their weight.
-    pub offset_i8: i32,
+    /// 1.5 x 2^23 steps, of which 2^k are 1. Its bits are what sums of signed weights start from.
+    pub base: f32,
+    /// The same bits - 8 x the sum of `values`: nibbles are 8 above their weights.
+    pub start_u4: i32,
+    /// The same bits - 128 x the sum of `values`: for tiers that multiply bytes 128 above their weights.
+    pub start_u8: i32,
     /// Steps, -127..=127.
     pub values: [i8; BLOCK_COLS],
 }
 
 impl Group {
-    /// Computes the offsets from the values.
+    /// Sets all that belongs to a scale, steps of it over 2^k, and values that sum up to `sum`.
+    ///
+    /// # Panics
+    /// In debug builds, if k is not in 0..=15.
     #[inline(always)]
-    pub(super) fn set_offsets(&mut self) {
-        let sum: i32 = self.values.iter().map(|&value| i32::from(value)).sum();
-        (self.offset_u4, self.offset_i8) = (-8 * sum, -128 * sum);
+    pub(super) fn set(&mut self, scale: f32, k: i32, sum: i32) {
+        debug_assert!((0..=FINEST).contains(&k));
+        let bits = (127 + 23 - k) << 23 | 1 << 22;
+        self.scale = scale;
+        self.base = f32::from_bits(bits.cast_unsigned());
+        let less = |times: i32| bits.wrapping_sub(sum.wrapping_mul(times));
+        (self.start_u4, self.start_u8) = (less(8), less(128));
+    }
+
+    /// What sums of INT8 weights start from on tier `S`.
+    #[inline(always)]
+    pub(super) fn start_i8<S: Simd>(&self) -> i32 {
+        if S::UNSIGNED { self.start_u8 } else { self.base.to_bits().cast_signed() }
+    }
+
+    /// A step.
+    pub fn step(&self) -> f32 {
+        self.scale * (self.base / (3 << 22) as f32)
     }
 }
 
@@ -151,40 +190,59 @@ impl Op for QuantizeRows<'_> {
 /// Quantises one row.
 #[inline(always)]
 pub(super) fn quantize_row<S: Simd>(s: S, x: &[f32], out: &mut [Group]) {
-    for (x, out) in x.chunks(BLOCK_COLS).zip(out) {
-        quantize_group(s, x, out);
+    for (x, out) in x.chunks(SPAN_COLS).zip(out.chunks_mut(SPAN)) {
+        quantize_span(s, x, out);
     }
 }
 
-/// Quantises up to 32 channels of one token.
+/// Quantises up to 128 channels of one token.
 #[inline(always)]
-pub(super) fn quantize_group<S: Simd>(s: S, x: &[f32], out: &mut Group) {
-    let (low, high) = if x.len() == BLOCK_COLS {
-        let chunks = x.as_chunks::<LANES>().0;
-        (s.load(&chunks[0]), s.load(&chunks[1]))
-    } else {
-        let split = x.len().min(LANES);
-        (s.load(&padded(&x[..split])), s.load(&padded(&x[split..])))
-    };
-    quantize_lanes(s, low, high, out);
+pub(super) fn quantize_span<S: Simd>(s: S, x: &[f32], out: &mut [Group]) {
+    let zero = s.splat(0.0);
+    let (mut largest, mut most, mut poison) = ([0.0; SPAN], 0.0, zero);
+    for (x, largest) in x.chunks(BLOCK_COLS).zip(&mut largest) {
+        let [low, high] = halves(s, x);
+        // 0 x inf and 0 x NaN are NaN; all else stays 0.
+        poison = s.fma(low, zero, s.fma(high, zero, poison));
+        *largest = s.max_lane(s.max(s.abs(low), s.abs(high)));
+        most = if *largest > most { *largest } else { most };
+    }
+    let scale = most / 127.0 + s.sum(poison);
+    // Spans of zeros, or almost, become zeros, and so do those whose scale is NaN.
+    let inverse = if most > SMALLEST && scale.is_finite() { 127.0 / most } else { 0.0 };
+    for ((x, out), largest) in x.chunks(BLOCK_COLS).zip(out).zip(largest) {
+        let k = halvings(most, largest);
+        let inverse = s.splat(inverse * (1_u32 << k) as f32);
+        let [low, high] = halves(s, x);
+        let (low, high) = (s.round(s.mul(low, inverse)), s.round(s.mul(high, inverse)));
+        let values = out.values.as_chunks_mut::<LANES>().0;
+        s.store_i8(low, &mut values[0]);
+        s.store_i8(high, &mut values[1]);
+        // Exact: whole numbers below 2^24, or, where the scale is NaN, of no importance.
+        let sum = s.sum(s.add(s.to_f32(low), s.to_f32(high))) as i32;
+        out.set(scale, k, sum);
+    }
 }
 
-/// Channels 0..16 and 16..32 of a group.
+/// Spans of which no number is larger become zeros: inverses of their steps are not finite.
+const SMALLEST: f32 = 1e-28;
+
+/// The largest k up to 15 with `part` x 2^k <= `whole`, both at least 0; any where that is 0.
 #[inline(always)]
-pub(super) fn quantize_lanes<S: Simd>(s: S, low: S::F, high: S::F, out: &mut Group) {
-    let absmax = s.max_lane(s.max(s.abs(low), s.abs(high)));
-    // 0 x inf and 0 x NaN are NaN; all else stays 0.
-    let zero = s.splat(0.0);
-    let poison = s.sum(s.fma(low, zero, s.mul(high, zero)));
-    let inverse = if absmax > 0.0 { 127.0 / absmax } else { 0.0 };
-    out.scale = absmax / 127.0 + poison;
-    let inverse = if out.scale.is_finite() && inverse.is_finite() { inverse } else { 0.0 };
-    let inverse = s.splat(inverse);
-    let (low, high) = (s.round(s.mul(low, inverse)), s.round(s.mul(high, inverse)));
-    let values = out.values.as_chunks_mut::<LANES>().0;
-    s.store_i8(low, &mut values[0]);
-    s.store_i8(high, &mut values[1]);
-    // Exact: whole numbers below 2^24, or, where the scale is NaN, of no importance.
-    let sum = s.sum(s.add(s.to_f32(low), s.to_f32(high))) as i32;
-    (out.offset_u4, out.offset_i8) = (sum.wrapping_mul(-8), sum.wrapping_mul(-128));
+fn halvings(whole: f32, part: f32) -> i32 {
+    // The quotient is never rounded up to a power of two: below one, floats are as close as their fractions allow.
+    let exponent = ((whole / part).to_bits() >> 23).cast_signed() - 127;
+    exponent.clamp(0, FINEST)
+}
+
+/// Channels 0..16 and 16..32 of a group, zeros where there are fewer.
+#[inline(always)]
+fn halves<S: Simd>(s: S, x: &[f32]) -> [S::F; 2] {
+    if x.len() == BLOCK_COLS {
+        let chunks = x.as_chunks::<LANES>().0;
+        [s.load(&chunks[0]), s.load(&chunks[1])]
+    } else {
+        let split = x.len().min(LANES);
+        [s.load(&padded(&x[..split])), s.load(&padded(&x[split..]))]
+    }
 }

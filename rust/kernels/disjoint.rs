@@ -33,14 +33,4 @@ impl<'a, T> Disjoint<'a, T> {
         // SAFETY: in bounds, and unaliased by the caller's promise.
         unsafe { std::slice::from_raw_parts_mut(self.start.add(range.start), range.len()) }
     }
-
-    /// Element `index`.
-    ///
-    /// # Safety
-    /// As for [`Self::part`].
-    #[allow(clippy::mut_from_ref, reason = "that is its purpose; the caller promises disjointness")]
-    pub unsafe fn item(&self, index: usize) -> &mut T {
-        // SAFETY: the caller's promise is passed on.
-        unsafe { &mut self.part(index..index + 1)[0] }
-    }
 }

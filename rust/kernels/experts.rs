@@ -9,8 +9,8 @@
 //! read of its weights; the shared expert is one more, with every token. Two parallel regions follow:
 //!
 //! ```text
-//! gate_up  for each expert and 32 of its channels (and a piece of its tokens if they are many):
-//!            gate and up of these channels, SwiGLU, one group of INT8       -> activations [slots, width]
+//! gate_up  for each expert and 128 of its channels (and a piece of its tokens if they are many):
+//!            gate and up of these channels, SwiGLU, INT8 with one scale     -> activations [slots, width]
 //! down     for each run of panels of the output:
 //!            for each expert, rising; for each of its slots: sum[token] += weight x panel x activations
 //!            out = sum                                                     -> [tokens, hidden]

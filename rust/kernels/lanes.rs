@@ -58,6 +58,8 @@ pub trait Simd: Copy + Send + Sync + 'static {
     const PAIRS: usize = usize::MAX;
     /// Whether registers hold more than 16 vectors of lanes: then attention computes twice as much side by side.
     const WIDE: bool;
+    /// Whether INT8 weights are multiplied as unsigned bytes, 128 above what they are.
+    const UNSIGNED: bool = false;
 
     /// `x` in every lane.
     fn splat(self, x: f32) -> Self::F;
@@ -117,6 +119,13 @@ pub trait Simd: Copy + Send + Sync + 'static {
     fn splat_i32(self, x: i32) -> Self::I;
     /// Converts to f32, rounded to nearest even.
     fn to_f32(self, a: Self::I) -> Self::F;
+    /// The numbers whose bits these are.
+    fn reinterpret(self, a: Self::I) -> Self::F;
+    /// Sums that started from the bits of `base`, in steps of [`Group`](super::activations::Group): exact below 2^22 of them.
+    #[inline(always)]
+    fn above(self, sums: Self::I, base: f32) -> Self::F {
+        self.sub(self.reinterpret(sums), self.splat(base))
+    }
     /// a * 2^n by adding n to the exponent field: a and the result must be normal numbers (NaN stays NaN for n = 0).
     fn scale_exponent(self, a: Self::F, n: Self::I) -> Self::F;
     /// Writes the low byte of each lane. Every lane must fit an i8.
@@ -129,26 +138,27 @@ pub trait Simd: Copy + Send + Sync + 'static {
     fn load_u4(self, block: &[u8; 256]) -> [Self::B; 8];
     /// The 16x32 bytes of an INT8 block as eight byte vectors, prepared for [`Self::dot_i8`].
     fn load_i8(self, block: &[u8; 512]) -> [Self::B; 8];
-    /// For each row, the exact sum over 32 columns of (nibble - 8) x a. `offset` is -8 x the sum of `a`.
-    fn dot_u4(self, w: &[Self::B; 8], a: &[i8; 32], offset: i32) -> Self::I;
-    /// For each row, the exact sum over 32 columns of w x a, w in -127..=127. `offset` is -128 x the sum of `a`.
-    fn dot_i8(self, w: &[Self::B; 8], a: &[i8; 32], offset: i32) -> Self::I;
+    /// For each row, `start` and the exact sum over 32 columns of nibble x a.
+    fn dot_u4(self, w: &[Self::B; 8], a: &[i8; 32], start: i32) -> Self::I;
+    /// For each row, `start` and the exact sum over 32 columns of w x a, w in -127..=127, or of (w + 128) x a on tiers that are
+    /// [`Self::UNSIGNED`].
+    fn dot_i8(self, w: &[Self::B; 8], a: &[i8; 32], start: i32) -> Self::I;
 
     /// [`Self::dot_u4`] of `T` groups of activations: tiers may interleave them.
     #[inline(always)]
-    fn dots_u4<const T: usize>(self, w: &[Self::B; 8], a: [&[i8; 32]; T], offsets: [i32; T]) -> [Self::I; T] {
-        let mut out = [self.dot_u4(w, a[0], offsets[0]); T];
+    fn dots_u4<const T: usize>(self, w: &[Self::B; 8], a: [&[i8; 32]; T], starts: [i32; T]) -> [Self::I; T] {
+        let mut out = [self.dot_u4(w, a[0], starts[0]); T];
         for t in 1..T {
-            out[t] = self.dot_u4(w, a[t], offsets[t]);
+            out[t] = self.dot_u4(w, a[t], starts[t]);
         }
         out
     }
     /// [`Self::dot_i8`] of `T` groups of activations: tiers may interleave them.
     #[inline(always)]
-    fn dots_i8<const T: usize>(self, w: &[Self::B; 8], a: [&[i8; 32]; T], offsets: [i32; T]) -> [Self::I; T] {
-        let mut out = [self.dot_i8(w, a[0], offsets[0]); T];
+    fn dots_i8<const T: usize>(self, w: &[Self::B; 8], a: [&[i8; 32]; T], starts: [i32; T]) -> [Self::I; T] {
+        let mut out = [self.dot_i8(w, a[0], starts[0]); T];
         for t in 1..T {
-            out[t] = self.dot_i8(w, a[t], offsets[t]);
+            out[t] = self.dot_i8(w, a[t], starts[t]);
         }
         out
     }
@@ -159,9 +169,9 @@ pub trait Simd: Copy + Send + Sync + 'static {
         self,
         block: &[u8; 256],
         a: [&[i8; 32]; T],
-        offsets: [i32; T],
+        starts: [i32; T],
     ) -> [Self::I; T] {
-        self.dots_u4(&self.load_u4(block), a, offsets)
+        self.dots_u4(&self.load_u4(block), a, starts)
     }
     /// [`Self::dots_i8`] of a block that is used once.
     #[inline(always)]
@@ -169,9 +179,9 @@ pub trait Simd: Copy + Send + Sync + 'static {
         self,
         block: &[u8; 512],
         a: [&[i8; 32]; T],
-        offsets: [i32; T],
+        starts: [i32; T],
     ) -> [Self::I; T] {
-        self.dots_i8(&self.load_i8(block), a, offsets)
+        self.dots_i8(&self.load_i8(block), a, starts)
     }
 
     /// [`Self::block_u4`] of `N` blocks: tiers with many registers may interleave them, so that they share what they load of `a`.
@@ -180,11 +190,11 @@ pub trait Simd: Copy + Send + Sync + 'static {
         self,
         blocks: [&[u8; 256]; N],
         a: [&[i8; 32]; T],
-        offsets: [i32; T],
+        starts: [i32; T],
     ) -> [[Self::I; T]; N] {
-        let mut out = [self.block_u4(blocks[0], a, offsets); N];
+        let mut out = [self.block_u4(blocks[0], a, starts); N];
         for n in 1..N {
-            out[n] = self.block_u4(blocks[n], a, offsets);
+            out[n] = self.block_u4(blocks[n], a, starts);
         }
         out
     }
@@ -194,11 +204,11 @@ pub trait Simd: Copy + Send + Sync + 'static {
         self,
         blocks: [&[u8; 512]; N],
         a: [&[i8; 32]; T],
-        offsets: [i32; T],
+        starts: [i32; T],
     ) -> [[Self::I; T]; N] {
-        let mut out = [self.block_i8(blocks[0], a, offsets); N];
+        let mut out = [self.block_i8(blocks[0], a, starts); N];
         for n in 1..N {
-            out[n] = self.block_i8(blocks[n], a, offsets);
+            out[n] = self.block_i8(blocks[n], a, starts);
         }
         out
     }

@@ -12,30 +12,35 @@ use crate::weights::matrix::BLOCK_COLS;
 #[repr(C, align(16))]
 #[derive(Clone, Copy, Debug)]
 pub struct Pair {
-    /// -8 x the sums of a, b, a, b, see [`Group::offset_u4`], as [`Sums`] has it.
-    pub offsets: [u32; 4],
+    /// What sums of nibbles start from, or what offsets multiply, as [`Sums`] has it: of a, b, a, b.
+    pub starts: [u32; 4],
     /// Eight columns of a and the same of b, four times.
     pub values: [[[i8; 8]; 2]; BLOCK_COLS / 8],
+    /// [`Group::base`] of a, b, a, b.
+    pub bases: [f32; 4],
     /// Scales of a, b, a, b.
     pub scales: [f32; 4],
 }
 
-/// What the bits of [`Pair::offsets`] are.
+/// What the bits of [`Pair::starts`] are.
 #[derive(Clone, Copy, Debug)]
 pub enum Sums {
-    /// i32, from which sums of products start.
+    /// [`Group::start_u4`], from which sums of products start.
     Integers,
-    /// f32, which asymmetric weights multiply.
+    /// -8 x the sum / 2^k in f32, which offsets of asymmetric weights multiply.
     Floats,
 }
 
 impl Pair {
     #[inline(always)]
     fn new(a: &Group, b: &Group, sums: Sums) -> Self {
-        let scales = [a.scale, b.scale];
-        let offsets = [a.offset_u4, b.offset_u4].map(|offset| match sums {
-            Sums::Integers => offset.cast_unsigned(),
-            Sums::Floats => (offset as f32).to_bits(),
+        let (bases, scales) = ([a.base, b.base], [a.scale, b.scale]);
+        let starts = [a, b].map(|group| {
+            let bits = group.start_u4.cast_unsigned();
+            match sums {
+                Sums::Integers => bits,
+                Sums::Floats => (f32::from_bits(bits) - group.base).to_bits(),
+            }
         });
         let mut values = [[[0; 8]; 2]; BLOCK_COLS / 8];
         let columns = a.values.as_chunks().0.iter().zip(b.values.as_chunks().0);
@@ -43,8 +48,9 @@ impl Pair {
             *values = [*a, *b];
         }
         Self {
+            bases: [bases[0], bases[1], bases[0], bases[1]],
             scales: [scales[0], scales[1], scales[0], scales[1]],
-            offsets: [offsets[0], offsets[1], offsets[0], offsets[1]],
+            starts: [starts[0], starts[1], starts[0], starts[1]],
             values,
         }
     }
@@ -101,11 +107,11 @@ mod tests {
 
     #[test]
     fn pairs_stand_block_by_block() {
-        let group = |token: i8, block: i8| Group {
-            scale: f32::from(token),
-            offset_u4: -8 * i32::from(block),
-            offset_i8: 0,
-            values: std::array::from_fn(|i| 10 * token + block + i as i8),
+        let group = |token: i8, block: i8| {
+            let values = std::array::from_fn(|i| 10 * token + block + i as i8);
+            let mut group = Group { values, ..Group::default() };
+            group.set(f32::from(token), i32::from(block), i32::from(block));
+            group
         };
         let rows: Vec<[Group; 2]> = (0..3).map(|token| [group(token, 0), group(token, 1)]).collect();
         for sums in [Sums::Integers, Sums::Floats] {
@@ -120,11 +126,12 @@ mod tests {
             let other = pairs.all()[2];
             assert_eq!(other.scales.map(f32::to_bits), [0.0_f32, 1.0, 0.0, 1.0].map(f32::to_bits));
             assert_eq!(other.values[1], [[9, 10, 11, 12, 13, 14, 15, 16], [19, 20, 21, 22, 23, 24, 25, 26]]);
-            let sum = match sums {
-                Sums::Integers => (-8_i32).cast_unsigned(),
-                Sums::Floats => (-8.0_f32).to_bits(),
+            assert_eq!(other.bases.map(f32::to_bits), [6_291_456.0_f32; 4].map(f32::to_bits));
+            let start = match sums {
+                Sums::Integers => 6_291_456.0_f32.to_bits() - 8,
+                Sums::Floats => (-4.0_f32).to_bits(),
             };
-            assert_eq!(other.offsets, [sum; 4]);
+            assert_eq!(other.starts, [start; 4]);
         }
         // The room is taken again, and holds nothing of before.
         assert_eq!(Pairs::new(1, 1, Sums::Integers, |_| &rows[1]).all().len(), 1);

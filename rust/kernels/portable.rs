@@ -176,6 +176,10 @@ impl Simd for Portable {
         a.map(|x| x as f32)
     }
     #[inline(always)]
+    fn reinterpret(self, a: I) -> F {
+        a.map(|x| f32::from_bits(x.cast_unsigned()))
+    }
+    #[inline(always)]
     fn scale_exponent(self, a: F, n: I) -> F {
         let mut out = [0.0; LANES];
         for i in 0..LANES {
@@ -218,12 +222,12 @@ impl Simd for Portable {
         out
     }
     #[inline(always)]
-    fn dot_u4(self, w: &[[u8; 64]; 8], a: &[i8; 32], offset: i32) -> I {
-        dot(w, a, offset, i32::from)
+    fn dot_u4(self, w: &[[u8; 64]; 8], a: &[i8; 32], start: i32) -> I {
+        dot(w, a, start, i32::from)
     }
     #[inline(always)]
-    fn dot_i8(self, w: &[[u8; 64]; 8], a: &[i8; 32], _offset: i32) -> I {
-        dot(w, a, 0, |byte| i32::from(byte as i8))
+    fn dot_i8(self, w: &[[u8; 64]; 8], a: &[i8; 32], start: i32) -> I {
+        dot(w, a, start, |byte| i32::from(byte as i8))
     }
 
     #[inline(always)]

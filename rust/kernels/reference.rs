@@ -7,7 +7,7 @@
 //! All functions panic if the lengths of the arrays do not fit each other.
 #![allow(clippy::missing_panics_doc, reason = "said once, above")]
 
-use super::activations::Group;
+use super::activations::{Group, SPAN_COLS};
 use super::delta_rule_arrays::DeltaShape;
 use super::rope::Position;
 use crate::config::RopeConfig;
@@ -37,29 +37,34 @@ pub fn matmul(x: &[f32], weights: &[f32], cols: usize) -> Vec<f32> {
     x.chunks_exact(cols).flat_map(row).collect()
 }
 
-/// Rows of `x` `[tokens, cols]` as INT8 with one scale for every group of 32 channels: `[tokens, ceil(cols / 32)]`.
+/// Rows of `x` `[tokens, cols]` as INT8, groups of 32 channels, `[tokens, ceil(cols / 32)]`, with a scale for every span of 128.
 ///
-/// scale = absmax / 127; value = x 127 / absmax, rounded to nearest even. All numbers must be finite. In f32, because the
-/// kernels are to find the same integers.
+/// scale = absmax of the span / 127; step = scale / 2^k with the largest k up to 15 for which absmax of the group x 2^k is at most that
+/// of the span; value = x / step, rounded to nearest even. All numbers must be finite. In f32, because the kernels are to find the
+/// same integers.
 pub fn quantize_activations(x: &[f32], cols: usize) -> Vec<Group> {
-    x.chunks_exact(cols).flat_map(|row| row.chunks(BLOCK_COLS)).map(quantize_group).collect()
+    x.chunks_exact(cols).flat_map(|row| row.chunks(SPAN_COLS)).flat_map(quantize_span).collect()
 }
 
-fn quantize_group(x: &[f32]) -> Group {
-    let absmax = x.iter().fold(0.0_f32, |max, x| max.max(x.abs()));
-    let inverse = 127.0 / absmax;
-    let mut group = Group { scale: absmax / 127.0, ..Group::default() };
-    // Too small a group, or one of zeros, has no finite inverse and is stored as zeros.
-    if inverse.is_finite() {
+fn quantize_span(x: &[f32]) -> Vec<Group> {
+    let absmax = |x: &[f32]| x.iter().fold(0.0_f32, |max, x| max.max(x.abs()));
+    let whole = absmax(x);
+    // Too small a span has no finite inverse and is stored as zeros.
+    let inverse = if whole > 1e-28 { 127.0 / whole } else { 0.0 };
+    let power = |k: i32| (k as f32).exp2();
+    let group = |x: &[f32]| {
+        let k = (0..=15).rev().find(|&k| absmax(x) * power(k) <= whole).expect("at least 0");
+        let mut group = Group::default();
         for (value, x) in group.values.iter_mut().zip(x) {
-            *value = (x * inverse).round_ties_even() as i8;
+            *value = (x * (inverse * power(k))).round_ties_even() as i8;
         }
-    }
-    group.set_offsets();
-    group
+        group.set(whole / 127.0, k, group.values.iter().map(|&value| i32::from(value)).sum());
+        group
+    };
+    x.chunks(BLOCK_COLS).map(group).collect()
 }
 
-/// out[t, n] = sum over groups g of scale[t, g] (sum over k in g of value[t, k] weights[n, k])
+/// out[t, n] = sum over groups g of step[t, g] (sum over k in g of value[t, k] weights[n, k])
 ///
 /// `x` is `[tokens, groups]` as [`quantize_activations`] leaves it, `weights` `[rows, cols]` of any format, the result
 /// `[tokens, rows]`. With INT4 or INT8 weights, each level x f16 scale, the sum over a group is exact in f64.
@@ -77,7 +82,7 @@ pub fn quantized_matmul(x: &[Group], weights: &Matrix) -> Vec<f32> {
 
 fn group_product(group: &Group, weights: &[f32]) -> f64 {
     let sum: f64 = group.values.iter().zip(weights).map(|(&a, &w)| f64::from(a) * f64::from(w)).sum();
-    sum * f64::from(group.scale)
+    sum * f64::from(group.step())
 }
 
 /// out = x / sqrt(mean(x^2) + eps) * weight, for each row; `x` and the result are `[rows, width]`, `weight` `[width]`.

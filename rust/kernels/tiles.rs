@@ -4,16 +4,19 @@
 //!
 //! ```text
 //! acc[token] = 0                                                  16 lanes of f32
-//! for each block of 32 columns:
-//!   w = eight vectors of 16 rows x 4 columns                      nibbles expanded once for the tile
-//!   for each token: dot = sum of w x a, exact in i32              8 dot steps
-//!                   if the block is asymmetric, of its nibbles: dot = fma(offset_w - 8, sum of a, dot)
-//!                   acc[token] = fma(dot, scale_w x scale_a, acc[token])
+//! for each span of 128 columns:                                   the last one may be shorter
+//!   sum[token] = 0
+//!   for each block of 32 columns:
+//!     w = eight vectors of 16 rows x 4 columns                    nibbles expanded once for the tile
+//!     for each token: dot = sum of w x a, exact in i32, / 2^k     8 dot steps and a subtraction, see `activations`
+//!                     if the block is asymmetric, of its nibbles: dot = fma(offset_w - 8, sum of a / 2^k, dot)
+//!                     sum[token] = fma(dot, scale_w, sum[token])
+//!   for each token: acc[token] = fma(sum[token], scale_a, acc[token])
 //! ```
 //!
-//! Weights of asymmetric blocks are (level + offset) x scale. Dot and sum are whole numbers that f32 holds, so where offsets are
-//! whole too, as the zero points of many files are, nothing is rounded but by the last line. The sum is taken from a multiple that
-//! `Group` has anyway, so that symmetric products read no more than they would if there were no others.
+//! Weights of asymmetric blocks are (level + offset) x scale. Dot and sum are whole numbers of steps that f32 holds, so where offsets
+//! are whole too, as the zero points of many files are, nothing is rounded but by the last two lines. The sum is taken from a multiple
+//! that `Group` has anyway, so that symmetric products read no more than they would if there were no others.
 //!
 //! **Dense weights** (f32, f16, bf16) are row-major as in the checkpoint: lanes run along the columns, sixteen partial sums
 //! folded by the fixed tree. Four rows and up to four tokens share their loads.
@@ -21,7 +24,7 @@
 //! What a token's result is does not depend on the tile it is computed in, nor on where its activations stand.
 #![allow(unsafe_code, reason = "unchecked reads in the two inner loops")]
 
-use super::activations::Group;
+use super::activations::{Group, SPAN};
 use super::elements::{Bf16, Element, F16, F32};
 use super::lanes::{LANES, Simd};
 use super::math::padded;
@@ -276,7 +279,7 @@ impl Block for Int4 {
     ) -> [[S::I; T]; N] {
         // SAFETY: 256 of each block's bytes, by the contract.
         let blocks = blocks.map(|block| unsafe { &*block.cast::<[u8; 256]>() });
-        s.blocks_u4(blocks, a.map(|a| &a.values), a.map(|a| a.offset_u4))
+        s.blocks_u4(blocks, a.map(|a| &a.values), a.map(|a| a.start_u4))
     }
 }
 
@@ -294,7 +297,7 @@ impl Block for Int4Asym {
     ) -> [[S::I; T]; N] {
         // SAFETY: 256 of each block's bytes, by the contract.
         let blocks = blocks.map(|block| unsafe { &*block.cast::<[u8; 256]>() });
-        s.blocks_u4(blocks, a.map(|a| &a.values), [0; T])
+        s.blocks_u4(blocks, a.map(|a| &a.values), a.map(|a| a.base.to_bits().cast_signed()))
     }
 }
 
@@ -312,7 +315,7 @@ impl Block for Int8 {
     ) -> [[S::I; T]; N] {
         // SAFETY: 512 of each block's bytes, by the contract.
         let blocks = blocks.map(|block| unsafe { &*block.cast::<[u8; 512]>() });
-        s.blocks_i8(blocks, a.map(|a| &a.values), a.map(|a| a.offset_i8))
+        s.blocks_i8(blocks, a.map(|a| &a.values), a.map(Group::start_i8::<S>))
     }
 }
 
@@ -420,40 +423,77 @@ pub fn by_blocks<S: Simd, B: Block, const N: usize, const T: usize>(
     assert!(weights.iter().all(|weights| weights.len() == blocks * B::BYTES));
     assert!(rows.iter().all(|row| row.len() == blocks));
     let mut acc = [[s.splat(0.0); T]; N];
-    for b in 0..blocks {
-        if let Fetch::Then(then, reads) = fetch {
-            let ahead = b + AHEAD.min(blocks);
+    let mut first = 0;
+    while first < blocks {
+        let last = blocks.min(first + SPAN);
+        let mut sums = [[s.splat(0.0); T]; N];
+        for b in first..last {
+            ask_for::<B, N>(&weights, fetch, b + AHEAD.min(blocks));
+            // SAFETY: each panel holds `blocks` blocks and each row as many groups, asserted above.
+            unsafe { add_block::<S, B, N, T>(s, &weights, rows, b, &mut sums) };
+        }
+        for t in 0..T {
+            // SAFETY: as above.
+            let scale = s.splat(unsafe { rows[t].get_unchecked(first) }.scale);
             for n in 0..N {
-                let (bytes, block) =
-                    if ahead < blocks { (weights[n], ahead) } else { (then[n], ahead - blocks) };
-                prefetch::stream(bytes.as_ptr().wrapping_add(block * B::BYTES), B::BYTES, reads);
+                acc[n][t] = s.fma(sums[n][t], scale, acc[n][t]);
             }
         }
-        // SAFETY: each row has `blocks` groups, asserted above, of which there is then one.
-        let mut a = [unsafe { rows[0].get_unchecked(b) }; T];
-        for t in 1..T {
-            // SAFETY: as above.
-            a[t] = unsafe { rows[t].get_unchecked(b) };
-        }
-        // SAFETY: each panel holds `blocks` blocks, asserted above.
-        let block = weights.map(|weights| unsafe { weights.as_ptr().add(b * B::BYTES) });
-        // SAFETY: as above.
-        let dots = unsafe { B::dots(s, block, a) };
-        for n in 0..N {
-            // SAFETY: as above.
-            let (scale, offset) = unsafe { scales::<S, B>(s, block[n]) };
-            for t in 0..T {
-                let mut dot = s.to_f32(dots[n][t]);
-                if B::OFFSETS {
-                    dot = s.fma(offset, s.to_f32(s.splat_i32(a[t].offset_u4)), dot);
-                }
-                acc[n][t] = s.fma(dot, s.mul(scale, s.splat(a[t].scale)), acc[n][t]);
-            }
-        }
+        first = last;
     }
     for n in 0..N {
         for t in 0..T {
             s.store(acc[n][t], &mut out[n][t]);
+        }
+    }
+}
+
+/// Asks for block `block` of each panel, counted on behind its end into what is read next.
+#[inline(always)]
+fn ask_for<B: Block, const N: usize>(weights: &[&[u8]; N], fetch: Fetch<'_, N>, block: usize) {
+    let Fetch::Then(then, reads) = fetch else { return };
+    for n in 0..N {
+        let blocks = weights[n].len() / B::BYTES;
+        let (bytes, block) = if block < blocks { (weights[n], block) } else { (then[n], block - blocks) };
+        prefetch::stream(bytes.as_ptr().wrapping_add(block * B::BYTES), B::BYTES, reads);
+    }
+}
+
+/// Adds block `b` of each panel x group `b` of each row to `sums`, in units of the group's scale.
+///
+/// # Safety
+/// Each panel has more than `b` blocks, each row more than `b` groups.
+#[inline(always)]
+unsafe fn add_block<S: Simd, B: Block, const N: usize, const T: usize>(
+    s: S,
+    weights: &[&[u8]; N],
+    rows: &[&[Group]; T],
+    b: usize,
+    sums: &mut [[S::F; T]; N],
+) {
+    // SAFETY: by the contract.
+    let mut a = [unsafe { rows[0].get_unchecked(b) }; T];
+    for t in 1..T {
+        // SAFETY: as above.
+        a[t] = unsafe { rows[t].get_unchecked(b) };
+    }
+    // SAFETY: as above.
+    let block = weights.map(|weights| unsafe { weights.as_ptr().add(b * B::BYTES) });
+    // SAFETY: as above.
+    let dots = unsafe { B::dots(s, block, a) };
+    let mut affine = [(s.splat(0.0), s.splat(0.0)); N];
+    for n in 0..N {
+        // SAFETY: as above.
+        affine[n] = unsafe { scales::<S, B>(s, block[n]) };
+    }
+    for t in 0..T {
+        for n in 0..N {
+            let mut dot = s.above(dots[n][t], a[t].base);
+            let (scale, offset) = affine[n];
+            if B::OFFSETS {
+                dot = s.fma(offset, s.above(s.splat_i32(a[t].start_u4), a[t].base), dot);
+            }
+            sums[n][t] = s.fma(dot, scale, sums[n][t]);
         }
     }
 }

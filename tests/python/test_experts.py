@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from edgewise import ops
+from rounding import as_rounded
 
 Floats = NDArray[np.float32]
 Indices = NDArray[np.int64]
@@ -96,22 +97,12 @@ def as_blocks(name: str, stack: Floats) -> NDArray[np.uint8]:
     return np.stack([QUANTIZE[name](matrix) for matrix in stack])
 
 
-def rounded(x: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Activations as INT8 with a scale for 32 of them."""
-    out = np.zeros_like(x)
-    for start in range(0, x.shape[-1], 32):
-        group = x[..., start : start + 32]
-        scale = np.abs(group).max(axis=-1, keepdims=True) / 127
-        out[..., start : start + 32] = np.rint(group / np.where(scale > 0, scale, 1)) * scale
-    return out
-
-
 def plain(
     x: Floats, gate: Floats, up: Floats, down: Floats, experts: Indices, weights: Floats, quantized: bool
 ) -> NDArray[np.float64]:
     """The formula, token by token, in double precision."""
     out = np.zeros(x.shape, np.float64)
-    round_if = rounded if quantized else np.asarray
+    round_if = as_rounded if quantized else np.asarray
     for t, row in enumerate(round_if(x.astype(np.float64))):
         for expert, weight in zip(experts[t], weights[t], strict=True):
             g, u = gate[expert] @ row, up[expert] @ row
@@ -121,7 +112,7 @@ def plain(
 
 @st.composite
 def layers(draw: st.DrawFn) -> dict[str, Any]:
-    hidden, width = draw(st.integers(1, 70)), draw(st.integers(1, 70))
+    hidden, width = draw(st.integers(1, 150)), draw(st.integers(1, 150))
     experts, tokens = draw(st.integers(1, 9)), draw(st.integers(0, 20))
     k, seed = draw(st.integers(1, experts)), draw(seeds)
     chosen, weights = ops.route_top_k(normal(seed, tokens, experts), k)

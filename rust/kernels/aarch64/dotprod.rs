@@ -13,8 +13,8 @@
 #![allow(unsafe_code, reason = "sdot, argued by the token, and loads")]
 
 use std::arch::aarch64::{
-    float32x4_t, int8x16_t, int32x4_t, vcvtq_f32_s32, vdupq_laneq_f32, vdupq_laneq_s32, vdupq_n_f32,
-    vdupq_n_s32, vfmaq_f32, vld1q_f32, vld1q_s8, vld1q_s32, vmulq_f32, vst1q_f32,
+    float32x4_t, int8x16_t, int32x4_t, vdupq_laneq_f32, vdupq_laneq_s32, vdupq_n_f32, vdupq_n_s32, vfmaq_f32,
+    vfmsq_laneq_f32, vld1q_f32, vld1q_s8, vld1q_s32, vreinterpretq_f32_s32, vst1q_f32,
 };
 use std::arch::asm;
 
@@ -23,6 +23,7 @@ use super::intrinsics;
 use super::neon::{Int4, Neon};
 use super::strips::{self, FourRows, Strip, Strips, in_turn, unrolled};
 use super::weights::{self, Weights};
+use crate::kernels::activations::SPAN;
 use crate::kernels::lanes::Op;
 use crate::kernels::pairs::Pair;
 use crate::kernels::tiles::{Block, QuantizedTile, TileOut};
@@ -79,7 +80,11 @@ impl DotProd {
     }
 
     #[inline(always)]
-    fn dots<W: Weights, const T: usize>(self, w: W, a: [&[i8; 32]; T], mut sums: [Int4; T]) -> [Int4; T] {
+    fn dots<W: Weights, const T: usize>(self, w: W, a: [&[i8; 32]; T], starts: [i32; T]) -> [Int4; T] {
+        let mut sums = [[splat(starts[0]); 4]; T];
+        for t in 1..T {
+            sums[t] = [splat(starts[t]); 4];
+        }
         let mut halves = [[load_half(a[0], 0); 2]; T];
         for t in 0..T {
             halves[t] = [load_half(a[t], 0), load_half(a[t], 1)];
@@ -90,6 +95,11 @@ impl DotProd {
         self.columns::<W, T, 3>(w, &halves, &mut sums);
         sums
     }
+}
+
+#[inline(always)]
+fn splat(x: i32) -> int32x4_t {
+    intrinsics! { vdupq_n_s32(x) }
 }
 
 /// Activations `16 half..`.
@@ -119,19 +129,13 @@ impl Products for DotProd {
     }
 
     #[inline(always)]
-    fn dots_u4<W: Weights, const T: usize>(self, w: W, a: [&[i8; 32]; T], offsets: [i32; T]) -> [Int4; T] {
-        intrinsics! {
-            let mut sums = [[vdupq_n_s32(0); 4]; T];
-            for t in 0..T {
-                sums[t] = [vdupq_n_s32(offsets[t]); 4];
-            }
-            self.dots(w, a, sums)
-        }
+    fn dots_u4<W: Weights, const T: usize>(self, w: W, a: [&[i8; 32]; T], starts: [i32; T]) -> [Int4; T] {
+        self.dots(w, a, starts)
     }
 
     #[inline(always)]
-    fn dots_i8<W: Weights, const T: usize>(self, w: W, a: [&[i8; 32]; T]) -> [Int4; T] {
-        intrinsics! { self.dots(w, a, [[vdupq_n_s32(0); 4]; T]) }
+    fn dots_i8<W: Weights, const T: usize>(self, w: W, a: [&[i8; 32]; T], starts: [i32; T]) -> [Int4; T] {
+        self.dots(w, a, starts)
     }
 
     #[inline(always)]
@@ -153,28 +157,31 @@ impl Strips for DotProd {
         unsafe {
             let mut block = tile.weights.as_ptr().add(first * B::BYTES + 16 * q);
             let scales = B::WEIGHTS - 8 * q;
-            let mut acc = [vdupq_n_f32(0.0); T];
-            for t in 0..T {
-                acc[t] = vld1q_f32(out[t].as_ptr().add(4 * q));
-            }
-            let mut a = tile.pairs.as_ptr().add(first * T.div_ceil(2));
-            for _ in 0..count {
-                let w = FourRows::new::<B>(weights::strip::<B>(block), block.add(scales));
-                unrolled!(i < T / GROUP, {
-                    self.strip_tokens::<B, GROUP>(&w, a.add(GROUP / 2 * i), &mut acc[GROUP * i..]);
-                });
-                let (a_rest, rest) = (a.add(GROUP / 2 * (T / GROUP)), &mut acc[T / GROUP * GROUP..]);
-                match T % GROUP {
-                    0 => {}
-                    1 => self.strip_tokens::<B, 1>(&w, a_rest, rest),
-                    2 => self.strip_tokens::<B, 2>(&w, a_rest, rest),
-                    _ => self.strip_tokens::<B, 3>(&w, a_rest, rest),
+            let pairs = T.div_ceil(2);
+            let mut a = tile.pairs.as_ptr().add(first * pairs);
+            for span in (0..count).step_by(SPAN) {
+                let scaled = a;
+                let mut acc = [vdupq_n_f32(0.0); T];
+                for _ in span..count.min(span + SPAN) {
+                    let w = FourRows::new::<B>(weights::strip::<B>(block), block.add(scales));
+                    unrolled!(i < T / GROUP, {
+                        self.strip_tokens::<B, GROUP>(&w, a.add(GROUP / 2 * i), &mut acc[GROUP * i..]);
+                    });
+                    let (a_rest, rest) = (a.add(GROUP / 2 * (T / GROUP)), &mut acc[T / GROUP * GROUP..]);
+                    match T % GROUP {
+                        0 => {}
+                        1 => self.strip_tokens::<B, 1>(&w, a_rest, rest),
+                        2 => self.strip_tokens::<B, 2>(&w, a_rest, rest),
+                        _ => self.strip_tokens::<B, 3>(&w, a_rest, rest),
+                    }
+                    a = a.add(pairs);
+                    block = block.add(B::BYTES);
                 }
-                a = a.add(T.div_ceil(2));
-                block = block.add(B::BYTES);
-            }
-            for t in 0..T {
-                vst1q_f32(out[t].as_mut_ptr().add(4 * q), acc[t]);
+                for t in 0..T {
+                    let scales = vld1q_f32((*scaled.add(t / 2)).scales.as_ptr());
+                    let out = out[t].as_mut_ptr().add(4 * q);
+                    vst1q_f32(out, vfmaq_f32(vld1q_f32(out), acc[t], pick_f32(scales, t)));
+                }
             }
         }
     }
@@ -200,10 +207,13 @@ impl DotProd {
                 pairs[t] = &*a.add(t / 2);
             }
             let mut sums = [vdupq_n_s32(0); N];
-            if B::NIBBLES && !B::OFFSETS {
-                for t in 0..N {
-                    sums[t] = pick_s32(vld1q_s32(pairs[t].offsets.as_ptr().cast()), t);
-                }
+            for t in 0..N {
+                let starts = if B::NIBBLES && !B::OFFSETS {
+                    pairs[t].starts.as_ptr().cast()
+                } else {
+                    pairs[t].bases.as_ptr().cast()
+                };
+                sums[t] = pick_s32(vld1q_s32(starts), t);
             }
             for eight in 0..4 {
                 let mut values = [rows.w[0]; N];
@@ -218,13 +228,12 @@ impl DotProd {
                 }
             }
             for t in 0..N {
-                let mut dot = vcvtq_f32_s32(sums[t]);
+                let mut dot = less(sums[t], vld1q_f32(pairs[t].bases.as_ptr()), t);
                 if B::OFFSETS {
-                    let offsets = vld1q_f32(pairs[t].offsets.as_ptr().cast());
-                    dot = vfmaq_f32(dot, rows.offset, pick_f32(offsets, t));
+                    let sums = vld1q_f32(pairs[t].starts.as_ptr().cast());
+                    dot = vfmaq_f32(dot, rows.offset, pick_f32(sums, t));
                 }
-                let scale = vmulq_f32(rows.scale, pick_f32(vld1q_f32(pairs[t].scales.as_ptr()), t));
-                acc[t] = vfmaq_f32(acc[t], dot, scale);
+                acc[t] = vfmaq_f32(acc[t], dot, rows.scale);
             }
             for t in 0..N {
                 acc[t] = in_turn(acc[t]);
@@ -254,6 +263,19 @@ impl DotProd {
 #[inline(always)]
 fn pick_s32(pair: int32x4_t, t: usize) -> int32x4_t {
     intrinsics! { if t.is_multiple_of(2) { vdupq_laneq_s32::<0>(pair) } else { vdupq_laneq_s32::<1>(pair) } }
+}
+
+/// The float whose bits `sum` is, less the pair's `bases` of token `t`: as a product with 1, for which no lane need be copied first.
+#[inline(always)]
+fn less(sum: int32x4_t, bases: float32x4_t, t: usize) -> float32x4_t {
+    intrinsics! {
+        let (sum, one) = (vreinterpretq_f32_s32(sum), vdupq_n_f32(1.0));
+        if t.is_multiple_of(2) {
+            vfmsq_laneq_f32::<0>(sum, one, bases)
+        } else {
+            vfmsq_laneq_f32::<1>(sum, one, bases)
+        }
+    }
 }
 
 /// As [`pick_s32`]. Multiplied with, it takes no instruction.

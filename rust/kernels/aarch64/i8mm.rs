@@ -10,13 +10,13 @@
 //! ```
 //!
 //! A token by itself is left to `sdot`. From three tokens on a panel is multiplied by [`strips`]: results stay as `smmla` leaves
-//! sums, two rows by two tokens, and are sorted when a chunk of blocks is done; scales of rows are doubled in place of that.
+//! sums, two rows by two tokens, and are sorted when a span is done; scales of rows are doubled in place of that.
 #![allow(unsafe_code, reason = "smmla, argued by the token, and loads")]
 
 use std::arch::aarch64::{
-    float32x4_t, int8x16_t, int32x4_t, vcombine_s8, vcvtq_f32_s32, vdupq_n_f32, vdupq_n_s32, vdupq_n_s64,
-    vfmaq_f32, vld1_s8, vld1q_f32, vld1q_s8, vld1q_s32, vmulq_f32, vreinterpretq_s32_s64, vst1q_f32,
-    vuzp1q_f32, vuzp1q_s32, vuzp2q_f32, vuzp2q_s32, vzip1q_f32, vzip2q_f32,
+    float32x4_t, int8x16_t, int32x4_t, vcombine_s8, vdupq_n_f32, vdupq_n_s32, vdupq_n_s64, vfmaq_f32,
+    vfmaq_laneq_f32, vld1_s8, vld1q_f32, vld1q_s8, vld1q_s32, vreinterpretq_f32_s32, vreinterpretq_s32_s64,
+    vst1q_f32, vsubq_f32, vuzp1q_f32, vuzp1q_s32, vuzp2q_f32, vuzp2q_s32, vzip1q_f32, vzip2q_f32,
 };
 use std::arch::asm;
 
@@ -26,6 +26,7 @@ use super::intrinsics;
 use super::neon::{Int4, Neon};
 use super::strips::{self, FourRows, Strip, Strips, in_turn, unrolled};
 use super::weights::{self, Weights};
+use crate::kernels::activations::SPAN;
 use crate::kernels::lanes::Op;
 use crate::kernels::pairs::Pair;
 use crate::kernels::tiles::{Block, QuantizedTile, TileOut};
@@ -65,13 +66,13 @@ impl I8mm {
 
     /// The products of all rows.
     #[inline(always)]
-    fn dots<W: Weights, const T: usize>(self, w: W, a: [&[i8; 32]; T], offsets: [i32; T]) -> [Int4; T] {
+    fn dots<W: Weights, const T: usize>(self, w: W, a: [&[i8; 32]; T], starts: [i32; T]) -> [Int4; T] {
         intrinsics! {
             let pairs = T.div_ceil(2);
             let mut sums = [[[vdupq_n_s32(0); 2]; 4]; PAIRS];
             for p in 0..pairs {
                 let (even, odd) = tokens::<T>(p);
-                let both = i64::from(offsets[even]) & 0xffff_ffff | i64::from(offsets[odd]) << 32;
+                let both = i64::from(starts[even]) & 0xffff_ffff | i64::from(starts[odd]) << 32;
                 sums[p] = [[vreinterpretq_s32_s64(vdupq_n_s64(both)); 2]; 4];
             }
             self.columns::<W, T, 0>(w, a, &mut sums);
@@ -149,13 +150,13 @@ impl Products for I8mm {
     }
 
     #[inline(always)]
-    fn dots_u4<W: Weights, const T: usize>(self, w: W, a: [&[i8; 32]; T], offsets: [i32; T]) -> [Int4; T] {
-        if T == 1 { self.0.dots_u4(w, a, offsets) } else { self.dots(w, a, offsets) }
+    fn dots_u4<W: Weights, const T: usize>(self, w: W, a: [&[i8; 32]; T], starts: [i32; T]) -> [Int4; T] {
+        if T == 1 { self.0.dots_u4(w, a, starts) } else { self.dots(w, a, starts) }
     }
 
     #[inline(always)]
-    fn dots_i8<W: Weights, const T: usize>(self, w: W, a: [&[i8; 32]; T]) -> [Int4; T] {
-        if T == 1 { self.0.dots_i8(w, a) } else { self.dots(w, a, [0; T]) }
+    fn dots_i8<W: Weights, const T: usize>(self, w: W, a: [&[i8; 32]; T], starts: [i32; T]) -> [Int4; T] {
+        if T == 1 { self.0.dots_i8(w, a, starts) } else { self.dots(w, a, starts) }
     }
 
     #[inline(always)]
@@ -178,34 +179,37 @@ impl Strips for I8mm {
         unsafe {
             let mut block = tile.weights.as_ptr().add(first * B::BYTES + 16 * q);
             let scales = B::WEIGHTS - 8 * q;
-            let mut acc = [[vdupq_n_f32(0.0); 2]; STRIP_PAIRS];
-            for p in 0..pairs {
-                let (even, odd) = tokens::<T>(p);
-                let (even, odd) =
-                    (vld1q_f32(out[even].as_ptr().add(4 * q)), vld1q_f32(out[odd].as_ptr().add(4 * q)));
-                acc[p] = [vzip1q_f32(even, odd), vzip2q_f32(even, odd)];
-            }
             let mut a = tile.pairs.as_ptr().add(first * pairs);
-            for _ in 0..count {
-                let w = FourRows::new::<B>(weights::zipped_strip::<B>(block), block.add(scales)).twice();
-                // Offsets leave no registers for the sums of two pairs.
-                if B::OFFSETS {
-                    unrolled!(p < pairs, { self.strip_pairs::<B, 1>(&w, a.add(p), &mut acc[p..]) });
-                } else {
-                    unrolled!(i < pairs / 2, {
-                        self.strip_pairs::<B, 2>(&w, a.add(2 * i), &mut acc[2 * i..]);
-                    });
-                    if pairs % 2 == 1 {
-                        self.strip_pairs::<B, 1>(&w, a.add(pairs - 1), &mut acc[pairs - 1..]);
+            for span in (0..count).step_by(SPAN) {
+                let scaled = a;
+                let mut acc = [[vdupq_n_f32(0.0); 2]; STRIP_PAIRS];
+                for _ in span..count.min(span + SPAN) {
+                    let w = FourRows::new::<B>(weights::zipped_strip::<B>(block), block.add(scales)).twice();
+                    // Offsets leave no registers for the sums of two pairs.
+                    if B::OFFSETS {
+                        unrolled!(p < pairs, { self.strip_pairs::<B, 1>(&w, a.add(p), &mut acc[p..]) });
+                    } else {
+                        unrolled!(i < pairs / 2, {
+                            self.strip_pairs::<B, 2>(&w, a.add(2 * i), &mut acc[2 * i..]);
+                        });
+                        if pairs % 2 == 1 {
+                            self.strip_pairs::<B, 1>(&w, a.add(pairs - 1), &mut acc[pairs - 1..]);
+                        }
                     }
+                    a = a.add(pairs);
+                    block = block.add(B::BYTES);
                 }
-                a = a.add(pairs);
-                block = block.add(B::BYTES);
-            }
-            for p in 0..pairs {
-                let (even, odd) = tokens::<T>(p);
-                vst1q_f32(out[odd].as_mut_ptr().add(4 * q), vuzp2q_f32(acc[p][0], acc[p][1]));
-                vst1q_f32(out[even].as_mut_ptr().add(4 * q), vuzp1q_f32(acc[p][0], acc[p][1]));
+                for t in 0..T {
+                    let [low, high] = acc[t / 2];
+                    let scales = vld1q_f32((*scaled.add(t / 2)).scales.as_ptr());
+                    let out = out[t].as_mut_ptr().add(4 * q);
+                    let sum = if t.is_multiple_of(2) {
+                        vfmaq_laneq_f32::<0>(vld1q_f32(out), vuzp1q_f32(low, high), scales)
+                    } else {
+                        vfmaq_laneq_f32::<1>(vld1q_f32(out), vuzp2q_f32(low, high), scales)
+                    };
+                    vst1q_f32(out, sum);
+                }
             }
         }
     }
@@ -231,10 +235,13 @@ impl I8mm {
                 pairs[p] = &*a.add(p);
             }
             let mut sums = [[vdupq_n_s32(0); 2]; N];
-            if B::NIBBLES && !B::OFFSETS {
-                for p in 0..N {
-                    sums[p] = [vld1q_s32(pairs[p].offsets.as_ptr().cast()); 2];
-                }
+            for p in 0..N {
+                let starts = if B::NIBBLES && !B::OFFSETS {
+                    pairs[p].starts.as_ptr().cast()
+                } else {
+                    pairs[p].bases.as_ptr().cast()
+                };
+                sums[p] = [vld1q_s32(starts); 2];
             }
             for eight in 0..4 {
                 for p in 0..N {
@@ -245,13 +252,13 @@ impl I8mm {
                 }
             }
             for p in 0..N {
-                let scales = vld1q_f32(pairs[p].scales.as_ptr());
+                let base = vld1q_f32(pairs[p].bases.as_ptr());
                 for two in 0..2 {
-                    let mut dot = vcvtq_f32_s32(sums[p][two]);
+                    let mut dot = vsubq_f32(vreinterpretq_f32_s32(sums[p][two]), base);
                     if B::OFFSETS {
-                        dot = vfmaq_f32(dot, rows.offset[two], vld1q_f32(pairs[p].offsets.as_ptr().cast()));
+                        dot = vfmaq_f32(dot, rows.offset[two], vld1q_f32(pairs[p].starts.as_ptr().cast()));
                     }
-                    acc[p][two] = vfmaq_f32(acc[p][two], dot, vmulq_f32(rows.scale[two], scales));
+                    acc[p][two] = vfmaq_f32(acc[p][two], dot, rows.scale[two]);
                 }
             }
             for p in 0..N {

@@ -42,12 +42,11 @@ pub trait Products: Copy + Send + Sync + 'static {
     /// Runs `op` compiled for the tier.
     fn run<O: Op>(tier: Neon<Self>, op: O) -> O::Output;
 
-    /// For each row, the exact sum over 32 columns of (nibble - 8) x a, for `T` groups of activations. `offsets` are
-    /// -8 x the sum of each.
-    fn dots_u4<W: Weights, const T: usize>(self, w: W, a: [&[i8; 32]; T], offsets: [i32; T]) -> [Int4; T];
+    /// For each row, where it starts and the exact sum over 32 columns of nibble x a, for `T` groups of activations.
+    fn dots_u4<W: Weights, const T: usize>(self, w: W, a: [&[i8; 32]; T], starts: [i32; T]) -> [Int4; T];
 
-    /// For each row, the exact sum over 32 columns of w x a, for `T` groups of activations.
-    fn dots_i8<W: Weights, const T: usize>(self, w: W, a: [&[i8; 32]; T]) -> [Int4; T];
+    /// The same of w x a.
+    fn dots_i8<W: Weights, const T: usize>(self, w: W, a: [&[i8; 32]; T], starts: [i32; T]) -> [Int4; T];
 
     /// As [`Simd::tile`](super::lanes::Simd::tile) has it.
     #[inline(always)]

@@ -318,6 +318,10 @@ impl<P: Products> Simd for Neon<P> {
         intrinsics! { each!(vcvtq_f32_s32, a) }
     }
     #[inline(always)]
+    fn reinterpret(self, a: Int4) -> Float4 {
+        intrinsics! { each!(vreinterpretq_f32_s32, a) }
+    }
+    #[inline(always)]
     fn scale_exponent(self, a: Float4, n: Int4) -> Float4 {
         each!(shifted, a, n)
     }
@@ -351,29 +355,29 @@ impl<P: Products> Simd for Neon<P> {
         load(Levels(block))
     }
     #[inline(always)]
-    fn dot_u4(self, w: &[Bytes4; 8], a: &[i8; 32], offset: i32) -> Int4 {
-        self.0.dots_u4(Loaded(w), [a], [offset])[0]
+    fn dot_u4(self, w: &[Bytes4; 8], a: &[i8; 32], start: i32) -> Int4 {
+        self.0.dots_u4(Loaded(w), [a], [start])[0]
     }
     #[inline(always)]
-    fn dot_i8(self, w: &[Bytes4; 8], a: &[i8; 32], _offset: i32) -> Int4 {
-        self.0.dots_i8(Loaded(w), [a])[0]
+    fn dot_i8(self, w: &[Bytes4; 8], a: &[i8; 32], start: i32) -> Int4 {
+        self.0.dots_i8(Loaded(w), [a], [start])[0]
     }
 
     #[inline(always)]
-    fn dots_u4<const T: usize>(self, w: &[Bytes4; 8], a: [&[i8; 32]; T], offsets: [i32; T]) -> [Int4; T] {
-        self.0.dots_u4(Loaded(w), a, offsets)
+    fn dots_u4<const T: usize>(self, w: &[Bytes4; 8], a: [&[i8; 32]; T], starts: [i32; T]) -> [Int4; T] {
+        self.0.dots_u4(Loaded(w), a, starts)
     }
     #[inline(always)]
-    fn dots_i8<const T: usize>(self, w: &[Bytes4; 8], a: [&[i8; 32]; T], _offsets: [i32; T]) -> [Int4; T] {
-        self.0.dots_i8(Loaded(w), a)
+    fn dots_i8<const T: usize>(self, w: &[Bytes4; 8], a: [&[i8; 32]; T], starts: [i32; T]) -> [Int4; T] {
+        self.0.dots_i8(Loaded(w), a, starts)
     }
     #[inline(always)]
-    fn block_u4<const T: usize>(self, block: &[u8; 256], a: [&[i8; 32]; T], offsets: [i32; T]) -> [Int4; T] {
-        self.0.dots_u4(Nibbles(block), a, offsets)
+    fn block_u4<const T: usize>(self, block: &[u8; 256], a: [&[i8; 32]; T], starts: [i32; T]) -> [Int4; T] {
+        self.0.dots_u4(Nibbles(block), a, starts)
     }
     #[inline(always)]
-    fn block_i8<const T: usize>(self, block: &[u8; 512], a: [&[i8; 32]; T], _offsets: [i32; T]) -> [Int4; T] {
-        self.0.dots_i8(Levels(block), a)
+    fn block_i8<const T: usize>(self, block: &[u8; 512], a: [&[i8; 32]; T], starts: [i32; T]) -> [Int4; T] {
+        self.0.dots_i8(Levels(block), a, starts)
     }
 
     #[inline(always)]

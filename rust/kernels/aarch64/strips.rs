@@ -6,12 +6,13 @@
 //! ```text
 //! for each chunk of blocks:                                   weights and activations of it stay in the first cache
 //!   for each four rows q:
-//!     acc[tokens] = out[tokens][4 q..]                        four rows each
-//!     for each block of the chunk:
-//!       w = 4 rows x 32 columns, scale of 4 rows              eight registers, shared by the tile
-//!       for each token:  dot = sum of w x a
-//!                        acc[token] = fma(dot, scale x scale of a, acc[token])
-//!     out[tokens][4 q..] = acc
+//!     for each span of four blocks:
+//!       acc[tokens] = 0                                       four rows each
+//!       for each block:
+//!         w = 4 rows x 32 columns, scale of 4 rows            eight registers, shared by the tile
+//!         for each token:  dot = sum of w x a / 2^k
+//!                          acc[token] = fma(dot, scale, acc[token])
+//!       for each token:    out[token][4 q..] = fma(acc[token], scale of a, out[token][4 q..])
 //! ```
 //!
 //! Each result is made by the operations that `tiles` names, block after block in their order.
@@ -25,12 +26,13 @@ use std::arch::asm;
 use std::slice::from_mut;
 
 use super::{Neon, Products};
+use crate::kernels::activations::SPAN;
 use crate::kernels::lanes::LANES;
 use crate::kernels::prefetch;
 use crate::kernels::tiles::{Block, Fetch, QuantizedTile, TileOut, by_blocks};
 
 /// Blocks of a chunk: 16 of INT8 take 9 KB, and twelve tokens' activations for them 9 KB.
-const CHUNK: usize = 16;
+const CHUNK: usize = 4 * SPAN;
 /// Strips of a panel.
 const STRIPS: usize = 4;
 
@@ -109,7 +111,7 @@ pub struct FourRows<W> {
     pub w: W,
     /// Scales.
     pub scale: float32x4_t,
-    /// What the sum of activations, times -8 as it is kept, is multiplied with, of asymmetric blocks.
+    /// What the sum of activations, times -8 / 2^k as it is kept, is multiplied with, of asymmetric blocks.
     pub offset: float32x4_t,
 }
 

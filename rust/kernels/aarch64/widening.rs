@@ -5,15 +5,15 @@
 //!
 //! ```text
 //! INT4   sums += w x a, eight times      at most 8 x 15 x 127 = 15,240, and with a neighbour 30,480: no overflow
-//!        offset += pairs of pairs        addp, sadalp: once for a block
+//!        start += pairs of pairs         addp, sadalp: once for a block
 //! INT8   pairs = w x a + w' x a'         at most 2 x 128 x 127 = 32,512
 //!        sums += pairs of pairs          sadalp: four times for a block
 //! ```
 #![allow(unsafe_code, reason = "loads of four activations into all lanes")]
 
 use std::arch::aarch64::{
-    int8x16_t, int16x8_t, int32x4_t, vdupq_n_s8, vdupq_n_s16, vdupq_n_s32, vget_low_s8, vld1q_dup_s32,
-    vmull_s8, vpadalq_s16, vpaddq_s16, vpaddq_s32, vreinterpretq_s8_s32,
+    int8x16_t, int16x8_t, int32x4_t, vaddq_s32, vdupq_n_s8, vdupq_n_s16, vdupq_n_s32, vget_low_s8,
+    vld1q_dup_s32, vmull_s8, vpadalq_s16, vpaddq_s16, vpaddq_s32, vreinterpretq_s8_s32,
 };
 use std::arch::asm;
 
@@ -38,11 +38,11 @@ impl Products for Widening {
     }
 
     #[inline(always)]
-    fn dots_u4<W: Weights, const T: usize>(self, w: W, a: [&[i8; 32]; T], offsets: [i32; T]) -> [Int4; T] {
+    fn dots_u4<W: Weights, const T: usize>(self, w: W, a: [&[i8; 32]; T], starts: [i32; T]) -> [Int4; T] {
         intrinsics! {
             let mut out = [[vdupq_n_s32(0); 4]; T];
             for t in 0..T {
-                out[t] = [vdupq_n_s32(offsets[t]); 4];
+                out[t] = [vdupq_n_s32(starts[t]); 4];
             }
             // Sums of up to two tokens fit the registers for all rows at once; attention has up to four.
             if T <= 2 {
@@ -56,9 +56,12 @@ impl Products for Widening {
     }
 
     #[inline(always)]
-    fn dots_i8<W: Weights, const T: usize>(self, w: W, a: [&[i8; 32]; T]) -> [Int4; T] {
+    fn dots_i8<W: Weights, const T: usize>(self, w: W, a: [&[i8; 32]; T], starts: [i32; T]) -> [Int4; T] {
         intrinsics! {
             let mut out = [[vdupq_n_s32(0); 4]; T];
+            for t in 0..T {
+                out[t] = [vdupq_n_s32(starts[t]); 4];
+            }
             if T <= 2 {
                 byte_rows::<W, T, 4>(w, a, 0, &mut out);
             } else {
@@ -174,7 +177,8 @@ fn byte_rows<W: Weights, const T: usize, const Q: usize>(
         byte_columns::<W, T, Q, 3>(w, a, first, &mut sums);
         for t in 0..T {
             for q in 0..Q {
-                out[t][first + q] = vpaddq_s32(sums[t][q][0], sums[t][q][1]);
+                let sum = vpaddq_s32(sums[t][q][0], sums[t][q][1]);
+                out[t][first + q] = vaddq_s32(out[t][first + q], sum);
             }
         }
     }

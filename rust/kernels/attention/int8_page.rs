@@ -83,21 +83,22 @@ fn scores<S: Simd, const T: usize, const V: usize>(
     first: usize,
     weights: &mut [[f32; PAGE]; T],
 ) {
-    let (mut a, mut offsets) = ([&queries[0][g].values; T], [0; T]);
+    let (mut a, mut starts) = ([&queries[0][g].values; T], [0; T]);
     for t in 0..T {
-        (a[t], offsets[t]) = (&queries[t][g].values, queries[t][g].offset_i8);
+        (a[t], starts[t]) = (&queries[t][g].values, queries[t][g].start_i8::<S>());
     }
     let (mut blocks, mut scale) = ([&levels[0]; V], [s.splat(0.0); V]);
     for v in 0..V {
         (blocks[v], scale[v]) = (&levels[first + v], s.load_f16(&scales[first + v]));
     }
-    let dots = s.blocks_i8(blocks, a, offsets);
+    let dots = s.blocks_i8(blocks, a, starts);
     for t in 0..T {
         let scores = weights[t].as_chunks_mut::<LANES>().0;
         for v in 0..V {
-            let scale = s.mul(scale[v], s.splat(queries[t][g].scale));
             let out = &mut scores[PAIR * half + first + v];
-            s.store(s.fma(s.to_f32(dots[v][t]), scale, s.load(out)), out);
+            let scale = s.mul(scale[v], s.splat(queries[t][g].scale));
+            let dot = s.above(dots[v][t], queries[t][g].base);
+            s.store(s.fma(dot, scale, s.load(out)), out);
         }
     }
 }

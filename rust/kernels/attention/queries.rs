@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::super::activations::{Group, quantize_group};
+use super::super::activations::{Group, quantize_span};
 use super::super::bf16::pairs;
 use super::super::cpu::Cpu;
 use super::super::elements::{F16, F32};
@@ -176,7 +176,7 @@ impl<'r, R: Iterator<Item = &'r [f32]>> Op for Quantize<'_, R> {
         let mut groups = self.groups.iter_mut();
         for row in self.rows {
             for (channels, group) in row.chunks(GROUP).zip(&mut groups) {
-                quantize_group(s, channels, group);
+                quantize_span(s, channels, std::slice::from_mut(group));
             }
         }
     }

@@ -2,14 +2,14 @@
 #![allow(unsafe_code, reason = "written in parallel at places that do not overlap")]
 
 use super::Width;
-use crate::kernels::activations::{Group, quantize_lanes};
+use crate::kernels::activations::{Group, SPAN, SPAN_COLS, quantize_span};
 use crate::kernels::disjoint::Disjoint;
 use crate::kernels::lanes::{LANES, Simd};
 use crate::kernels::math::silu;
 use crate::weights::matrix::{BLOCK_COLS, BLOCK_ROWS, Matrix};
 
-/// Panels of a group.
-pub(super) const GROUP_PANELS: usize = BLOCK_COLS / BLOCK_ROWS;
+/// Panels of a span of channels, which share a scale.
+pub(super) const SPAN_PANELS: usize = SPAN_COLS / BLOCK_ROWS;
 
 /// Activations of all slots: quantised of experts whose down projection is, dense of others.
 pub(super) struct Activations<'a> {
@@ -25,35 +25,34 @@ impl<'a> Activations<'a> {
         Self { width, groups: Disjoint::new(groups), dense: Disjoint::new(dense) }
     }
 
-    /// Stores silu(gate) * up, group `group` of slot `slot`, for the down projection `down`.
+    /// Stores silu(gate) * up, span `span` of slot `slot`, for the down projection `down`.
     ///
     /// # Safety
-    /// No other thread may write this group of this slot.
+    /// No other thread may write this span of this slot.
     #[inline(always)]
-    pub(super) unsafe fn put<S: Simd>(
+    pub(super) unsafe fn put<'p, S: Simd>(
         &self,
         s: S,
         down: &Matrix,
         slot: usize,
-        group: usize,
-        gate: [&[f32; LANES]; GROUP_PANELS],
-        up: [&[f32; LANES]; GROUP_PANELS],
+        span: usize,
+        panels: impl Iterator<Item = [&'p [f32; LANES]; 2]>,
     ) {
-        let low = s.mul(silu(s, s.load(gate[0])), s.load(up[0]));
-        let high = s.mul(silu(s, s.load(gate[1])), s.load(up[1]));
+        let mut values = [[0.0; LANES]; SPAN_PANELS];
+        for ([gate, up], value) in panels.zip(&mut values) {
+            s.store(s.mul(silu(s, s.load(gate)), s.load(up)), value);
+        }
+        let first = span * SPAN_COLS;
+        let values = &values.as_flattened()[..SPAN_COLS.min(down.cols() - first)];
         if down.format().is_quantized() {
+            let start = slot * self.width.groups + span * SPAN;
             // SAFETY: passed on.
-            let out = unsafe { self.groups.item(slot * self.width.groups + group) };
-            quantize_lanes(s, low, high, out);
+            let out = unsafe { self.groups.part(start..start + values.len().div_ceil(BLOCK_COLS)) };
+            quantize_span(s, values, out);
         } else {
-            let mut values = [[0.0; LANES]; GROUP_PANELS];
-            s.store(low, &mut values[0]);
-            s.store(high, &mut values[1]);
-            let count = BLOCK_COLS.min(down.cols() - group * BLOCK_COLS);
-            let start = slot * self.width.dense + group * BLOCK_COLS;
+            let start = slot * self.width.dense + first;
             // SAFETY: passed on.
-            let out = unsafe { self.dense.part(start..start + count) };
-            out.copy_from_slice(&values.as_flattened()[..count]);
+            unsafe { self.dense.part(start..start + values.len()) }.copy_from_slice(values);
         }
     }
 }

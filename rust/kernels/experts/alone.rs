@@ -16,7 +16,7 @@
 use std::ops::Range;
 
 use super::Experts;
-use super::activations::{Activations, GROUP_PANELS};
+use super::activations::{Activations, SPAN_PANELS};
 use super::plan::Plan;
 use crate::kernels::cpu::Cpu;
 use crate::kernels::disjoint::Disjoint;
@@ -28,8 +28,10 @@ use crate::weights::matrix::BLOCK_ROWS;
 
 /// The fewest panels that a thread takes.
 const PIECE: Piece = Piece { least: 4, most: usize::MAX };
-/// The fewest groups, or sums of a panel, that a thread makes of products.
-const AFTERWARDS: Piece = Piece { least: 16, most: usize::MAX };
+/// The fewest spans of channels that a thread makes of products.
+const ACTIVATIONS: Piece = Piece { least: 4, most: usize::MAX };
+/// The fewest panels whose products a thread adds up.
+const SUMS: Piece = Piece { least: 16, most: usize::MAX };
 /// Gate and up.
 const TWO: usize = 2;
 
@@ -65,9 +67,9 @@ pub(super) fn gate_up(
     };
     let products = &mut products[..TWO * plan.slots() * panels];
     multiply(cpu, panels, &matrix, input, products);
-    let groups = panels.div_ceil(GROUP_PANELS);
-    share_out(&cpu.pool, plan.slots() * groups, AFTERWARDS, &|units| {
-        cpu.run(Activate { experts, plan, panels, groups, products, units, activations });
+    let spans = panels.div_ceil(SPAN_PANELS);
+    share_out(&cpu.pool, plan.slots() * spans, ACTIVATIONS, &|units| {
+        cpu.run(Activate { experts, plan, panels, spans, products, units, activations });
     });
 }
 
@@ -89,7 +91,7 @@ pub(super) fn down(
     let products = &mut products[..plan.slots() * panels];
     multiply(cpu, panels, &matrix, activations, products);
     let (hidden, out) = (out.len(), Disjoint::new(out));
-    share_out(&cpu.pool, panels, AFTERWARDS, &|some| {
+    share_out(&cpu.pool, panels, SUMS, &|some| {
         // SAFETY: these panels are added up here alone.
         let out = unsafe { out.part(some.start * BLOCK_ROWS..hidden.min(some.end * BLOCK_ROWS)) };
         cpu.run(AddUp { weights: plan.weights(), panels, first: some.start, products, out, store });
@@ -153,16 +155,16 @@ impl Op for Multiply<'_, '_> {
     }
 }
 
-/// `SwiGLU` of some groups of all slots.
+/// `SwiGLU` of some spans of all slots.
 struct Activate<'a> {
     experts: Experts<'a>,
     plan: &'a Plan,
     panels: usize,
     /// Of a slot.
-    groups: usize,
+    spans: usize,
     /// `[slots, 2, panels]`
     products: &'a [[f32; LANES]],
-    /// Of `[slots, groups]`
+    /// Of `[slots, spans]`
     units: Range<usize>,
     activations: &'a Activations<'a>,
 }
@@ -172,23 +174,17 @@ impl Op for Activate<'_> {
     const BLOCKS: bool = false;
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let Self { experts, plan, panels, groups, products, units, activations } = self;
+        let Self { experts, plan, panels, spans, products, units, activations } = self;
         for unit in units {
-            let (slot, group) = (unit / groups, unit % groups);
+            let (slot, span) = (unit / spans, unit % spans);
             let down = &experts.get(plan.runs()[slot].expert).down;
             let (gate, up) = products[slot * TWO * panels..][..TWO * panels].split_at(panels);
-            let part = GROUP_PANELS * group..panels.min(GROUP_PANELS * (group + 1));
-            let (gate, up) = (whole(&gate[part.clone()]), whole(&up[part]));
+            let part = SPAN_PANELS * span..panels.min(SPAN_PANELS * (span + 1));
+            let panels = gate[part.clone()].iter().zip(&up[part]).map(|(gate, up)| [gate, up]);
             // SAFETY: these units are computed here alone.
-            unsafe { activations.put(s, down, slot, group, gate, up) };
+            unsafe { activations.put(s, down, slot, span, panels) };
         }
     }
-}
-
-/// Panels of a group; zeros in place of one that a matrix does not have.
-#[inline(always)]
-fn whole(panels: &[[f32; LANES]]) -> [&[f32; LANES]; GROUP_PANELS] {
-    [&panels[0], panels.get(1).unwrap_or(&[0.0; LANES])]
 }
 
 /// out = sum over the slots of weights[slot] x products[slot], or out + it, for panels from `first` on.

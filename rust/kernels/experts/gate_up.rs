@@ -1,11 +1,11 @@
 //! The first region: gate and up projections of all slots, SwiGLU, and the activations that the down projection reads.
 //!
 //! ```text
-//! for each run of an expert's groups of 32 channels:      as many as `gate` below has room for
+//! for each run of an expert's spans of 128 channels:      as many as `gate` below has room for
 //!   gate = panels of gate x tiles of tokens
-//!   for each group, for each tile of tokens:
+//!   for each span, for each tile of tokens:
 //!     a = silu(gate) * (panels of up x tile)              rows that the expert does not have are 0
-//!     activations[slot, group] = a                        as INT8 with a scale if the down projection is quantised, else f32
+//!     activations[slot, span] = a                         as INT8 with a scale if the down projection is quantised, else f32
 //! ```
 //!
 //! First all of gate, then all of up, and not in turn: memory is fast where much is read in one go.
@@ -14,7 +14,7 @@
 use std::ops::Range;
 
 use super::Experts;
-use super::activations::{Activations, GROUP_PANELS};
+use super::activations::{Activations, SPAN_PANELS};
 use super::plan::{Item, Plan};
 use crate::kernels::cpu::Cpu;
 use crate::kernels::lanes::{Op, Simd};
@@ -24,9 +24,6 @@ use crate::weights::model::SwiGluWeights;
 
 /// Tiles that wait for their counterparts of up: 16 KB.
 const WAITING: usize = 32;
-/// Panels that are multiplied with a tile of tokens before the next.
-const PANELS: usize = 4;
-
 /// Fills `activations`.
 pub(super) fn run(
     cpu: &Cpu,
@@ -38,7 +35,7 @@ pub(super) fn run(
     let pass = Pass { experts, plan, input, activations };
     share_out(&cpu.pool, plan.units(), plan.piece(), &|mut units| {
         while let Some(item) = plan.item(units.clone()) {
-            units.start += item.groups.len();
+            units.start += item.spans.len();
             let next = plan.item(units.start..plan.units());
             cpu.run(GateUp { pass: &pass, item, next });
         }
@@ -67,13 +64,13 @@ impl Op for GateUp<'_> {
         let all = self.item.slots.len().div_ceil(S::TILE);
         let mut first = 0;
         while first < all {
-            let tiles = first..all.min(first + WAITING / GROUP_PANELS);
-            let step = WAITING / GROUP_PANELS / tiles.len();
-            let mut group = self.item.groups.start;
-            while group < self.item.groups.end {
-                let groups = group..self.item.groups.end.min(group + step);
-                self.groups(s, groups.clone(), tiles.clone(), &mut waiting);
-                group = groups.end;
+            let tiles = first..all.min(first + WAITING / SPAN_PANELS);
+            let step = WAITING / SPAN_PANELS / tiles.len();
+            let mut span = self.item.spans.start;
+            while span < self.item.spans.end {
+                let spans = span..self.item.spans.end.min(span + step);
+                self.spans(s, spans.clone(), tiles.clone(), &mut waiting);
+                span = spans.end;
             }
             first = tiles.end;
         }
@@ -81,17 +78,17 @@ impl Op for GateUp<'_> {
 }
 
 impl GateUp<'_> {
-    /// All of `groups` x `tiles`, with room for gate in `waiting` `[panels, tiles]`.
+    /// All of `spans` x `tiles`, with room for gate in `waiting` `[panels, tiles]`.
     #[inline(always)]
-    fn groups<S: Simd>(&self, s: S, groups: Range<usize>, tiles: Range<usize>, waiting: &mut [TileOut]) {
+    fn spans<S: Simd>(&self, s: S, spans: Range<usize>, tiles: Range<usize>, waiting: &mut [TileOut]) {
         let expert = self.pass.experts.get(self.item.run.expert);
         let (gate, up) = (Panels::new(&expert.gate), Panels::new(&expert.up));
-        let (first, last) = (GROUP_PANELS * groups.start, GROUP_PANELS * groups.end);
-        let mut out = [NO_TILE; PANELS];
+        let (first, last) = (SPAN_PANELS * spans.start, SPAN_PANELS * spans.end);
+        let mut out = [NO_TILE; SPAN_PANELS];
         // Each matrix, and what is read behind it.
         for (matrix, then, is_up) in [(gate, up.bytes(first), false), (up, self.behind(last), true)] {
-            for start in (first..last).step_by(PANELS) {
-                let panels = start..last.min(start + PANELS);
+            for start in (first..last).step_by(SPAN_PANELS) {
+                let panels = start..start + SPAN_PANELS;
                 for (i, tile) in tiles.clone().enumerate() {
                     let tile = self.tile::<S>(tile);
                     let rows = self.rows::<S>(matrix, &tile);
@@ -103,24 +100,19 @@ impl GateUp<'_> {
                         multiply(s, matrix, panel, &rows, fetch, out);
                     }
                     if is_up {
-                        for panel in panels.clone().step_by(GROUP_PANELS) {
-                            let gate = [&waiting[at(panel)], &waiting[at(panel + 1)]];
-                            let up = [&out[panel - start], &out[panel + 1 - start]];
-                            self.activate(s, expert, panel / GROUP_PANELS, &tile, gate, up);
-                        }
+                        let gate = std::array::from_fn(|panel| &waiting[at(start + panel)]);
+                        self.activate(s, expert, start / SPAN_PANELS, &tile, gate, &out);
                     }
                 }
             }
         }
     }
 
-    /// What is read when group `last` of `up` was.
+    /// What is read when panel `last` of `up` was.
     #[inline(always)]
     fn behind(&self, last: usize) -> &[u8] {
         let (item, panel) = match &self.next {
-            Some(next) if last == GROUP_PANELS * self.item.groups.end => {
-                (next, GROUP_PANELS * next.groups.start)
-            }
+            Some(next) if last == SPAN_PANELS * self.item.spans.end => (next, SPAN_PANELS * next.spans.start),
             _ => (&self.item, last),
         };
         Panels::new(&self.pass.experts.get(item.run.expert).gate).bytes(panel)
@@ -142,21 +134,21 @@ impl GateUp<'_> {
         TileRows::new::<S>(matrix, self.pass.input, places)
     }
 
-    /// `SwiGLU` of one group of slots `tile`, stored as the down projection reads it.
+    /// `SwiGLU` of one span of slots `tile`, stored as the down projection reads it.
     #[inline(always)]
     fn activate<S: Simd>(
         &self,
         s: S,
         expert: &SwiGluWeights,
-        group: usize,
+        span: usize,
         tile: &Range<usize>,
-        gate: [&TileOut; GROUP_PANELS],
-        up: [&TileOut; GROUP_PANELS],
+        gate: [&TileOut; SPAN_PANELS],
+        up: &[TileOut; SPAN_PANELS],
     ) {
         for (t, slot) in tile.clone().enumerate() {
-            let (gate, up) = (gate.map(|tile| &tile[t]), up.map(|tile| &tile[t]));
+            let panels = gate.iter().zip(up).map(|(gate, up)| [&gate[t], &up[t]]);
             // SAFETY: this item alone computes these channels of these slots.
-            unsafe { self.pass.activations.put(s, &expert.down, slot, group, gate, up) };
+            unsafe { self.pass.activations.put(s, &expert.down, slot, span, panels) };
         }
     }
 }

@@ -4,11 +4,11 @@ use std::ops::Range;
 
 use super::Experts;
 use crate::kernels::activation::sigmoid_in_place;
+use crate::kernels::activations::SPAN_COLS;
 use crate::kernels::cpu::Cpu;
 use crate::kernels::routing::Routes;
 use crate::kernels::shares::Piece;
 use crate::kernels::tiles::MAX_TILE;
-use crate::weights::matrix::BLOCK_COLS;
 
 /// A thread's part of gate and up projections is at least so many pieces.
 const SHARE: usize = 4;
@@ -24,21 +24,21 @@ pub(super) struct Run {
     pub(super) first: usize,
     /// Slots, at least one.
     pub(super) count: usize,
-    /// Groups of 32 channels.
-    groups: usize,
-    /// Pieces that the slots are cut into. A unit is a group of a piece.
+    /// Spans of 128 channels.
+    spans: usize,
+    /// Pieces that the slots are cut into. A unit is a span of a piece.
     pieces: usize,
     /// Units of all experts before this one.
     first_unit: usize,
 }
 
-/// Units that follow each other in one expert: some groups of 32 channels of gate and up projections, for some slots.
+/// Units that follow each other in one expert: some spans of 128 channels of gate and up projections, for some slots.
 pub(super) struct Item {
     pub(super) run: Run,
     /// Slots, counted from the expert's first.
     pub(super) slots: Range<usize>,
-    /// Groups of 32 channels.
-    pub(super) groups: Range<usize>,
+    /// Spans of 128 channels.
+    pub(super) spans: Range<usize>,
 }
 
 /// The order of work for one pass.
@@ -135,14 +135,14 @@ impl Plan {
     }
 
     fn add_run(&mut self, expert: usize, first: usize, count: usize) {
-        self.runs.push(Run { expert, first, count, groups: 0, pieces: 0, first_unit: 0 });
+        self.runs.push(Run { expert, first, count, spans: 0, pieces: 0, first_unit: 0 });
     }
 
-    /// Cuts gate and up projections into units in the order of memory. An expert of many tokens has several for each group, so that
+    /// Cuts gate and up projections into units in the order of memory. An expert of many tokens has several for each span, so that
     /// threads end together also if it has them all.
     fn cut(&mut self, threads: usize, experts: Experts<'_>) {
         for run in &mut self.runs {
-            run.groups = experts.get(run.expert).gate.rows().div_ceil(BLOCK_COLS);
+            run.spans = experts.get(run.expert).gate.rows().div_ceil(SPAN_COLS);
         }
         let total: usize = self.runs.iter().map(Run::cost).sum();
         let share = if threads == 1 { usize::MAX } else { total.div_ceil(SHARE * threads).max(1) };
@@ -150,7 +150,7 @@ impl Plan {
         for run in &mut self.runs {
             run.pieces = if run.tiles() > share { run.tiles().div_ceil(share.max(TILES)) } else { 1 };
             run.first_unit = units;
-            units += run.groups * run.pieces;
+            units += run.spans * run.pieces;
             largest = largest.max(run.tiles().div_ceil(run.pieces));
         }
         (self.units, self.most) = (units, (share / largest).max(1));
@@ -174,10 +174,10 @@ impl Plan {
         let behind = self.runs.partition_point(|run| run.first_unit <= units.start);
         let run = self.runs[behind - 1];
         let unit = units.start - run.first_unit;
-        let (piece, group) = (unit / run.groups, unit % run.groups);
+        let (piece, span) = (unit / run.spans, unit % run.spans);
         let slots = piece * run.count / run.pieces..(piece + 1) * run.count / run.pieces;
-        let groups = group..run.groups.min(group + units.len());
-        Some(Item { run, slots, groups })
+        let spans = span..run.spans.min(span + units.len());
+        Some(Item { run, slots, spans })
     }
 }
 
@@ -188,6 +188,6 @@ impl Run {
     }
 
     fn cost(&self) -> usize {
-        self.groups * self.tiles()
+        self.spans * self.tiles()
     }
 }

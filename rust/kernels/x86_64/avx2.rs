@@ -219,6 +219,10 @@ impl Simd for Avx2 {
         intrinsics! { [_mm256_cvtepi32_ps(a[0]), _mm256_cvtepi32_ps(a[1])] }
     }
     #[inline(always)]
+    fn reinterpret(self, a: Int2) -> Half2 {
+        intrinsics! { [_mm256_castsi256_ps(a[0]), _mm256_castsi256_ps(a[1])] }
+    }
+    #[inline(always)]
     fn scale_exponent(self, a: Half2, n: Int2) -> Half2 {
         intrinsics! {
             let low = _mm256_add_epi32(_mm256_castps_si256(a[0]), _mm256_slli_epi32::<23>(n[0]));
@@ -275,7 +279,7 @@ impl Simd for Avx2 {
         }
     }
     #[inline(always)]
-    fn dot_u4(self, w: &[Int2; 8], a: &[i8; 32], offset: i32) -> Int2 {
+    fn dot_u4(self, w: &[Int2; 8], a: &[i8; 32], start: i32) -> Int2 {
         intrinsics! {
             let quad = a.as_ptr().cast::<i32>();
             let mut pairs = [_mm256_setzero_si256(); 2];
@@ -285,7 +289,7 @@ impl Simd for Avx2 {
                 pairs[1] = _mm256_add_epi16(pairs[1], _mm256_maddubs_epi16(w[j][1], a));
             }
             let ones = _mm256_set1_epi16(1);
-            let init = _mm256_set1_epi32(offset);
+            let init = _mm256_set1_epi32(start);
             [
                 _mm256_add_epi32(init, _mm256_madd_epi16(pairs[0], ones)),
                 _mm256_add_epi32(init, _mm256_madd_epi16(pairs[1], ones)),
@@ -293,14 +297,14 @@ impl Simd for Avx2 {
         }
     }
     #[inline(always)]
-    fn dot_i8(self, w: &[Int2; 8], a: &[i8; 32], offset: i32) -> Int2 {
-        self.dots_i8(w, [a], [offset])[0]
+    fn dot_i8(self, w: &[Int2; 8], a: &[i8; 32], start: i32) -> Int2 {
+        self.dots_i8(w, [a], [start])[0]
     }
 
     /// Column by column with all tokens, so that a vector of weights is expanded into a register, used and forgotten: sixteen
     /// registers do not hold a block.
     #[inline(always)]
-    fn block_u4<const T: usize>(self, block: &[u8; 256], a: [&[i8; 32]; T], offsets: [i32; T]) -> [Int2; T] {
+    fn block_u4<const T: usize>(self, block: &[u8; 256], a: [&[i8; 32]; T], starts: [i32; T]) -> [Int2; T] {
         intrinsics! {
             let low = _mm256_set1_epi8(15);
             let mut pairs = [[_mm256_setzero_si256(); 2]; T];
@@ -324,7 +328,7 @@ impl Simd for Avx2 {
             for t in 0..T {
                 for half in 0..2 {
                     let sum = _mm256_madd_epi16(pairs[t][half], ones);
-                    sums[t][half] = _mm256_add_epi32(_mm256_set1_epi32(offsets[t]), sum);
+                    sums[t][half] = _mm256_add_epi32(_mm256_set1_epi32(starts[t]), sum);
                 }
             }
             sums
@@ -332,10 +336,13 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
-    fn dots_i8<const T: usize>(self, w: &[Int2; 8], a: [&[i8; 32]; T], _offsets: [i32; T]) -> [Int2; T] {
+    fn dots_i8<const T: usize>(self, w: &[Int2; 8], a: [&[i8; 32]; T], starts: [i32; T]) -> [Int2; T] {
         intrinsics! {
             let ones = _mm256_set1_epi16(1);
             let mut sums = [[_mm256_setzero_si256(); 2]; T];
+            for t in 0..T {
+                sums[t] = [_mm256_set1_epi32(starts[t]); 2];
+            }
             for half in 0..2 {
                 for j in 0..8 {
                     let w = w[j][half];

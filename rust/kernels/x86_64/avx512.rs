@@ -86,16 +86,40 @@ impl<const BF16: bool> Avx512<BF16> {
         }
     }
 
-    /// Adds the products of eight byte vectors with each group of 32 activations to its `init`.
+    /// Adds the products of column vector `J` of some blocks of nibbles with each group of activations to `sums`.
+    #[inline(always)]
+    fn column<const T: usize, const N: usize, const J: usize>(
+        self,
+        blocks: [&[u8; 256]; N],
+        a: [&[i8; 32]; T],
+        sums: &mut [[__m512i; T]; N],
+    ) {
+        intrinsics! {
+            let low = _mm512_set1_epi8(15);
+            let mut w = [low; N];
+            for n in 0..N {
+                let bytes = _mm512_loadu_si512(blocks[n].as_ptr().add(64 * (J % 4)).cast());
+                w[n] = _mm512_and_si512(if J < 4 { bytes } else { _mm512_srli_epi16::<4>(bytes) }, low);
+            }
+            for t in 0..T {
+                let quad = in_register(_mm512_set1_epi32(a[t].as_ptr().cast::<i32>().add(J).read_unaligned()));
+                for n in 0..N {
+                    sums[n][t] = in_register(_mm512_dpbusd_epi32(sums[n][t], w[n], quad));
+                }
+            }
+        }
+    }
+
+    /// Adds the products of eight byte vectors with each group of 32 activations to where it starts.
     ///
     /// Token by token inside each column vector: the chains of different tokens hide each other's latency in program order,
     /// so the processor's scheduler need not look far.
     #[inline(always)]
-    fn dots<const T: usize>(self, w: &[__m512i; 8], a: [&[i8; 32]; T], init: [i32; T]) -> [__m512i; T] {
+    fn dots<const T: usize>(self, w: &[__m512i; 8], a: [&[i8; 32]; T], starts: [i32; T]) -> [__m512i; T] {
         intrinsics! {
             let mut sums = [_mm512_set1_epi32(0); T];
             for t in 0..T {
-                sums[t] = _mm512_set1_epi32(init[t]);
+                sums[t] = _mm512_set1_epi32(starts[t]);
             }
             for j in 0..8 {
                 for t in 0..T {
@@ -154,6 +178,7 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
     const TILE: usize = 8;
     const DOUBLE_TILE: usize = 6;
     const WIDE: bool = true;
+    const UNSIGNED: bool = true;
 
     #[inline(always)]
     fn splat(self, x: f32) -> __m512 {
@@ -273,6 +298,10 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
         intrinsics! { _mm512_cvtepi32_ps(a) }
     }
     #[inline(always)]
+    fn reinterpret(self, a: __m512i) -> __m512 {
+        intrinsics! { _mm512_castsi512_ps(a) }
+    }
+    #[inline(always)]
     fn scale_exponent(self, a: __m512, n: __m512i) -> __m512 {
         intrinsics! { _mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(a), _mm512_slli_epi32::<23>(n))) }
     }
@@ -299,7 +328,7 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
             out
         }
     }
-    /// `vpdpbusd` wants unsigned weights: w + 128, taken back by the offset of [`Self::dot_i8`].
+    /// `vpdpbusd` wants unsigned weights: w + 128, taken back by what sums start from.
     #[inline(always)]
     fn load_i8(self, block: &[u8; 512]) -> [__m512i; 8] {
         intrinsics! {
@@ -312,21 +341,21 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
         }
     }
     #[inline(always)]
-    fn dot_u4(self, w: &[__m512i; 8], a: &[i8; 32], offset: i32) -> __m512i {
-        self.dots(w, [a], [offset])[0]
+    fn dot_u4(self, w: &[__m512i; 8], a: &[i8; 32], start: i32) -> __m512i {
+        self.dots(w, [a], [start])[0]
     }
     #[inline(always)]
-    fn dot_i8(self, w: &[__m512i; 8], a: &[i8; 32], offset: i32) -> __m512i {
-        self.dots(w, [a], [offset])[0]
+    fn dot_i8(self, w: &[__m512i; 8], a: &[i8; 32], start: i32) -> __m512i {
+        self.dots(w, [a], [start])[0]
     }
 
     #[inline(always)]
-    fn dots_u4<const T: usize>(self, w: &[__m512i; 8], a: [&[i8; 32]; T], offsets: [i32; T]) -> [__m512i; T] {
-        self.dots(w, a, offsets)
+    fn dots_u4<const T: usize>(self, w: &[__m512i; 8], a: [&[i8; 32]; T], starts: [i32; T]) -> [__m512i; T] {
+        self.dots(w, a, starts)
     }
     #[inline(always)]
-    fn dots_i8<const T: usize>(self, w: &[__m512i; 8], a: [&[i8; 32]; T], offsets: [i32; T]) -> [__m512i; T] {
-        self.dots(w, a, offsets)
+    fn dots_i8<const T: usize>(self, w: &[__m512i; 8], a: [&[i8; 32]; T], starts: [i32; T]) -> [__m512i; T] {
+        self.dots(w, a, starts)
     }
 
     /// Of two blocks column by column, so that both take an activation when it is loaded: half as many loads are left beside
@@ -336,33 +365,28 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
         self,
         blocks: [&[u8; 256]; N],
         a: [&[i8; 32]; T],
-        offsets: [i32; T],
+        starts: [i32; T],
     ) -> [[__m512i; T]; N] {
         let mut sums = [[self.splat_i32(0); T]; N];
         if N == 1 {
-            sums[0] = self.block_u4(blocks[0], a, offsets);
+            sums[0] = self.block_u4(blocks[0], a, starts);
             return sums;
         }
         intrinsics! {
             for t in 0..T {
                 for n in 0..N {
-                    sums[n][t] = _mm512_set1_epi32(offsets[t]);
+                    sums[n][t] = _mm512_set1_epi32(starts[t]);
                 }
             }
-            let low = _mm512_set1_epi8(15);
-            for j in 0..8 {
-                let mut w = [low; N];
-                for n in 0..N {
-                    let bytes = _mm512_loadu_si512(blocks[n].as_ptr().add(64 * (j % 4)).cast());
-                    w[n] = _mm512_and_si512(if j < 4 { bytes } else { _mm512_srli_epi16::<4>(bytes) }, low);
-                }
-                for t in 0..T {
-                    let quad = in_register(_mm512_set1_epi32(a[t].as_ptr().cast::<i32>().add(j).read_unaligned()));
-                    for n in 0..N {
-                        sums[n][t] = in_register(_mm512_dpbusd_epi32(sums[n][t], w[n], quad));
-                    }
-                }
-            }
+            // One after the other by name: a loop over so much the compiler leaves a loop.
+            self.column::<T, N, 0>(blocks, a, &mut sums);
+            self.column::<T, N, 1>(blocks, a, &mut sums);
+            self.column::<T, N, 2>(blocks, a, &mut sums);
+            self.column::<T, N, 3>(blocks, a, &mut sums);
+            self.column::<T, N, 4>(blocks, a, &mut sums);
+            self.column::<T, N, 5>(blocks, a, &mut sums);
+            self.column::<T, N, 6>(blocks, a, &mut sums);
+            self.column::<T, N, 7>(blocks, a, &mut sums);
             sums
         }
     }
@@ -372,14 +396,14 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
         self,
         blocks: [&[u8; 512]; N],
         a: [&[i8; 32]; T],
-        offsets: [i32; T],
+        starts: [i32; T],
     ) -> [[__m512i; T]; N] {
         intrinsics! {
             let sign = _mm512_set1_epi8(i8::MIN);
             let mut sums = [[sign; T]; N];
             for t in 0..T {
                 for n in 0..N {
-                    sums[n][t] = _mm512_set1_epi32(offsets[t]);
+                    sums[n][t] = _mm512_set1_epi32(starts[t]);
                 }
             }
             for j in 0..8 {

@@ -150,7 +150,9 @@ impl Op for Rounding<'_> {
     fn run<S: Simd>(self, s: S) -> Trace {
         let same = s.to_f32(s.splat_i32(-32_512));
         let rounded = self.0.iter().map(|a| ("round and to_f32", stored(s, s.to_f32(s.round(s.load(a))))));
-        rounded.chain([("splat_i32", stored(s, same))]).collect()
+        let bits = stored(s, s.reinterpret(s.splat_i32(0x4b40_0007)));
+        let steps = stored(s, s.above(s.splat_i32(0x4b40_0007), 12_582_912.0));
+        rounded.chain([("splat_i32", stored(s, same)), ("reinterpret", bits), ("above", steps)]).collect()
     }
 }
 
@@ -409,7 +411,8 @@ impl Op for Dots<'_> {
                 trace.push(("dot_u4", stored(s, s.to_f32(s.dot_u4(&s.load_u4(block), a, -8 * sum)))));
             }
             for block in self.levels {
-                trace.push(("dot_i8", stored(s, s.to_f32(s.dot_i8(&s.load_i8(block), a, -128 * sum)))));
+                let start = if S::UNSIGNED { -128 * sum } else { 0 };
+                trace.push(("dot_i8", stored(s, s.to_f32(s.dot_i8(&s.load_i8(block), a, start)))));
             }
         }
         trace

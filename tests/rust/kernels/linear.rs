@@ -13,8 +13,8 @@ use super::support::{
     Random, SIZES, TOKENS, assert_close, assert_same_bits, cpus, fastest, portable, same_on_all,
 };
 
-/// Widths that are whole blocks, half a block more, less than lanes, and odd.
-const COLS: [usize; 7] = [64, 48, 1, 96, 31, 100, 160];
+/// Widths that are whole blocks and spans, half a block more, less than lanes, and odd.
+const COLS: [usize; 10] = [64, 48, 1, 96, 31, 100, 160, 128, 129, 300];
 
 pub fn matrix(random: &mut Random, format: Format, rows: usize, cols: usize) -> Matrix {
     let weights = random.numbers(rows * cols);
@@ -174,18 +174,74 @@ fn activations_are_quantized_as_defined() {
     }
 }
 
+/// Groups of other sizes than their span's largest, also by exact powers of two and the floats beside these.
+#[test]
+fn small_groups_have_finer_steps() {
+    let mut random = Random::new(16);
+    let (cols, mut x) = (5 * 128 - 7, Vec::new());
+    for power in 0..20 {
+        let mut row = random.between(cols, -1.0, 1.0);
+        for (g, group) in row.chunks_mut(32).enumerate().filter(|(g, _)| g % 4 > 0) {
+            let factor = 0.5_f32.powi(power * (g % 4) as i32);
+            for x in &mut *group {
+                *x *= factor;
+            }
+            let edge = [factor, factor.next_up(), factor.next_down()][g % 3];
+            group[group.len() / 2] = edge;
+        }
+        for x in row.iter_mut().step_by(128) {
+            *x = -1.0;
+        }
+        x.extend(row);
+    }
+    let expected = reference::quantize_activations(&x, cols);
+    for cpu in cpus() {
+        let mut rows = QuantizedRows::default();
+        rows.fill(&cpu, &x, cols);
+        assert_eq!(rows.groups(), expected, "on {}", cpu.tier.name());
+    }
+    for (row, groups) in x.chunks(cols).zip(expected.chunks(cols.div_ceil(32))) {
+        for (x, group) in row.chunks(32).zip(groups) {
+            let largest = x.iter().fold(0.0_f32, |a, x| a.max(x.abs()));
+            let step = (largest / 63.5).max(0.5_f32.powi(15) / 127.0) * 1.000_001;
+            assert!(group.step() <= step, "steps of {:e} for numbers up to {largest:e}", group.step());
+            for (x, level) in x.iter().zip(group.values) {
+                let error = (x - f32::from(level) * group.step()).abs();
+                assert!(error <= 0.500_01 * group.step(), "{x:e} is {level} x {:e}", group.step());
+            }
+        }
+    }
+}
+
+/// The largest sums that blocks can have: floats hold them and a step's last bit.
+#[test]
+fn the_largest_sums_are_exact() {
+    for format in [Format::Int4, Format::Int8] {
+        let extreme = if format == Format::Int4 { -8.0 } else { 127.0 };
+        let weights = vec![extreme; 16 * 128];
+        let mut bytes = vec![0; format.bytes(16, 128).unwrap()];
+        quantize_rows(format, &weights, 16, 128, &mut bytes).unwrap();
+        let weights = Matrix::new(format, 16, 128, Bytes::new(bytes)).unwrap();
+        let x: Vec<f32> = (0..128).map(|i| 127.0 * 0.5_f32.powi(i / 32)).collect();
+        let sum = extreme * 127.0 * 32.0 * (1.0 + 0.5 + 0.25 + 0.125);
+        for cpu in cpus() {
+            assert_same_bits(format.name(), &multiply(&cpu, &x, &weights), &[sum; 16]);
+        }
+    }
+}
+
 /// A cast would turn NaN into 0 and infinity into 127: a fault upstream must not end as plausible numbers.
 #[test]
 fn non_finite_activations_poison_their_token_only() {
     let mut random = Random::new(15);
-    let (tokens, cols, faulty) = (6, 80, 2);
+    let (tokens, cols, faulty) = (6, 180, 2);
     let clean = random.numbers(tokens * cols);
     for cpu in cpus() {
         for format in Format::ALL {
             let weights = matrix(&mut random, format, 33, cols);
             let expected = multiply(&cpu, &clean, &weights);
             for fault in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
-                for column in [0, 17, 79] {
+                for column in [0, 17, 79, 179] {
                     let mut x = clean.clone();
                     x[faulty * cols + column] = fault;
                     let found = multiply(&cpu, &x, &weights);
@@ -206,7 +262,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 60, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
-    fn any_shape(seed: u64, format in 0_usize..6, rows in 1_usize..90, cols in 1_usize..150, tokens in 1_usize..20) {
+    fn any_shape(seed: u64, format in 0_usize..6, rows in 1_usize..90, cols in 1_usize..300, tokens in 1_usize..20) {
         let cpus = [portable(), fastest()];
         check(&cpus, &mut Random::new(seed), Format::ALL[format], rows, cols, tokens);
     }
