@@ -224,8 +224,8 @@ pub(super) fn quantize_span<S: Simd>(s: S, x: &[f32], out: &mut [Group]) {
     }
 }
 
-/// Spans of which no number is larger become zeros: inverses of their steps are not finite.
-const SMALLEST: f32 = 1e-28;
+/// Spans of which no number is larger become zeros: below 127 x 2^15 / `f32::MAX`, 1.3e-32, inverses of steps need not be finite.
+const SMALLEST: f32 = 1e-31;
 
 /// The largest k up to 15 with `part` x 2^k <= `whole`, both at least 0; any where that is 0.
 #[inline(always)]

@@ -49,8 +49,8 @@ pub fn quantize_activations(x: &[f32], cols: usize) -> Vec<Group> {
 fn quantize_span(x: &[f32]) -> Vec<Group> {
     let absmax = |x: &[f32]| x.iter().fold(0.0_f32, |max, x| max.max(x.abs()));
     let whole = absmax(x);
-    // Too small a span has no finite inverse and is stored as zeros.
-    let inverse = if whole > 1e-28 { 127.0 / whole } else { 0.0 };
+    // In too small a span steps have no finite inverse: it is stored as zeros.
+    let inverse = if whole > 1e-31 { 127.0 / whole } else { 0.0 };
     let power = |k: i32| (k as f32).exp2();
     let group = |x: &[f32]| {
         let k = (0..=15).rev().find(|&k| absmax(x) * power(k) <= whole).expect("at least 0");

@@ -459,7 +459,7 @@ fn ask_for<B: Block, const N: usize>(weights: &[&[u8]; N], fetch: Fetch<'_, N>, 
     }
 }
 
-/// Adds block `b` of each panel x group `b` of each row to `sums`, in units of the group's scale.
+/// Adds block `b` of each panel x group `b` of each row to `sums`, in units of the span's scale.
 ///
 /// # Safety
 /// Each panel has more than `b` blocks, each row more than `b` groups.

@@ -175,7 +175,7 @@ impl Strips for DotProd {
                         _ => self.strip_tokens::<B, 3>(&w, a_rest, rest),
                     }
                     a = a.add(pairs);
-                    block = block.add(B::BYTES);
+                    block = block.wrapping_add(B::BYTES);
                 }
                 for t in 0..T {
                     let scales = vld1q_f32((*scaled.add(t / 2)).scales.as_ptr());

@@ -197,7 +197,7 @@ impl Strips for I8mm {
                         }
                     }
                     a = a.add(pairs);
-                    block = block.add(B::BYTES);
+                    block = block.wrapping_add(B::BYTES);
                 }
                 for t in 0..T {
                     let [low, high] = acc[t / 2];

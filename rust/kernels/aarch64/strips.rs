@@ -31,7 +31,7 @@ use crate::kernels::lanes::LANES;
 use crate::kernels::prefetch;
 use crate::kernels::tiles::{Block, Fetch, QuantizedTile, TileOut, by_blocks};
 
-/// Blocks of a chunk: 16 of INT8 take 9 KB, and twelve tokens' activations for them 9 KB.
+/// Blocks of a chunk: 16 of INT8 take 9 KB, and twelve tokens' activations for them 11 KB.
 const CHUNK: usize = 4 * SPAN;
 /// Strips of a panel.
 const STRIPS: usize = 4;

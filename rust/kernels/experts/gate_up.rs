@@ -1,8 +1,8 @@
 //! The first region: gate and up projections of all slots, SwiGLU, and the activations that the down projection reads.
 //!
 //! ```text
-//! for each run of an expert's spans of 128 channels:      as many as `gate` below has room for
-//!   gate = panels of gate x tiles of tokens
+//! for each run of an expert's spans of 128 channels, and some tiles of tokens:    as many as `gate` has room for
+//!   gate = panels of gate x tiles
 //!   for each span, for each tile of tokens:
 //!     a = silu(gate) * (panels of up x tile)              rows that the expert does not have are 0
 //!     activations[slot, span] = a                         as INT8 with a scale if the down projection is quantised, else f32
@@ -24,6 +24,7 @@ use crate::weights::model::SwiGluWeights;
 
 /// Tiles that wait for their counterparts of up: 16 KB.
 const WAITING: usize = 32;
+
 /// Fills `activations`.
 pub(super) fn run(
     cpu: &Cpu,
@@ -62,17 +63,15 @@ impl Op for GateUp<'_> {
     fn run<S: Simd>(self, s: S) {
         let mut waiting = [NO_TILE; WAITING];
         let all = self.item.slots.len().div_ceil(S::TILE);
-        let mut first = 0;
-        while first < all {
-            let tiles = first..all.min(first + WAITING / SPAN_PANELS);
-            let step = WAITING / SPAN_PANELS / tiles.len();
-            let mut span = self.item.spans.start;
-            while span < self.item.spans.end {
-                let spans = span..self.item.spans.end.min(span + step);
-                self.spans(s, spans.clone(), tiles.clone(), &mut waiting);
-                span = spans.end;
+        let most = WAITING / SPAN_PANELS;
+        let Range { start, end } = self.item.spans;
+        // The weights of a span stay in a cache for all tiles, however many.
+        let step = (most / all).max(1);
+        for span in (start..end).step_by(step) {
+            for tile in (0..all).step_by(most) {
+                let (spans, tiles) = (span..end.min(span + step), tile..all.min(tile + most));
+                self.spans(s, spans, tiles, &mut waiting);
             }
-            first = tiles.end;
         }
     }
 }

@@ -17,9 +17,20 @@ use super::support::{
     Random, assert_close, assert_same_bits, cpus, fastest, portable, same_bits, same_on_all,
 };
 
-/// Hidden size and width: whole panels and blocks, and the edges around them.
-const SHAPES: [[usize; 2]; 8] =
-    [[64, 32], [32, 64], [48, 16], [33, 31], [16, 33], [100, 47], [7, 1], [1, 80]];
+/// Hidden size and width: whole panels, blocks and spans, and the edges around them.
+const SHAPES: [[usize; 2]; 11] = [
+    [64, 32],
+    [32, 64],
+    [48, 16],
+    [33, 31],
+    [16, 33],
+    [100, 47],
+    [7, 1],
+    [1, 80],
+    [20, 128],
+    [16, 129],
+    [40, 300],
+];
 
 /// Number of experts and how many of them a token takes.
 const CHOICES: [[usize; 2]; 7] = [[1, 1], [2, 1], [2, 2], [7, 3], [8, 8], [8, 1], [33, 4]];
@@ -252,7 +263,7 @@ fn formula() {
 fn one_expert_gets_all_tokens() {
     let (cpus, mut random) = (cpus(), Random::new(82));
     for format in [Format::Int4, Format::F32] {
-        for (shape, tokens) in [([64, 200], 300), ([600, 40], 150)] {
+        for (shape, tokens) in [([64, 200], 300), ([600, 40], 150), ([20, 400], 70)] {
             let mut layer = Layer::random(&mut random, all_of(format), shape, [4, 2], tokens);
             // The other route goes to one expert up to the last token, and then to another.
             let chosen = (0..tokens as u32).flat_map(|t| [2, if t + 1 < tokens as u32 { 1 } else { 3 }]);
@@ -451,7 +462,7 @@ proptest! {
     fn any_layer(
         seed: u64,
         hidden in 1_usize..100,
-        width in 1_usize..100,
+        width in 1_usize..300,
         experts in 1_usize..20,
         part in 0.0_f64..1.0,
         tokens in 1_usize..40,

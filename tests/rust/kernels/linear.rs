@@ -162,7 +162,7 @@ fn no_tokens_are_no_work() {
 fn activations_are_quantized_as_defined() {
     let mut random = Random::new(14);
     for cols in [1, 16, 31, 32, 48, 100, 4096] {
-        for size in [1.0, 1e-3, 1e4, 1e-38, 1e-44, 1e38, 0.0] {
+        for size in [1.0, 1e-3, 1e4, 1e-30, 1e-31, 1e-38, 1e-44, 1e38, 0.0] {
             let x = random.between(9 * cols, -size, size);
             let expected = reference::quantize_activations(&x, cols);
             for cpu in cpus() {

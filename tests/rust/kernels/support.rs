@@ -72,7 +72,7 @@ pub fn cpus() -> Vec<Cpu> {
     tiers().into_iter().flat_map(on).collect()
 }
 
-/// Numbers as INT8 activations hold them: groups of 32 with steps of absmax / 127.
+/// Numbers as queries that meet an INT8 cache hold them: groups of 32 with steps of absmax / 127.
 pub fn as_int8(x: &[f32]) -> Vec<f32> {
     let round = |group: &[f32]| -> Vec<f32> {
         let absmax = group.iter().fold(0.0_f32, |a, x| a.max(x.abs()));
