@@ -109,7 +109,8 @@ def loops(code: list[Instruction]) -> list[list[Instruction]]:
 def described(loop: list[Instruction]) -> Row | None:
     """Return what is shown of a loop over blocks, `None` of any other."""
     names = Counter(instruction.name for instruction in loop)
-    if not names["fsub"] or not names["fmla"]:
+    # What sums started from is subtracted as such, or as a product with 1.
+    if not (names["fsub"] or names["fmls"]) or not names["fmla"]:
         return None
     # Scales of four rows are converted by one instruction, those of sixteen by two times two.
     parts = 1 if names["fcvtl2"] else 4

@@ -158,6 +158,7 @@ impl Strips for DotProd {
             let mut block = tile.weights.as_ptr().add(first * B::BYTES + 16 * q);
             let scales = B::WEIGHTS - 8 * q;
             let pairs = T.div_ceil(2);
+            let one = in_turn(vdupq_n_f32(1.0));
             let mut a = tile.pairs.as_ptr().add(first * pairs);
             for span in (0..count).step_by(SPAN) {
                 let scaled = a;
@@ -165,14 +166,14 @@ impl Strips for DotProd {
                 for _ in span..count.min(span + SPAN) {
                     let w = FourRows::new::<B>(weights::strip::<B>(block), block.add(scales));
                     unrolled!(i < T / GROUP, {
-                        self.strip_tokens::<B, GROUP>(&w, a.add(GROUP / 2 * i), &mut acc[GROUP * i..]);
+                        self.strip_tokens::<B, GROUP>(&w, one, a.add(GROUP / 2 * i), &mut acc[GROUP * i..]);
                     });
                     let (a_rest, rest) = (a.add(GROUP / 2 * (T / GROUP)), &mut acc[T / GROUP * GROUP..]);
                     match T % GROUP {
                         0 => {}
-                        1 => self.strip_tokens::<B, 1>(&w, a_rest, rest),
-                        2 => self.strip_tokens::<B, 2>(&w, a_rest, rest),
-                        _ => self.strip_tokens::<B, 3>(&w, a_rest, rest),
+                        1 => self.strip_tokens::<B, 1>(&w, one, a_rest, rest),
+                        2 => self.strip_tokens::<B, 2>(&w, one, a_rest, rest),
+                        _ => self.strip_tokens::<B, 3>(&w, one, a_rest, rest),
                     }
                     a = a.add(pairs);
                     block = block.wrapping_add(B::BYTES);
@@ -197,6 +198,7 @@ impl DotProd {
     unsafe fn strip_tokens<B: Block, const N: usize>(
         self,
         rows: &FourRows<[int8x16_t; 8]>,
+        one: float32x4_t,
         a: *const Pair,
         acc: &mut [float32x4_t],
     ) {
@@ -228,7 +230,7 @@ impl DotProd {
                 }
             }
             for t in 0..N {
-                let mut dot = less(sums[t], vld1q_f32(pairs[t].bases.as_ptr()), t);
+                let mut dot = less(sums[t], one, vld1q_f32(pairs[t].bases.as_ptr()), t);
                 if B::OFFSETS {
                     let sums = vld1q_f32(pairs[t].starts.as_ptr().cast());
                     dot = vfmaq_f32(dot, rows.offset, pick_f32(sums, t));
@@ -265,11 +267,12 @@ fn pick_s32(pair: int32x4_t, t: usize) -> int32x4_t {
     intrinsics! { if t.is_multiple_of(2) { vdupq_laneq_s32::<0>(pair) } else { vdupq_laneq_s32::<1>(pair) } }
 }
 
-/// The float whose bits `sum` is, less the pair's `bases` of token `t`: as a product with 1, for which no lane need be copied first.
+/// The float whose bits `sum` is, less the pair's `bases` of token `t`: as a product with `one`, which the compiler must not know
+/// to be 1, for which no lane need be copied first.
 #[inline(always)]
-fn less(sum: int32x4_t, bases: float32x4_t, t: usize) -> float32x4_t {
+fn less(sum: int32x4_t, one: float32x4_t, bases: float32x4_t, t: usize) -> float32x4_t {
     intrinsics! {
-        let (sum, one) = (vreinterpretq_f32_s32(sum), vdupq_n_f32(1.0));
+        let sum = vreinterpretq_f32_s32(sum);
         if t.is_multiple_of(2) {
             vfmsq_laneq_f32::<0>(sum, one, bases)
         } else {

@@ -59,14 +59,17 @@ impl Products for Widening {
     fn dots_i8<W: Weights, const T: usize>(self, w: W, a: [&[i8; 32]; T], starts: [i32; T]) -> [Int4; T] {
         intrinsics! {
             let mut out = [[vdupq_n_s32(0); 4]; T];
-            for t in 0..T {
-                out[t] = [vdupq_n_s32(starts[t]); 4];
-            }
             if T <= 2 {
                 byte_rows::<W, T, 4>(w, a, 0, &mut out);
             } else {
                 byte_rows::<W, T, 2>(w, a, 0, &mut out);
                 byte_rows::<W, T, 2>(w, a, 2, &mut out);
+            }
+            // Last, since sums leave no registers for it.
+            for t in 0..T {
+                for q in 0..4 {
+                    out[t][q] = vaddq_s32(out[t][q], vdupq_n_s32(starts[t]));
+                }
             }
             out
         }
@@ -177,8 +180,7 @@ fn byte_rows<W: Weights, const T: usize, const Q: usize>(
         byte_columns::<W, T, Q, 3>(w, a, first, &mut sums);
         for t in 0..T {
             for q in 0..Q {
-                let sum = vpaddq_s32(sums[t][q][0], sums[t][q][1]);
-                out[t][first + q] = vaddq_s32(out[t][first + q], sum);
+                out[t][first + q] = vpaddq_s32(sums[t][q][0], sums[t][q][1]);
             }
         }
     }
