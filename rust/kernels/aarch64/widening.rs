@@ -12,8 +12,9 @@
 #![allow(unsafe_code, reason = "loads of four activations into all lanes")]
 
 use std::arch::aarch64::{
-    int8x16_t, int16x8_t, int32x4_t, vaddq_s32, vdupq_n_s8, vdupq_n_s16, vdupq_n_s32, vget_low_s8,
+    int8x16_t, int16x8_t, int32x4_t, vdupq_n_s8, vdupq_n_s16, vdupq_n_s32, vdupq_n_s64, vget_low_s8,
     vld1q_dup_s32, vmull_s8, vpadalq_s16, vpaddq_s16, vpaddq_s32, vreinterpretq_s8_s32,
+    vreinterpretq_s32_s64,
 };
 use std::arch::asm;
 
@@ -60,16 +61,10 @@ impl Products for Widening {
         intrinsics! {
             let mut out = [[vdupq_n_s32(0); 4]; T];
             if T <= 2 {
-                byte_rows::<W, T, 4>(w, a, 0, &mut out);
+                byte_rows::<W, T, 4>(w, a, starts, 0, &mut out);
             } else {
-                byte_rows::<W, T, 2>(w, a, 0, &mut out);
-                byte_rows::<W, T, 2>(w, a, 2, &mut out);
-            }
-            // Last, since sums leave no registers for it.
-            for t in 0..T {
-                for q in 0..4 {
-                    out[t][q] = vaddq_s32(out[t][q], vdupq_n_s32(starts[t]));
-                }
+                byte_rows::<W, T, 2>(w, a, starts, 0, &mut out);
+                byte_rows::<W, T, 2>(w, a, starts, 2, &mut out);
             }
             out
         }
@@ -164,16 +159,21 @@ fn nibble_columns<W: Weights, const T: usize, const Q: usize, const J: usize>(
     }
 }
 
-/// As [`nibble_rows`], for bytes.
+/// The sums of `Q` registers of rows of bytes from `first` on, each in two lanes until the end, of which one starts from `starts`.
 #[inline(always)]
 fn byte_rows<W: Weights, const T: usize, const Q: usize>(
     w: W,
     a: [&[i8; 32]; T],
+    starts: [i32; T],
     first: usize,
     out: &mut [Int4; T],
 ) {
     intrinsics! {
         let mut sums = [[[vdupq_n_s32(0); 2]; Q]; T];
+        for t in 0..T {
+            let start = vreinterpretq_s32_s64(vdupq_n_s64(i64::from(starts[t].cast_unsigned())));
+            sums[t] = [[start; 2]; Q];
+        }
         byte_columns::<W, T, Q, 0>(w, a, first, &mut sums);
         byte_columns::<W, T, Q, 1>(w, a, first, &mut sums);
         byte_columns::<W, T, Q, 2>(w, a, first, &mut sums);
