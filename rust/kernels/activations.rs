@@ -14,7 +14,7 @@
 //! Sums of a block are below 2^20. With a scale of its own for each group a product would take 10 multiplications in place of 9.25
 //! on AVX-512, for a sixth of what activations lose, which is a small part of what INT4 weights do (`docs/quantisation.md`).
 //!
-//! What sums start from holds multiples of the group's sum too, for tiers that multiply unsigned weights. A span that holds NaN or an
+//! What sums start from holds a multiple of the group's sum too, for tiers that multiply unsigned weights. A span that holds NaN or an
 //! infinity has NaN for its scale, so that the fault reaches the logits instead of vanishing in a cast.
 
 #![allow(unsafe_code, reason = "rows, written in parallel in two forms")]
@@ -43,8 +43,6 @@ pub struct Group {
     pub base: f32,
     /// The same bits - 8 x the sum of `values`: nibbles are 8 above their weights.
     pub start_u4: i32,
-    /// The same bits - 128 x the sum of `values`: for tiers that multiply bytes 128 above their weights.
-    pub start_u8: i32,
     /// Steps, -127..=127.
     pub values: [i8; BLOCK_COLS],
 }
@@ -60,14 +58,15 @@ impl Group {
         let bits = (127 + 23 - k) << 23 | 1 << 22;
         self.scale = scale;
         self.base = f32::from_bits(bits.cast_unsigned());
-        let less = |times: i32| bits.wrapping_sub(sum.wrapping_mul(times));
-        (self.start_u4, self.start_u8) = (less(8), less(128));
+        self.start_u4 = bits.wrapping_sub(sum.wrapping_mul(8));
     }
 
-    /// What sums of INT8 weights start from on tier `S`.
+    /// What sums of INT8 weights start from on tier `S`: on those that multiply bytes 128 above their weights, 128 x the sum of
+    /// `values` below the bits of `base`.
     #[inline(always)]
     pub(super) fn start_i8<S: Simd>(&self) -> i32 {
-        if S::UNSIGNED { self.start_u8 } else { self.base.to_bits().cast_signed() }
+        let bits = self.base.to_bits().cast_signed();
+        if S::UNSIGNED { bits.wrapping_add(self.start_u4.wrapping_sub(bits).wrapping_mul(16)) } else { bits }
     }
 
     /// A step.
