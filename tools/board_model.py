@@ -57,8 +57,8 @@ LOOPS = {
     "dotprod": (Loop(103, 32, 1), Loop(62, 32, 12), Loop(80, 32, 1), Loop(58.7, 32, 12)),
     "i8mm": (Loop(103, 32, 1), Loop(45, 16, 12), Loop(80, 32, 1), Loop(47, 16, 12)),
 }
-"""What `tools/count_instructions.py` finds, and a quarter of what a span of four blocks takes: 3 for one token
-alone, 4 for one of several, 5 with i8mm."""
+"""What `tools/count_instructions.py` finds, and a quarter of what a span of four blocks takes: 3 for one
+token alone, 4 for one of several, 5 with i8mm."""
 
 
 @dataclass(frozen=True)
