@@ -34,6 +34,9 @@ pub const SPAN_COLS: usize = SPAN * BLOCK_COLS;
 const FINEST: i32 = 15;
 
 /// 32 channels of one token.
+///
+/// With one field more, 48 bytes in place of 44, two threads read prompts at 0.87 to 0.93 of the speed (256 tokens, Zen 4, in turns);
+/// likely because rows then stand multiples of 512 bytes apart and meet in the caches.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Group {
