@@ -12,6 +12,7 @@ use edgewise::kernels::activation::{add_bias, gelu_erf_in_place, gelu_tanh_in_pl
 use edgewise::kernels::activations::QuantizedRows;
 use edgewise::kernels::attention::{QueryKeyNorm, bidirectional, prepare_query_key};
 use edgewise::kernels::conv::{TAIL, TAPS};
+use edgewise::kernels::delta_chunks::Recent;
 use edgewise::kernels::gated_delta::{GatedDelta, Kept, Sequence, gated_delta};
 use edgewise::kernels::kv_cache::{KvCache, KvType};
 use edgewise::kernels::norm::{layer_norm, rms_norm};
@@ -113,13 +114,17 @@ impl Bench<'_> {
         };
         let (mut tail, mut scratch) = (vec![0.0; TAIL * channels], Vec::new());
         let mut memory = vec![0.0; heads * DELTA.value_dim * DELTA.key_dim];
+        let mut position = 0;
+        let mut recent = vec![0.0; DELTA.key_heads * Recent::new(&DELTA).room()];
         self.run("gated delta core", heads * DELTA.value_dim, |cpu, out| {
             let sequence = Sequence {
+                position,
                 tokens: out.len() / (heads * DELTA.value_dim),
                 start: None,
-                kept: Kept { tail: &mut tail, memory: &mut memory },
+                kept: Kept { tail: &mut tail, memory: &mut memory, recent: &mut recent },
                 copies: Vec::new(),
             };
+            position += sequence.tokens;
             gated_delta(cpu, layer, [Some(sequence)], &mut scratch, out);
         });
     }

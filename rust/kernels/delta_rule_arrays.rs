@@ -1,13 +1,12 @@
 //! The gated delta rule as an operation on plain row-major arrays, which both of its forms take.
 //!
-//! The recurrent form here runs the model's own kernel, [`delta_rule`](super::delta_rule), after packing the arrays
-//! the way the model holds them; the chunked form is in [`delta_rule_chunked`](super::delta_rule_chunked). The
-//! [`reference`](mod@super::reference) says what both compute. Heads of any size are taken: channels are
-//! filled up with zeros where the kernel wants multiples of 16 and 4.
+//! The recurrent form here runs [`delta_rule`](super::delta_rule), after packing the arrays the way the model holds them;
+//! the chunked form is in [`delta_rule_chunked`](super::delta_rule_chunked). The [`reference`](mod@super::reference) says
+//! what both compute. Heads of any size are taken: values are filled up with zeros where the kernel wants multiples of 16.
 
 use super::conv::TAPS;
 use super::cpu::Cpu;
-use super::delta_rule::{DeltaInput, L2_EPS, PARTIAL, delta_rule};
+use super::delta_rule::{DeltaInput, L2_EPS, delta_rule};
 use super::lanes::{LANES, Op, Simd};
 use super::norm::{l2_norm_row, row_grain};
 use crate::config::DeltaConfig;
@@ -140,7 +139,7 @@ impl Op for Prepare<'_> {
     }
 }
 
-/// The recurrent form: token by token, by the model's kernel. The same bits on every tier and in any pieces.
+/// The recurrent form: token by token. The same bits on every tier and in any pieces.
 ///
 /// # Errors
 /// If an array does not have its shape.
@@ -150,7 +149,7 @@ pub fn gated_delta_rule_recurrent(cpu: &Cpu, arrays: &DeltaArrays<'_>) -> Result
     let config = DeltaConfig {
         key_heads: shape.key_heads,
         value_heads: shape.value_heads,
-        key_dim: shape.key_dim.next_multiple_of(PARTIAL),
+        key_dim: shape.key_dim,
         value_dim: shape.value_dim.next_multiple_of(LANES),
         conv_kernel: TAPS,
     };

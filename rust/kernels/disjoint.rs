@@ -20,6 +20,11 @@ impl<'a, T> Disjoint<'a, T> {
         Self { start: slice.as_mut_ptr(), len: slice.len(), borrow: PhantomData }
     }
 
+    /// Where the elements from `start` on stand, to be asked for only.
+    pub fn address(&self, start: usize) -> *const u8 {
+        self.start.wrapping_add(start).cast_const().cast()
+    }
+
     /// Elements `range`.
     ///
     /// # Panics

@@ -7,7 +7,7 @@
 //!     q, k, v = silu(short convolution of the head's channels)         into memory of the thread's own
 //!     q, k    = q / |q| / sqrt(k_dim), k / |k|
 //!     decay, beta = gates
-//!     for each pair of tiles of the state: walk through the block's tokens, results in the place of v
+//!     delta rule, results in the place of v
 //!     out     = rms_norm(v) * weight * silu(z)
 //!     copy what the state has of the head                             if a copy is kept there
 //!   the convolution's tail moves on
@@ -20,14 +20,15 @@
 //!
 //! So a state that is copied in the middle of a pass, or before it, is in the cache of the core that copies it, and all cores do.
 //!
-//! The steps are those of [`conv`], [`delta_rule`](super::delta_rule) and [`norm`](super::norm), to the bit.
+//! The steps are those of [`conv`], [`delta_chunks`] and [`norm`](super::norm), to the bit.
 #![allow(unsafe_code, reason = "states and outputs, written in parallel by heads")]
 
 use std::ops::Range;
 
 use super::conv::{self, Strip, TAIL, TAPS};
 use super::cpu::Cpu;
-use super::delta_rule::{L2_EPS, PARTIAL, Walk, decay, pair_width, walk_pair};
+use super::delta_chunks::{self, Block, CHUNK, Recent};
+use super::delta_rule::{L2_EPS, decay};
 use super::disjoint::Disjoint;
 use super::lanes::{LANES, Op, Simd};
 use super::math::{sigmoid, zip_lanes};
@@ -82,17 +83,21 @@ impl GatedDelta<'_> {
 pub struct Kept<'a> {
     /// `[3, channels]`
     pub tail: &'a mut [f32],
-    /// `[value_heads, v_dim / 16, k_dim, 16]`
+    /// The delta rule's memory up to the last whole chunk, `[value_heads, v_dim / 16, k_dim, 16]`
     pub memory: &'a mut [f32],
+    /// What came after that, `[key_heads, room]`; see [`Recent`]
+    pub recent: &'a mut [f32],
 }
 
 /// One sequence: how many of the tokens it has, and what the layer keeps of it.
 #[derive(Debug)]
 pub struct Sequence<'a> {
+    /// Tokens that it had before.
+    pub position: usize,
     /// Its tokens stand behind those of the sequences before.
     pub tokens: usize,
-    /// What it goes on from, tail and memory, if that does not stand in `kept`, which then may hold anything.
-    pub start: Option<[&'a [f32]; 2]>,
+    /// What it goes on from, tail, memory and recent, if that does not stand in `kept`, which then may hold anything.
+    pub start: Option<[&'a [f32]; 3]>,
     /// What is moved on.
     pub kept: Kept<'a>,
     /// What becomes copies of it, each after so many of the tokens, in rising order.
@@ -119,7 +124,7 @@ pub fn gated_delta<const N: usize>(
     assert_eq!((layer.a.len(), layer.b.len()), (tokens * shape.value_heads, tokens * shape.value_heads));
     assert_eq!((layer.rate.len(), layer.dt_bias.len()), (shape.value_heads, shape.value_heads));
     assert_eq!(layer.conv.len(), TAPS * shape.conv_dim());
-    assert!(shape.value_dim.is_multiple_of(LANES) && shape.key_dim.is_multiple_of(PARTIAL));
+    assert!(shape.value_dim.is_multiple_of(LANES));
     let count = sequences.iter().take_while(|sequence| sequence.is_some()).count();
     let all = sequences.iter().flatten().map(|sequence| sequence.tokens);
     assert_eq!((all.clone().count(), all.clone().sum::<usize>()), (count, tokens));
@@ -128,8 +133,9 @@ pub fn gated_delta<const N: usize>(
     let scratch = Disjoint::new(scratch);
     let (mut layer, mut out) = (layer, out);
     let passes = sequences.map(|sequence| {
-        let Sequence { tokens, start, kept, copies } = sequence?;
-        let lens = [TAIL * shape.conv_dim(), out_width * shape.key_dim];
+        let Sequence { position, tokens, start, kept, copies } = sequence?;
+        let recent = shape.key_heads * Recent::new(shape).room();
+        let lens = [TAIL * shape.conv_dim(), out_width * shape.key_dim, recent];
         let share = |kept| Shared::new(kept, lens);
         assert!(start.is_none_or(|start| start.map(<[f32]>::len) == lens));
         assert!(copies.is_sorted_by_key(|(after, _)| *after));
@@ -138,7 +144,7 @@ pub fn gated_delta<const N: usize>(
         (layer, out) = (later_layer, later_out);
         let copies = copies.into_iter().map(|(after, kept)| (after, share(kept))).collect();
         let (threads, kept, out) = (cpu.pool.threads(), share(kept), Disjoint::new(its_out));
-        Some(Pass { layer: its_layer, tokens, threads, start, kept, copies, out })
+        Some(Pass { layer: its_layer, position, tokens, threads, start, kept, copies, out })
     });
     cpu.pool.run_numbered(count * shape.key_heads, &|thread, item| {
         let (sequence, key_head) = (item / shape.key_heads, item % shape.key_heads);
@@ -153,31 +159,39 @@ pub fn gated_delta<const N: usize>(
 struct Shared<'a> {
     tail: Disjoint<'a, f32>,
     memory: Disjoint<'a, f32>,
+    recent: Disjoint<'a, f32>,
 }
 
 impl<'a> Shared<'a> {
-    fn new(kept: Kept<'a>, lens: [usize; 2]) -> Self {
-        assert_eq!([kept.tail.len(), kept.memory.len()], lens);
-        Self { tail: Disjoint::new(kept.tail), memory: Disjoint::new(kept.memory) }
+    fn new(kept: Kept<'a>, lens: [usize; 3]) -> Self {
+        let Kept { tail, memory, recent } = kept;
+        assert_eq!([tail.len(), memory.len(), recent.len()], lens);
+        Self { tail: Disjoint::new(tail), memory: Disjoint::new(memory), recent: Disjoint::new(recent) }
     }
 }
 
 struct Pass<'a> {
     layer: GatedDelta<'a>,
+    position: usize,
     tokens: usize,
     threads: usize,
-    start: Option<[&'a [f32]; 2]>,
+    start: Option<[&'a [f32]; 3]>,
     kept: Shared<'a>,
     copies: Vec<(usize, Shared<'a>)>,
     out: Disjoint<'a, f32>,
 }
 
 impl Pass<'_> {
-    /// The block of tokens that begins with `first`.
+    /// The block of tokens that begins with `first`. It ends where a copy is kept, or with a chunk.
     fn block(&self, first: usize) -> Range<usize> {
         let stops = self.copies.iter().map(|(after, _)| *after);
         let stop = stops.filter(|&after| after > first).min().unwrap_or(self.tokens);
-        first..stop.min(self.tokens).min(first + BLOCK)
+        first..stop.min(self.tokens).min(first + BLOCK - (self.position + first) % CHUNK)
+    }
+
+    /// Tokens behind the last whole chunk after the first `tokens` of the pass.
+    fn recent(&self, tokens: usize) -> usize {
+        (self.position + tokens) % CHUNK
     }
 }
 
@@ -190,6 +204,8 @@ struct Room {
     values: usize,
     /// Decays, and as much for betas: `[value heads, tokens]`
     gates: usize,
+    /// What the delta rule needs.
+    chunks: usize,
 }
 
 impl Room {
@@ -200,11 +216,12 @@ impl Room {
             rows: tokens * 2 * shape.key_dim,
             values: tokens * value_heads * shape.value_dim,
             gates: (tokens * value_heads).next_multiple_of(LANES),
+            chunks: delta_chunks::scratch(tokens),
         }
     }
 
     fn total(&self) -> usize {
-        self.rows + self.values + 2 * self.gates
+        self.rows + self.values + 2 * self.gates + self.chunks
     }
 }
 
@@ -225,10 +242,11 @@ impl Op for Head<'_> {
         let shape = pass.layer.shape;
         let (rows, rest) = scratch.split_at_mut(room.rows);
         let (values, rest) = rest.split_at_mut(room.values);
-        let (decay, beta) = rest.split_at_mut(room.gates);
+        let (decay, rest) = rest.split_at_mut(room.gates);
+        let (beta, chunks) = rest.split_at_mut(room.gates);
         let head = Channels::new(shape, index);
-        if let Some([tail, memory]) = pass.start {
-            begin(pass, &head, tail, memory);
+        if let Some(start) = pass.start {
+            begin(pass, &head, start);
         }
         let mut first = 0;
         while first < pass.tokens {
@@ -244,7 +262,10 @@ impl Op for Head<'_> {
                 l2_norm_row(s, key, L2_EPS, 1.0);
             }
             gates(s, &pass.layer, &head.value_heads, tokens.clone(), decay, beta);
-            walk(s, pass, &head.value_heads, tokens.len(), rows, values, decay, beta);
+            if first == pass.tokens {
+                ask_for(pass, index + pass.threads);
+            }
+            walk(s, pass, &head, tokens.clone(), [rows, decay, beta], values, chunks);
             finish(s, pass, &head.value_heads, tokens, values);
             for (_, copy) in pass.copies.iter().filter(|(after, _)| *after == first) {
                 leave(pass, &head, first, copy);
@@ -258,8 +279,8 @@ impl Op for Head<'_> {
     }
 }
 
-/// Copies what belongs to a head from `tail` and `memory` of another sequence.
-fn begin(pass: &Pass<'_>, head: &Channels, tail: &[f32], memory: &[f32]) {
+/// Copies what belongs to a head from another sequence's tail, memory and recent tokens.
+fn begin(pass: &Pass<'_>, head: &Channels, [tail, memory, recent]: [&[f32]; 3]) {
     let shape = pass.layer.shape;
     for channels in head.strips() {
         // SAFETY: every item has its own channels, and nothing has been handed out yet.
@@ -268,12 +289,14 @@ fn begin(pass: &Pass<'_>, head: &Channels, tail: &[f32], memory: &[f32]) {
             own.copy_from_slice(&tail[row * shape.conv_dim()..][channels.clone()]);
         }
     }
-    let part = head.memory(shape);
+    let (part, kept) = (head.memory(shape), head.recent(shape, pass.recent(0)));
     // SAFETY: the same for its heads.
     unsafe { pass.kept.memory.part(part.clone()) }.copy_from_slice(&memory[part]);
+    // SAFETY: the same.
+    unsafe { pass.kept.recent.part(kept.clone()) }.copy_from_slice(&recent[kept]);
 }
 
-/// Makes `copy` what the state has of a head after the first `tokens` tokens, with which its memory has just been walked.
+/// Makes `copy` what the state has of a head after the first `tokens` tokens, with which its memory has just been moved on.
 fn leave(pass: &Pass<'_>, head: &Channels, tokens: usize, copy: &Shared<'_>) {
     let shape = pass.layer.shape;
     let projected = &pass.layer.projected[..tokens * shape.conv_dim()];
@@ -284,13 +307,16 @@ fn leave(pass: &Pass<'_>, head: &Channels, tokens: usize, copy: &Shared<'_>) {
         copy.iter_mut().zip(own).for_each(|(copy, own)| copy.copy_from_slice(own));
         conv::advance_strip(projected, shape.conv_dim(), channels.start, copy);
     }
-    let part = head.memory(shape);
+    let (part, kept) = (head.memory(shape), head.recent(shape, pass.recent(tokens)));
     // SAFETY: the same for its heads.
     unsafe { copy.memory.part(part.clone()).copy_from_slice(pass.kept.memory.part(part)) };
+    // SAFETY: the same.
+    unsafe { copy.recent.part(kept.clone()).copy_from_slice(pass.kept.recent.part(kept)) };
 }
 
 /// What belongs to a key head.
 struct Channels {
+    index: usize,
     /// Among the convolution's channels.
     query: Range<usize>,
     key: Range<usize>,
@@ -306,6 +332,7 @@ impl Channels {
         let keys = shape.key_heads * shape.key_dim;
         let value_heads = span(0, shape.value_heads / shape.key_heads);
         Self {
+            index: key_head,
             query: span(0, shape.key_dim),
             key: span(keys, shape.key_dim),
             value: span(2 * keys, value_heads.len() * shape.value_dim),
@@ -321,6 +348,13 @@ impl Channels {
     fn memory(&self, shape: &DeltaConfig) -> Range<usize> {
         let head = shape.value_dim * shape.key_dim;
         self.value_heads.start * head..self.value_heads.end * head
+    }
+
+    /// The head's part of what is kept of `tokens` recent tokens.
+    fn recent(&self, shape: &DeltaConfig, tokens: usize) -> Range<usize> {
+        let recent = Recent::new(shape);
+        let start = self.index * recent.room();
+        start..start + recent.len(tokens)
     }
 }
 
@@ -389,48 +423,61 @@ fn gates<S: Simd>(
     zip_lanes!(s, betas = [value in betas] => sigmoid(s, value));
 }
 
-/// The delta rule over a block of `tokens` tokens; results replace `values`.
+/// Asks for what the convolutions of a key head read beside its input, and for its recent tokens.
+#[inline(always)]
+fn ask_for(pass: &Pass<'_>, key_head: usize) {
+    let shape = pass.layer.shape;
+    if key_head >= shape.key_heads {
+        return;
+    }
+    let head = Channels::new(shape, key_head);
+    for channels in head.strips() {
+        let bytes = size_of::<f32>() * channels.len();
+        for row in 0..TAPS {
+            let weights = &pass.layer.conv[row * shape.conv_dim() + channels.start..];
+            prefetch::lines(weights.as_ptr().cast(), bytes);
+        }
+        for row in 0..TAIL {
+            prefetch::lines(pass.kept.tail.address(row * shape.conv_dim() + channels.start), bytes);
+        }
+    }
+    let recent = head.recent(shape, pass.recent(0));
+    prefetch::lines(pass.kept.recent.address(recent.start), recent.len() * size_of::<f32>());
+}
+
+/// The delta rule over a block; results replace `values`.
 #[inline(always)]
 fn walk<S: Simd>(
     s: S,
     pass: &Pass<'_>,
-    value_heads: &Range<usize>,
-    tokens: usize,
-    rows: &[f32],
+    head: &Channels,
+    tokens: Range<usize>,
+    [rows, decay, beta]: [&[f32]; 3],
     values: &mut [f32],
-    decays: &[f32],
-    betas: &[f32],
+    scratch: &mut [f32],
 ) {
-    let DeltaConfig { key_dim, value_dim, .. } = *pass.layer.shape;
-    let width = pair_width(pass.layer.shape) * LANES;
-    let value_stride = value_heads.len() * value_dim;
-    let values = Disjoint::new(values);
-    let tiles = width * key_dim;
-    let end = value_heads.end * value_dim * key_dim;
-    for (i, head) in value_heads.clone().enumerate() {
-        for channel in (0..value_dim).step_by(width) {
-            let start = (head * value_dim + channel) * key_dim;
-            let walk = Walk {
-                tokens,
-                key_dim,
-                rows,
-                row_stride: 2 * key_dim,
-                query: 0,
-                key: key_dim,
-                decay: &decays[i * tokens..],
-                beta: &betas[i * tokens..],
-                gate_stride: 1,
-                values: &values,
-                value_stride,
-                value: i * value_dim + channel,
-                // Threads claim heads in turn.
-                next: tiles
-                    + if start + tiles < end { 0 } else { (pass.threads - 1) * value_stride * key_dim },
-            };
-            // SAFETY: every item has its own heads, and this is the only use of these tiles and of `values`.
-            unsafe { walk_pair(s, &walk, pass.kept.memory.part(start..start + tiles)) };
-        }
-    }
+    let shape = Recent::new(pass.layer.shape);
+    let start = head.index * shape.room();
+    // SAFETY: every item has its own heads, and this is the only use of what is kept of them.
+    let (memory, recent) = unsafe {
+        let memory = pass.kept.memory.part(head.memory(pass.layer.shape));
+        (memory, pass.kept.recent.part(start..start + shape.room()))
+    };
+    let block = Block {
+        shape,
+        position: pass.position + tokens.start,
+        tokens: tokens.len(),
+        rows,
+        values,
+        decay,
+        beta,
+        recent,
+        // Threads claim heads in turn.
+        next: (pass.threads - 1) * memory.len(),
+        memory,
+        scratch,
+    };
+    delta_chunks::advance(s, block);
 }
 
 /// The gated norm of a block's results `[tokens, value heads, v_dim]`, into the layer's output.

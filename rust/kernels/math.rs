@@ -76,6 +76,21 @@ pub fn sum_of_squares<S: Simd>(s: S, x: &[f32]) -> f32 {
     s.sum(acc)
 }
 
+/// x . y, by lanes, a tail padded with zeros; `y` has the length of `x`.
+#[inline(always)]
+pub fn dot<S: Simd>(s: S, x: &[f32], y: &[f32]) -> f32 {
+    assert_eq!(x.len(), y.len());
+    let ((chunks, tail), (others, other_tail)) = (x.as_chunks::<LANES>(), y.as_chunks::<LANES>());
+    let mut acc = s.splat(0.0);
+    for (x, y) in chunks.iter().zip(others) {
+        acc = s.fma(s.load(x), s.load(y), acc);
+    }
+    if !tail.is_empty() {
+        acc = s.fma(s.load(&padded(tail)), s.load(&padded(other_tail)), acc);
+    }
+    s.sum(acc)
+}
+
 /// The sum of `x`, by lanes, a tail padded with zeros.
 #[inline(always)]
 pub fn sum<S: Simd>(s: S, x: &[f32]) -> f32 {
@@ -104,18 +119,19 @@ pub fn padded(x: &[f32]) -> [f32; LANES] {
 /// which would be compiled without the tier's instructions.
 macro_rules! zip_lanes {
     ($s:ident, $out:ident = [$($x:ident in $input:expr),+] => $value:expr) => {{
-        let whole = $out.len() / LANES * LANES;
-        for at in (0..whole).step_by(LANES) {
-            $(let $x = $s.load(&$input[at..].as_chunks().0[0]);)+
-            $s.store($value, &mut $out[at..].as_chunks_mut().0[0]);
+        let (width, whole) = ($out.len(), $out.len() / LANES);
+        // So that the compiler need not check each place.
+        $(assert!($input.as_chunks::<LANES>().0.len() >= whole);)+
+        for i in 0..whole {
+            $(let $x = $s.load(&$input.as_chunks().0[i]);)+
+            $s.store($value, &mut $out.as_chunks_mut().0[i]);
         }
-        if whole < $out.len() {
+        let whole = whole * LANES;
+        if whole < width {
             $(let $x = $s.load(&$crate::kernels::math::padded(&$input[whole..]));)+
             let mut last = [0.0; LANES];
             $s.store($value, &mut last);
-            let tail = &mut $out[whole..];
-            let width = tail.len();
-            tail.copy_from_slice(&last[..width]);
+            $out[whole..].copy_from_slice(&last[..width - whole]);
         }
     }};
 }

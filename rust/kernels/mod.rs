@@ -1,6 +1,6 @@
 //! The arithmetic: every operation written once over 16 lanes, run on a tier, split over a pool of threads.
 //!
-//! [`lanes`] says what a tier owes and how bits stay equal; [`linear`], [`norm`], [`conv`], [`delta_rule`],
+//! [`lanes`] says what a tier owes and how bits stay equal; [`linear`], [`norm`], [`conv`], [`delta_chunks`],
 //! [`attention`], [`rope`] and [`activation`] are the operations of the model, each safe to call with slices whose
 //! shapes it asserts. [`mod@reference`] has all of them once more as their formulas say.
 
@@ -12,6 +12,7 @@ pub mod attention;
 pub mod bf16;
 pub mod conv;
 pub mod cpu;
+pub mod delta_chunks;
 pub mod delta_rule;
 pub mod delta_rule_arrays;
 pub mod delta_rule_chunked;

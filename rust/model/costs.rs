@@ -28,7 +28,7 @@ impl Operations {
 /// What a token costs. Constant; attention adds the KV cache's bytes for each token of context.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Costs {
-    /// Bytes of weights and state that decoding one token reads; the state is written, too.
+    /// Bytes of weights and state that decoding one token reads, on average.
     pub decode_bytes: usize,
     /// Bytes of all weights of the layers, whether a token meets them or not.
     pub layer_bytes: usize,
@@ -106,9 +106,10 @@ fn skipped(layer: &LayerWeights, chosen: usize) -> Vec<&Matrix> {
     matrices
 }
 
+/// A token meets half of what a delta layer has room for of recent ones.
 fn state_bytes(layer: &LayerState) -> usize {
     match layer {
-        LayerState::GatedDelta(state) => size_of_val(&state.conv_tail[..]) + size_of_val(&state.memory[..]),
+        LayerState::GatedDelta(state) => state.nbytes() - size_of_val(&state.recent[..]) / 2,
         LayerState::Attention(_) => 0,
     }
 }

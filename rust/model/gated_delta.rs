@@ -82,17 +82,17 @@ pub fn forward(
 /// What layer `index` keeps of a member.
 fn sequence<'a>(member: &'a mut Member<'_>, index: usize) -> Sequence<'a> {
     let tokens = member.tokens();
-    let is_empty = member.state.is_empty();
+    let position = member.state.len();
     let copies = member.stops.iter_mut().map(|stop| (stop.after, kept(own(stop.state.delta(index)))));
     let copies = copies.collect();
     let state = member.state.delta(index);
     match member.fresh.get_mut(index) {
-        None => Sequence { tokens, start: None, kept: kept(own(state)), copies },
+        None => Sequence { position, tokens, start: None, kept: kept(own(state)), copies },
         Some(fresh) => {
             let fresh = fresh.as_mut().expect("a layer is passed once");
             // Before the first token there are zeros, as in what is fresh.
-            let start = (!is_empty).then_some([&state.conv_tail[..], &state.memory[..]]);
-            Sequence { tokens, start, kept: kept(fresh), copies }
+            let start = (position > 0).then(|| state.arrays());
+            Sequence { position, tokens, start, kept: kept(fresh), copies }
         }
     }
 }
@@ -103,9 +103,10 @@ fn own(state: &mut Arc<DeltaState>) -> &mut DeltaState {
 }
 
 fn kept(state: &mut DeltaState) -> Kept<'_> {
-    Kept { tail: &mut state.conv_tail, memory: &mut state.memory }
+    Kept { tail: &mut state.conv_tail, memory: &mut state.memory, recent: &mut state.recent }
 }
 
+/// Of what is kept of recent tokens, a pass meets half.
 fn kept_bytes(kept: &Kept<'_>) -> usize {
-    size_of_val(&*kept.tail) + size_of_val(&*kept.memory)
+    size_of_val(&*kept.tail) + size_of_val(&*kept.memory) + size_of_val(&*kept.recent) / 2
 }

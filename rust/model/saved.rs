@@ -15,12 +15,13 @@ use crate::checkpoint::safetensors::SafeTensors;
 use crate::checkpoint::writer::{Planned, Writer};
 use crate::error::{Error, Result};
 use crate::kernels::conv::TAIL;
+use crate::kernels::delta_chunks::CHUNK;
 use crate::kernels::kv_cache::{KvCache, PAGE};
 use crate::kernels::lanes::LANES;
 use crate::tensor::{Bytes, DType};
 
 const FORMAT: &str = "edgewise-sequence";
-const VERSION: &str = "1";
+const VERSION: &str = "2";
 
 /// What a file holds, or is to hold.
 #[derive(Debug)]
@@ -94,9 +95,12 @@ impl Saved {
         for (i, layer) in self.state.layers.iter().enumerate() {
             match layer {
                 LayerState::GatedDelta(delta) => {
+                    let recent = delta.recent_of_heads(self.state.recent_tokens());
+                    let shape = vec![recent.len(), recent[0].len()];
                     let (tail, memory) = (&delta.conv_tail, &delta.memory);
                     plan.floats(format!("layers.{i}.conv_tail"), vec![TAIL, tail.len() / TAIL], tail);
                     plan.floats(format!("layers.{i}.memory"), vec![memory.len() / LANES, LANES], memory);
+                    plan.add(format!("layers.{i}.recent"), DType::F32, shape, Data::Rows(recent));
                 }
                 LayerState::Attention(cache) => {
                     let shape = vec![cache.pages().count(), cache.page_bytes()];
@@ -144,6 +148,7 @@ impl SavedMedium {
 enum Data<'a> {
     Bytes(Vec<u8>),
     Floats(&'a [f32]),
+    Rows(Vec<&'a [f32]>),
     Pages(&'a KvCache),
 }
 
@@ -152,10 +157,15 @@ impl Data<'_> {
     fn each_piece(&self, take: &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()> {
         match self {
             Self::Bytes(bytes) => take(bytes),
-            Self::Floats(numbers) => take(&numbers.iter().flat_map(|x| x.to_le_bytes()).collect::<Vec<u8>>()),
+            Self::Floats(numbers) => take(&bytes_of(numbers)),
+            Self::Rows(rows) => take(&bytes_of(&rows.concat())),
             Self::Pages(cache) => cache.pages().try_for_each(take),
         }
     }
+}
+
+fn bytes_of(numbers: &[f32]) -> Vec<u8> {
+    numbers.iter().flat_map(|x| x.to_le_bytes()).collect()
 }
 
 /// Tensors to be written, in the order of the checksum.
@@ -268,7 +278,7 @@ impl<'a> Reader<'a> {
             match layer {
                 LayerState::GatedDelta(delta) => {
                     let mut fresh = fresh.expect("there is one for each");
-                    self.delta(i, &mut fresh)?;
+                    self.delta(i, tokens % CHUNK, &mut fresh)?;
                     *delta = Arc::new(fresh);
                 }
                 LayerState::Attention(cache) => {
@@ -282,11 +292,18 @@ impl<'a> Reader<'a> {
         Ok(state)
     }
 
-    fn delta(&mut self, layer: usize, delta: &mut DeltaState) -> Result<()> {
+    /// The state of a delta layer with so many recent tokens.
+    fn delta(&mut self, layer: usize, recent: usize, delta: &mut DeltaState) -> Result<()> {
         let tail = [TAIL, delta.conv_tail.len() / TAIL];
         delta.conv_tail.copy_from_slice(&self.floats(&format!("layers.{layer}.conv_tail"), &tail)?);
         let memory = [delta.memory.len() / LANES, LANES];
         delta.memory.copy_from_slice(&self.floats(&format!("layers.{layer}.memory"), &memory)?);
+        let heads = delta.recent_of_heads_mut(recent);
+        let width = heads.first().map_or(0, |head| head.len());
+        let recent = self.floats(&format!("layers.{layer}.recent"), &[heads.len(), width])?;
+        for (i, head) in heads.into_iter().enumerate() {
+            head.copy_from_slice(&recent[i * width..(i + 1) * width]);
+        }
         Ok(())
     }
 

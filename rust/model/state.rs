@@ -6,6 +6,7 @@ use crate::config::{LayerKind, TextConfig};
 use crate::error::Result;
 use crate::floats::Floats;
 use crate::kernels::conv::TAIL;
+use crate::kernels::delta_chunks::{CHUNK, Recent};
 use crate::kernels::kv_cache::{KvCache, KvType};
 
 /// The state of one sequence. A clone shares all of it until one side moves on: the delta layers' states, which a pass then
@@ -40,8 +41,12 @@ pub enum LayerState {
 pub struct DeltaState {
     /// The convolution's last three inputs, oldest first: `[3, channels]`
     pub conv_tail: Floats,
-    /// The delta rule's memory in tiles of 16 value channels: `[value_heads, v_dim / 16, k_dim, 16]`
+    /// The delta rule's memory up to the last whole chunk, in tiles of 16 value channels: `[value_heads, v_dim / 16, k_dim, 16]`
     pub memory: Floats,
+    /// What came after that: `[key_heads, room]`, see [`Recent`]
+    pub recent: Floats,
+    /// How `recent` is laid out.
+    layout: Recent,
 }
 
 impl State {
@@ -61,6 +66,11 @@ impl State {
     /// Tokens so far.
     pub fn len(&self) -> usize {
         self.len
+    }
+
+    /// Tokens since the last whole chunk of the delta rule.
+    pub fn recent_tokens(&self) -> usize {
+        self.len % CHUNK
     }
 
     /// Whether no token has been appended.
@@ -122,9 +132,9 @@ impl State {
     /// so many large pages, a system that has run for a while has to move others: turns of a conversation waited 40 ms longer.
     pub(super) fn fresh_deltas(&self) -> Result<Vec<Option<DeltaState>>> {
         let deltas = self.layers.iter().filter_map(LayerState::delta);
-        let lens: Vec<usize> = deltas.flat_map(|delta| [delta.conv_tail.len(), delta.memory.len()]).collect();
-        let mut fresh = DeltaState::pair(Floats::try_zeroed(&lens, self.is_empty())?).into_iter();
-        Ok(self.layers.iter().map(|layer| layer.delta().and_then(|_| fresh.next())).collect())
+        let lens: Vec<usize> = deltas.flat_map(|delta| delta.arrays().map(<[f32]>::len)).collect();
+        let mut arrays = Floats::try_zeroed(&lens, self.is_empty())?.into_iter();
+        Ok(self.layers.iter().map(|layer| layer.delta()?.with(arrays.by_ref())).collect())
     }
 
     /// What is to become a copy of this state later, when it has `len` tokens and the next one's position is `next_position`.
@@ -179,19 +189,39 @@ impl DeltaState {
     /// The state of any such layer before the first token.
     fn zeroed(config: &TextConfig) -> Self {
         let delta = config.delta_shapes();
-        let lens = [TAIL * delta.conv_dim(), delta.value_heads * delta.value_dim * delta.key_dim];
-        let [conv_tail, memory] = Floats::zeroed_array(lens);
-        Self { conv_tail, memory }
+        let layout = Recent::new(delta);
+        let memory = delta.value_heads * delta.value_dim * delta.key_dim;
+        let lens = [TAIL * delta.conv_dim(), memory, delta.key_heads * layout.room()];
+        let [conv_tail, memory, recent] = Floats::zeroed_array(lens);
+        Self { conv_tail, memory, recent, layout }
     }
 
-    /// States of a `conv_tail` and a `memory` each.
-    fn pair(arrays: Vec<Floats>) -> Vec<Self> {
-        let mut arrays = arrays.into_iter();
-        let mut states = Vec::with_capacity(arrays.len() / 2);
-        while let (Some(conv_tail), Some(memory)) = (arrays.next(), arrays.next()) {
-            states.push(Self { conv_tail, memory });
-        }
-        states
+    /// One like this with the next three of `arrays`.
+    fn with(&self, arrays: &mut impl Iterator<Item = Floats>) -> Option<Self> {
+        let (conv_tail, memory, recent) = (arrays.next()?, arrays.next()?, arrays.next()?);
+        Some(Self { conv_tail, memory, recent, layout: self.layout })
+    }
+
+    /// Of each key head, what it keeps of `tokens` recent tokens.
+    pub fn recent_of_heads(&self, tokens: usize) -> Vec<&[f32]> {
+        let (room, len) = (self.layout.room(), self.layout.len(tokens));
+        self.recent.chunks_exact(room).map(|head| &head[..len]).collect()
+    }
+
+    /// The same to be filled.
+    pub(super) fn recent_of_heads_mut(&mut self, tokens: usize) -> Vec<&mut [f32]> {
+        let (room, len) = (self.layout.room(), self.layout.len(tokens));
+        self.recent.chunks_exact_mut(room).map(|head| &mut head[..len]).collect()
+    }
+
+    /// All that it holds.
+    pub fn arrays(&self) -> [&[f32]; 3] {
+        [&self.conv_tail, &self.memory, &self.recent]
+    }
+
+    /// Bytes held.
+    pub fn nbytes(&self) -> usize {
+        self.arrays().map(size_of_val).iter().sum()
     }
 }
 
@@ -205,7 +235,7 @@ impl LayerState {
 
     fn nbytes(&self) -> usize {
         match self {
-            Self::GatedDelta(delta) => 4 * (delta.conv_tail.len() + delta.memory.len()),
+            Self::GatedDelta(delta) => delta.nbytes(),
             Self::Attention(cache) => cache.nbytes(),
         }
     }

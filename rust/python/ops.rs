@@ -414,7 +414,7 @@ pub fn short_conv<'py>(
 ///     g: float32 [tokens, value_heads], the log of the decay; not positive.
 ///     beta: float32 [tokens, value_heads].
 ///     state: float32 [value_heads, k_dim, v_dim] before the first token; `None` for zeros.
-///     form: `recurrent`, token by token as the engine does, or `chunked`, many tokens at once.
+///     form: `recurrent`, token by token, or `chunked`, many tokens at once; the engine takes eight at once.
 ///     use_qk_l2norm: first divide each query and key by its length.
 ///     chunk_size: tokens of a chunk of the chunked form.
 ///     threads: how many to compute with; `None` for as many as suit this computer.

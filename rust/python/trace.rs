@@ -9,6 +9,7 @@ use super::arrays::{float_array, index_array};
 use crate::config::{DeltaConfig, FeedForwardKind, TextConfig};
 use crate::error::{Result, try_with_capacity};
 use crate::kernels::conv::TAIL;
+use crate::kernels::delta_chunks::caught_up;
 use crate::kernels::delta_rule_arrays::{DeltaShape, unpack_state};
 use crate::model::vision::{Features, Grid, VisionStage};
 use crate::model::{LayerState, Stage, Trace};
@@ -78,24 +79,27 @@ pub fn text<'py>(
     stages.set(&out, hidden)?;
     out.set_item("final_norm", float_array(py, trace.final_norm, &hidden)?)?;
     out.set_item("logits", float_array(py, trace.logits, &[tokens, config.vocab_size])?)?;
+    let recent = trace.state.recent_tokens();
     for (i, layer) in trace.state.layers().iter().enumerate() {
-        set_layer_state(&out, config, i, layer)?;
+        set_layer_state(&out, config, i, layer, recent)?;
     }
     Ok(out)
 }
 
-/// Adds the arrays of one layer's state to a trace.
+/// Adds the arrays of one layer's state to a trace; `recent` tokens are behind the last whole chunk.
 fn set_layer_state(
     out: &Bound<'_, PyDict>,
     config: &TextConfig,
     index: usize,
     layer: &LayerState,
+    recent: usize,
 ) -> PyResult<()> {
     let py = out.py();
     match layer {
         LayerState::GatedDelta(state) => {
             let delta = config.delta_shapes();
-            let memory = unpack_state(&state.memory, delta_shape(delta), delta);
+            let memory = caught_up(delta, &state.memory, &state.recent, recent);
+            let memory = unpack_state(&memory, delta_shape(delta), delta);
             let shape = [delta.value_heads, delta.key_dim, delta.value_dim];
             out.set_item(format!("layer{index}.recurrent_state"), float_array(py, memory, &shape)?)?;
             let channels = delta.conv_dim();

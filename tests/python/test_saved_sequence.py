@@ -49,11 +49,17 @@ def joined(head: dict[str, Any], body: bytes) -> bytes:
 
 
 def test_a_file_is_plain_safetensors(saved: Path) -> None:
+    config = json.loads((golden.FOLDER / "dense_text" / "config.json").read_text())
+    text = config.get("text_config", config)
     with safe_open(saved, "numpy") as file:
         assert file.metadata()["format"] == "edgewise-sequence"
-        assert file.metadata()["format_version"] == "1"
+        assert file.metadata()["format_version"] == "2"
         assert file.get_tensor("token_ids").tolist() == IDS
         assert file.get_tensor("layers.0.memory").dtype == np.float32
+        heads, key, value = (text[f"linear_{name}"] for name in ("num_key_heads", "key_head_dim", "value_head_dim"))
+        group = text["linear_num_value_heads"] // heads
+        # Since the last whole chunk of 8 there are 6 tokens: fades, then a key and a delta of each.
+        assert file.get_tensor("layers.0.recent").shape == (heads, 16 * group + 6 * (key + group * value))
 
 
 def test_it_goes_on_with_the_same_bits(saved: Path) -> None:
@@ -142,7 +148,7 @@ def test_any_byte_of_the_tensors_changed(saved: Path) -> None:
     [
         (lambda meta: meta.pop("format"), "is not a saved sequence"),
         (lambda meta: meta.update(format="edgewise"), "is not a saved sequence"),
-        (lambda meta: meta.update(format_version="2"), "has format_version '2', this version .* reads '1'"),
+        (lambda meta: meta.update(format_version="1"), "has format_version '1', this version .* reads '2'"),
         (lambda meta: meta.update(fingerprint="0" * 32), "was saved with another model"),
         (lambda meta: meta.update(tokens="many"), "'tokens' in its metadata is not a number"),
         (lambda meta: meta.update(tokens="149"), "token_ids"),

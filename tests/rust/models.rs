@@ -71,16 +71,21 @@ pub fn bits(x: &[f32]) -> Vec<u32> {
 pub fn arrays(state: &State) -> Vec<(String, Vec<u32>)> {
     let mut all = Vec::new();
     for (i, layer) in state.layers().iter().enumerate() {
-        let (first, second) = match layer {
+        let arrays = match layer {
             LayerState::GatedDelta(delta) => {
-                (("conv_tail", delta.conv_tail.to_vec()), ("memory", delta.memory.to_vec()))
+                let recent = delta.recent_of_heads(state.recent_tokens());
+                vec![
+                    ("conv_tail", delta.conv_tail.to_vec()),
+                    ("memory", delta.memory.to_vec()),
+                    ("recent", recent.concat()),
+                ]
             }
             LayerState::Attention(cache) => {
                 let (keys, values) = cache.to_f32();
-                (("keys", keys), ("values", values))
+                vec![("keys", keys), ("values", values)]
             }
         };
-        all.extend([first, second].map(|(name, x)| (format!("layer {i} {name}"), bits(&x))));
+        all.extend(arrays.into_iter().map(|(name, x)| (format!("layer {i} {name}"), bits(&x))));
     }
     all
 }

@@ -46,6 +46,7 @@ impl Avx2 {
     pub fn run<O: Op>(self, op: O) -> O::Output {
         #[target_feature(enable = "avx2,fma,f16c")]
         fn with_features<O: Op>(tier: Avx2, op: O) -> O::Output {
+            super::align_frame();
             op.run(tier)
         }
         // SAFETY: `self` proves the features.

@@ -43,6 +43,7 @@ impl Avx512Bf16 {
     pub fn run<O: Op>(self, op: O) -> O::Output {
         #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512vnni,avx512bf16")]
         fn with_features<O: Op>(tier: Avx512Bf16, op: O) -> O::Output {
+            super::align_frame();
             op.run(tier)
         }
         if !O::PAIRS {
@@ -69,6 +70,7 @@ impl Avx512Vnni {
     pub fn run<O: Op>(self, op: O) -> O::Output {
         #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512vnni")]
         fn with_features<O: Op>(tier: Avx512Vnni, op: O) -> O::Output {
+            super::align_frame();
             op.run(tier)
         }
         // SAFETY: `self` proves the features.

@@ -3,6 +3,7 @@
 
 mod asymmetric;
 mod attention;
+mod delta_chunks;
 mod delta_rule;
 mod elementwise;
 mod experts;
