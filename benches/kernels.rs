@@ -134,6 +134,7 @@ fn product(criterion: &mut Criterion, cpu: &Cpu, copies: &[Matrix], tokens: usiz
 const DELTA: DeltaConfig =
     DeltaConfig { key_heads: 16, value_heads: 16, key_dim: 128, value_dim: 128, conv_kernel: 4 };
 
+/// Both forms of `edgewise.ops`. The model's, in chunks of eight tokens, is measured as a part of its layer (`elementwise.rs`).
 fn delta_rules(criterion: &mut Criterion, cpu: &Cpu) {
     let mut group = criterion.benchmark_group("delta rule");
     for tokens in [1, PREFILL] {

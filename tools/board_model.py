@@ -131,13 +131,12 @@ def counted(size: str, layers: int) -> dict[str, float]:
         random_weights.write_random(size, file, layers=layers)
         engine = _native.Engine.open(str(file))
         costs = engine.costs()
-        state = engine.info()["state_bytes"]
     operations = sum(costs["prefill_operations"].values()) + sum(costs["skipped_operations"].values())
     return {
         "bytes": costs["decode_bytes"],
         "products": operations / 2,
         "layer_bytes": costs["layer_bytes"],
-        "head_bytes": costs["decode_bytes"] - costs["layer_bytes"] - state,
+        "head_bytes": costs["decode_bytes"] - costs["layer_bytes"] - costs["state_bytes"],
     }
 
 

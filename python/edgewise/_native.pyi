@@ -499,8 +499,9 @@ class Engine:
         """Return what a token costs, counted from the weights.
 
         Returns:
-            `decode_bytes`: bytes of weights and constant state that decoding one token reads; the KV cache
-            adds `info()["kv_bytes_per_token"]` for each token of context. `layer_bytes`: bytes of all weights
+            `decode_bytes`: bytes of weights and constant state that decoding one token reads, on average, and
+            `state_bytes` those of state; the KV cache adds `info()["kv_bytes_per_token"]` for each token of
+            context. `layer_bytes`: bytes of all weights
             of the layers. `prefill_operations`: multiplications and additions, counted apart, of one token of
             a prompt with weights, `int8` and `f32`. `skipped_operations`: the part of the last layer that all
             but the last token of a pass leave out; not in `prefill_operations`.

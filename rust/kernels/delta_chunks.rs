@@ -18,12 +18,12 @@
 //! solved when its token comes.
 //!
 //! **Cost.** 3 + 1/8 multiplications for each number of S and a token, and 8 for each channel of a value: with heads of 128, 0.83
-//! of token by token. S is loaded three times and stored once in eight tokens; a written token stores none in seven of
-//! eight. Chunks of 4 and of 16 have as many multiplications; the more tokens, the more is kept beside S.
+//! of token by token. Seven of eight written tokens write no state back. Chunks of 4 and of 16 have as many multiplications; the more tokens, the more is kept beside S.
 //!
 //! **A chunk begins at every eighth token of a text**, whatever calls the text comes in. What later calls need of a chunk that
 //! is not whole is kept as *recent*: fades, keys and deltas, so the same sums in the same order come out whether tokens arrive
-//! at once or one by one. A sum over k_dim goes up from channel 0, each channel one fma; tokens of a chunk are added in their order.
+//! at once or one by one. S^T x goes up from channel 0, each channel one fma; x . y goes by lanes
+//! ([`dot`]); tokens of a chunk are added in their order.
 //!
 //! **Lanes are value channels.** S is held as tiles of 16 of them, `[v_dim / 16][k_dim][16]`: 8 KB for k_dim 128, at home in L1.
 //! A pair of tiles walks through all chunks of a block, so that what it loads of a key or query serves twice. With registers for it,
@@ -45,6 +45,8 @@ pub const CHUNK: usize = 8;
 const AHEAD: usize = 64;
 /// Where the fade of S stands among fades.
 const STATE: usize = CHUNK;
+// Fades, and factors of keys and of queries, fill a vector.
+const _: () = assert!(LANES == 2 * CHUNK);
 /// A fade below this is none.
 const FAINT: f32 = 1.0 / (1_u128 << 100) as f32;
 
@@ -164,9 +166,9 @@ pub(super) fn advance<S: Simd>(s: S, block: Block<'_>) {
                 fades,
                 factors,
                 values,
-                value: head * value_dim + channel,
+                value_at: head * value_dim + channel,
                 recent,
-                deltas: shape.deltas(0, head) + channel,
+                deltas_at: shape.deltas(0, head) + channel,
                 state: &mut memory[tiles.clone()],
                 next: tiles.len() + ahead,
             };
@@ -293,10 +295,10 @@ struct Walk<'a> {
     factors: &'a [[f32; LANES]],
     values: &'a mut [f32],
     /// Where in a row of `values` the tiles' channels begin.
-    value: usize,
+    value_at: usize,
     recent: &'a mut [f32],
     /// Where in `recent` the tiles' deltas of the first token begin.
-    deltas: usize,
+    deltas_at: usize,
     /// `[tiles, k_dim, 16]`
     state: &'a mut [f32],
     /// From `state` to what is probably read next.
@@ -343,7 +345,7 @@ impl Walk<'_> {
     fn piece<S: Simd, const W: usize>(&mut self, s: S, piece: Piece, next: usize) {
         let mut deltas = [[s.splat(0.0); W]; CHUNK];
         for j in 0..piece.at {
-            deltas[j] = load::<S, W>(s, &self.recent[self.deltas + j * self.text.shape.row()..]);
+            deltas[j] = load::<S, W>(s, &self.recent[self.deltas_at + j * self.text.shape.row()..]);
         }
         for (i, token) in (piece.at..).zip(piece.first..piece.first + piece.tokens) {
             let rows = [self.text.key(token), self.text.query(token)];
@@ -361,7 +363,7 @@ impl Walk<'_> {
             learn::<S, W>(s, self.state, &keys, &deltas, &self.fades[last]);
         } else {
             for j in piece.at..piece.at + piece.tokens {
-                store::<S, W>(s, deltas[j], &mut self.recent[self.deltas + j * self.text.shape.row()..]);
+                store::<S, W>(s, deltas[j], &mut self.recent[self.deltas_at + j * self.text.shape.row()..]);
             }
         }
     }
@@ -419,7 +421,7 @@ impl Walk<'_> {
 
     #[inline(always)]
     fn row(&self, token: usize) -> usize {
-        token * self.text.shape.value_heads * self.text.shape.value_dim + self.value
+        token * self.text.shape.value_heads * self.text.shape.value_dim + self.value_at
     }
 }
 
@@ -444,11 +446,11 @@ pub(super) fn ask<S: Simd, const N: usize, const W: usize>(
         }
         let mut cells = [s.splat(0.0); W];
         for w in 0..W {
-            // SAFETY: row i of tile w of W.
+            // SAFETY: row i of tile w of W: there are W * key_dim, as asserted.
             cells[w] = s.load(unsafe { tiles.get_unchecked(w * key_dim + i) });
         }
         for n in 0..N {
-            // SAFETY: i < key_dim, the length of each row.
+            // SAFETY: i < key_dim, the length of each row, as asserted.
             let x = s.splat(unsafe { *rows[n].get_unchecked(i) });
             for w in 0..W {
                 sums[n][w] = s.fma(cells[w], x, sums[n][w]);
@@ -521,25 +523,26 @@ pub(super) fn add<S: Simd, const N: usize, const W: usize, const FADE: bool>(
     for i in 0..key_dim {
         let mut cells = [left; W];
         for w in 0..W {
-            // SAFETY: row i of tile w of W.
+            // SAFETY: row i of tile w of W: there are W * key_dim, as asserted.
             let cell = s.load(unsafe { tiles.get_unchecked(w * key_dim + i) });
             cells[w] = if FADE { s.mul(left, cell) } else { cell };
         }
         for n in 0..N {
-            // SAFETY: i < key_dim, the length of each key.
+            // SAFETY: i < key_dim, the length of each key, as asserted.
             let x = s.splat(unsafe { *keys[n].get_unchecked(i) });
             for w in 0..W {
                 cells[w] = s.fma(x, deltas[n][w], cells[w]);
             }
         }
         for w in 0..W {
-            // SAFETY: row i of tile w of W.
+            // SAFETY: as above.
             s.store(cells[w], unsafe { tiles.get_unchecked_mut(w * key_dim + i) });
         }
     }
 }
 
-/// The state as it is after the recent tokens: `memory` and `recent` are a layer's, of all heads, `recent` with `tokens` tokens.
+/// The state as it is after the recent tokens, to be looked at: `memory` and `recent` are a layer's, of all heads, `recent` with
+/// `tokens` tokens. Not to the bit what the end of a chunk makes of them.
 pub fn caught_up(shape: &DeltaConfig, memory: &[f32], recent: &[f32], tokens: usize) -> Vec<f32> {
     let mut state = memory.to_vec();
     if tokens == 0 {

@@ -1,6 +1,7 @@
 //! The gated delta rule in chunks: the same function as the recurrent form, mostly as matrix products.
 //!
-//! Kept for comparison and research, in plain loops that are not tuned; the model runs the recurrent form. Within a
+//! Kept for comparison and research, in plain loops that are not tuned; the model runs
+//! chunks of eight tokens, [`delta_chunks`](super::delta_chunks). Within a
 //! chunk of C tokens, with S the state before it, every token's delta depends on the deltas before it:
 //!
 //! ```text

@@ -3,7 +3,7 @@
 //! ```text
 //! for each sequence and key head, with its value heads:               a work item
 //!   take over what another sequence's state has of the head           if it goes on from that
-//!   for each block of 64 tokens, or fewer up to where a copy is kept:
+//!   for each block of 64 tokens, or fewer up to where a copy is kept or a chunk of the delta rule ends:
 //!     q, k, v = silu(short convolution of the head's channels)         into memory of the thread's own
 //!     q, k    = q / |q| / sqrt(k_dim), k / |k|
 //!     decay, beta = gates
@@ -38,6 +38,7 @@ use crate::config::DeltaConfig;
 
 /// Tokens that a head takes from one step to the next together.
 const BLOCK: usize = 64;
+const _: () = assert!(BLOCK.is_multiple_of(CHUNK));
 /// Tokens from one that is read to one that is asked for.
 const AHEAD: usize = 4;
 
@@ -190,7 +191,7 @@ impl Pass<'_> {
     }
 
     /// Tokens behind the last whole chunk after the first `tokens` of the pass.
-    fn recent(&self, tokens: usize) -> usize {
+    fn since_chunk(&self, tokens: usize) -> usize {
         (self.position + tokens) % CHUNK
     }
 }
@@ -289,7 +290,7 @@ fn begin(pass: &Pass<'_>, head: &Channels, [tail, memory, recent]: [&[f32]; 3]) 
             own.copy_from_slice(&tail[row * shape.conv_dim()..][channels.clone()]);
         }
     }
-    let (part, kept) = (head.memory(shape), head.recent(shape, pass.recent(0)));
+    let (part, kept) = (head.memory(shape), head.recent(shape, pass.since_chunk(0)));
     // SAFETY: the same for its heads.
     unsafe { pass.kept.memory.part(part.clone()) }.copy_from_slice(&memory[part]);
     // SAFETY: the same.
@@ -307,7 +308,7 @@ fn leave(pass: &Pass<'_>, head: &Channels, tokens: usize, copy: &Shared<'_>) {
         copy.iter_mut().zip(own).for_each(|(copy, own)| copy.copy_from_slice(own));
         conv::advance_strip(projected, shape.conv_dim(), channels.start, copy);
     }
-    let (part, kept) = (head.memory(shape), head.recent(shape, pass.recent(tokens)));
+    let (part, kept) = (head.memory(shape), head.recent(shape, pass.since_chunk(tokens)));
     // SAFETY: the same for its heads.
     unsafe { copy.memory.part(part.clone()).copy_from_slice(pass.kept.memory.part(part)) };
     // SAFETY: the same.
@@ -441,7 +442,7 @@ fn ask_for(pass: &Pass<'_>, key_head: usize) {
             prefetch::lines(pass.kept.tail.address(row * shape.conv_dim() + channels.start), bytes);
         }
     }
-    let recent = head.recent(shape, pass.recent(0));
+    let recent = head.recent(shape, pass.since_chunk(0));
     prefetch::lines(pass.kept.recent.address(recent.start), recent.len() * size_of::<f32>());
 }
 
@@ -457,12 +458,10 @@ fn walk<S: Simd>(
     scratch: &mut [f32],
 ) {
     let shape = Recent::new(pass.layer.shape);
-    let start = head.index * shape.room();
-    // SAFETY: every item has its own heads, and this is the only use of what is kept of them.
-    let (memory, recent) = unsafe {
-        let memory = pass.kept.memory.part(head.memory(pass.layer.shape));
-        (memory, pass.kept.recent.part(start..start + shape.room()))
-    };
+    // SAFETY: every item has its own heads, and takes one step after the other.
+    let memory = unsafe { pass.kept.memory.part(head.memory(pass.layer.shape)) };
+    // SAFETY: the same.
+    let recent = unsafe { pass.kept.recent.part(head.recent(pass.layer.shape, CHUNK - 1)) };
     let block = Block {
         shape,
         position: pass.position + tokens.start,

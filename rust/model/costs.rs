@@ -30,6 +30,8 @@ impl Operations {
 pub struct Costs {
     /// Bytes of weights and state that decoding one token reads, on average.
     pub decode_bytes: usize,
+    /// Those of state.
+    pub state_bytes: usize,
     /// Bytes of all weights of the layers, whether a token meets them or not.
     pub layer_bytes: usize,
     /// Of one token of a prompt, the parts of the last layer left out that all but the last token of a pass skip.
@@ -57,6 +59,7 @@ impl Engine {
         );
         Costs {
             decode_bytes: matrix_bytes + vector_bytes + state + outside,
+            state_bytes: state,
             layer_bytes: all.map(|matrix| matrix.bytes().len()).sum::<usize>() + vector_bytes,
             prefill: Operations { int8: whole.int8 - skipped.int8, f32: whole.f32 - skipped.f32 },
             skipped,

@@ -96,7 +96,7 @@ impl Saved {
             match layer {
                 LayerState::GatedDelta(delta) => {
                     let recent = delta.recent_of_heads(self.state.recent_tokens());
-                    let shape = vec![recent.len(), recent[0].len()];
+                    let shape = vec![recent.len(), recent.first().map_or(0, |head| head.len())];
                     let (tail, memory) = (&delta.conv_tail, &delta.memory);
                     plan.floats(format!("layers.{i}.conv_tail"), vec![TAIL, tail.len() / TAIL], tail);
                     plan.floats(format!("layers.{i}.memory"), vec![memory.len() / LANES, LANES], memory);

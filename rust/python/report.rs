@@ -81,6 +81,7 @@ impl WeightReport {
 pub fn costs<'py>(py: Python<'py>, costs: &Costs) -> PyResult<Bound<'py, PyDict>> {
     let out = PyDict::new(py);
     out.set_item("decode_bytes", costs.decode_bytes)?;
+    out.set_item("state_bytes", costs.state_bytes)?;
     out.set_item("layer_bytes", costs.layer_bytes)?;
     out.set_item("prefill_operations", operations(py, costs.prefill)?)?;
     out.set_item("skipped_operations", operations(py, costs.skipped)?)?;

@@ -33,7 +33,7 @@ def test_a_token_of_the_whole_model(model: ModuleType) -> None:
     # 24 layers: gate, up and down projection alone are 3 x 1024 x 3584 each.
     assert 24 * 3 * 1024 * 3584 < products < 2 * 24 * 3 * 1024 * 3584
     assert one.int8 < 0.01 * one.int4
-    assert one.bytes_written == pytest.approx((one.int4 + one.head) * 288, rel=0.06)
+    assert one.bytes_written == pytest.approx((one.int4 + one.head) * 288, rel=0.07)  # and states
 
 
 def test_writing_is_bound_by_memory_or_by_cycles(model: ModuleType) -> None:

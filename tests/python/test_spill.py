@@ -131,7 +131,7 @@ def test_the_limit_holds_and_what_was_used_last_stays(tmp_path: Path) -> None:
     ask(probe, 0)
     probe.spill_cache()
     (file,) = texts(tmp_path / "probe")
-    limit = 3 * file.stat().st_size + 20_000
+    limit = 3 * file.stat().st_size + 40_000  # Room is made for more than a file takes.
     folder = tmp_path / "spill"
     model = opened(folder, spill_bytes=limit)
     for seed in range(8):
