@@ -56,8 +56,11 @@ def test_a_file_is_plain_safetensors(saved: Path) -> None:
         assert file.metadata()["format_version"] == "2"
         assert file.get_tensor("token_ids").tolist() == IDS
         assert file.get_tensor("layers.0.memory").dtype == np.float32
-        heads, key, value = (text[f"linear_{name}"] for name in ("num_key_heads", "key_head_dim", "value_head_dim"))
-        group = text["linear_num_value_heads"] // heads
+        heads, group = (
+            text["linear_num_key_heads"],
+            text["linear_num_value_heads"] // text["linear_num_key_heads"],
+        )
+        key, value = text["linear_key_head_dim"], text["linear_value_head_dim"]
         # Since the last whole chunk of 8 there are 6 tokens: fades, then a key and a delta of each.
         assert file.get_tensor("layers.0.recent").shape == (heads, 16 * group + 6 * (key + group * value))
 

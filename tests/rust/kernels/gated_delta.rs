@@ -76,9 +76,6 @@ impl Case {
     fn copied(&self, cpu: &Cpu, places: &[usize]) -> (Vec<f32>, Vec<Vec<f32>>) {
         let start = [&self.tail[..], &self.state.memory, &self.state.recent];
         let blank = || start.map(|x| vec![f32::NAN; x.len()]);
-        fn kept([tail, memory, recent]: &mut [Vec<f32>; 3]) -> Kept<'_> {
-            Kept { tail, memory, recent }
-        }
         let mut copies: Vec<_> = places.iter().map(|_| blank()).collect();
         let (mut own, mut out) = (blank(), vec![f32::NAN; self.z.len()]);
         let left = places.iter().zip(&mut copies);
@@ -154,6 +151,10 @@ impl Case {
         gated_rms_norm(cpu, &mut out, &self.z, &self.norm, EPS);
         [out, tail, state.memory.clone(), state.live()].concat()
     }
+}
+
+fn kept([tail, memory, recent]: &mut [Vec<f32>; 3]) -> Kept<'_> {
+    Kept { tail, memory, recent }
 }
 
 fn shape(key_heads: usize, value_heads: usize, key_dim: usize, value_dim: usize) -> DeltaConfig {
