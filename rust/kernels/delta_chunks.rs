@@ -18,7 +18,8 @@
 //! solved when its token comes.
 //!
 //! **Cost.** 3 + 1/8 multiplications for each number of S and a token, and 8 for each channel of a value: with heads of 128, 0.83
-//! of token by token. Seven of eight written tokens write no state back. Chunks of 4 and of 16 have as many multiplications; the more tokens, the more is kept beside S.
+//! of token by token. Seven of eight written tokens write no state back. Chunks of 4 and of 16 have as many multiplications; the
+//! more tokens, the more is kept beside S.
 //!
 //! **A chunk begins at every eighth token of a text**, whatever calls the text comes in. What later calls need of a chunk that
 //! is not whole is kept as *recent*: fades, keys and deltas, so the same sums in the same order come out whether tokens arrive
