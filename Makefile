@@ -34,8 +34,8 @@ test: install test-rust test-python ## install, then run all tests
 # The benchmarks run once each, as tests; what they print is of no interest here.
 .PHONY: test-rust
 test-rust:
-	cargo test --quiet --tests
-	cargo test --quiet --benches >/dev/null
+	cargo test --quiet --features evex --tests
+	cargo test --quiet --features evex --benches >/dev/null
 
 # The tests of videos run a second time as if the extra `video` were not installed.
 .PHONY: test-python
@@ -62,7 +62,7 @@ fuzz: ## feed damaged files to the readers, each for FUZZ_SECONDS
 .PHONY: lint
 lint: install ## check format, lints, types and documentation
 	cargo fmt --check
-	$(CLIPPY) -- -D warnings
+	$(CLIPPY) --features evex -- -D warnings
 	$(CLIPPY) --features python -- -D warnings
 	RUSTDOCFLAGS='-D warnings' cargo doc --quiet --no-deps
 	$(BIN)/ruff check
@@ -99,7 +99,7 @@ check: lint wheel test ## everything CI does
 
 .PHONY: bench
 bench: ## measure the kernels on this machine
-	cargo bench
+	cargo bench --features evex
 
 .PHONY: demo-model
 demo-model: install ## build the model in the package anew from tools/demo/checkpoint

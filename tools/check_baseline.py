@@ -53,7 +53,8 @@ ARCHITECTURES = {
         plainest=("--64", "-march=generic64"),
         comment="#",
         tiers=(
-            "edgewise::kernels::x86_64::avx2::",
+            "edgewise::kernels::x86_64::maddubs::",
+            "edgewise::kernels::x86_64::vnni::",
             "edgewise::kernels::x86_64::avx512::",
         ),
         guarded=(

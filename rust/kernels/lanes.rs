@@ -1,6 +1,6 @@
 //! The virtual vector: 16 lanes of f32 or i32, and a block of weights whose lanes are output rows.
 //!
-//! Every algorithm of this crate is written once, over [`Simd`]. A tier (portable, AVX2, AVX-512, NEON) says how the
+//! Every algorithm of this crate is written once, over [`Simd`]. A tier (portable, AVX2, AVX-VNNI, AVX-512, NEON) says how the
 //! sixteen lanes are held; the algorithm fixes which operations happen to which lane in which order. All operations
 //! below are exact or correctly rounded by IEEE 754, so **each tier computes the same bits**:
 //!

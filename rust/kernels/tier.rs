@@ -10,6 +10,8 @@ use super::portable::Portable;
 use super::x86_64::{
     avx2::Avx2,
     avx512::{Avx512Bf16, Avx512Vnni},
+    maddubs::Maddubs,
+    vnni::Vnni,
 };
 use crate::error::{Error, Result};
 
@@ -23,7 +25,13 @@ pub enum Tier {
     Portable(Portable),
     /// AVX2, FMA and F16C.
     #[cfg(target_arch = "x86_64")]
-    Avx2(Avx2),
+    Avx2(Avx2<Maddubs>),
+    /// The same and VNNI.
+    #[cfg(target_arch = "x86_64")]
+    AvxVnni(Avx2<Vnni<false>>),
+    /// The same instructions in the encoding of AVX-512, for tests on processors that have no other.
+    #[cfg(all(target_arch = "x86_64", feature = "evex"))]
+    AvxVnniEvex(Avx2<Vnni<true>>),
     /// AVX-512 F, BW, VL and VNNI.
     #[cfg(target_arch = "x86_64")]
     Avx512Vnni(Avx512Vnni),
@@ -48,7 +56,10 @@ impl Tier {
         let mut tiers = vec![Self::Portable(Portable)];
         #[cfg(target_arch = "x86_64")]
         {
-            tiers.extend(Avx2::detect().map(Self::Avx2));
+            tiers.extend(Avx2::<Maddubs>::detect().map(Self::Avx2));
+            tiers.extend(Avx2::<Vnni<false>>::detect().map(Self::AvxVnni));
+            #[cfg(feature = "evex")]
+            tiers.extend(Avx2::<Vnni<true>>::detect().map(Self::AvxVnniEvex));
             tiers.extend(Avx512Vnni::detect().map(Self::Avx512Vnni));
             tiers.extend(Avx512Bf16::detect().map(Self::Avx512Bf16));
         }
@@ -87,6 +98,10 @@ impl Tier {
             #[cfg(target_arch = "x86_64")]
             Self::Avx2(_) => "avx2",
             #[cfg(target_arch = "x86_64")]
+            Self::AvxVnni(_) => "avxvnni",
+            #[cfg(all(target_arch = "x86_64", feature = "evex"))]
+            Self::AvxVnniEvex(_) => "avxvnni-evex",
+            #[cfg(target_arch = "x86_64")]
             Self::Avx512Vnni(_) => "avx512vnni",
             #[cfg(target_arch = "x86_64")]
             Self::Avx512Bf16(_) => "avx512bf16",
@@ -106,6 +121,10 @@ impl Tier {
             Self::Portable(tier) => op.run(tier),
             #[cfg(target_arch = "x86_64")]
             Self::Avx2(tier) => tier.run(op),
+            #[cfg(target_arch = "x86_64")]
+            Self::AvxVnni(tier) => tier.run(op),
+            #[cfg(all(target_arch = "x86_64", feature = "evex"))]
+            Self::AvxVnniEvex(tier) => tier.run(op),
             #[cfg(target_arch = "x86_64")]
             Self::Avx512Vnni(tier) => tier.run(op),
             #[cfg(target_arch = "x86_64")]

@@ -1,69 +1,63 @@
 //! AVX2 with FMA and F16C (Haswell, Zen and later): two registers hold the sixteen lanes.
 //!
-//! Without VNNI a four-way int8 dot is `vpmaddubsw` (u8 x i8 pairs into i16), then `vpmaddwd` with ones (i16 pairs into
-//! i32). Nibbles leave room in the i16: eight pair sums of at most 2 x 15 x 127 = 3,810 stay below 32,767, so a whole
-//! block accumulates in i16 and is widened once. INT8 weights are made unsigned by the sign trick |w| x (a with w's
-//! sign); |w| <= 127 keeps a pair sum at 32,258.
+//! Integer products are those of [`maddubs`](super::maddubs), or of [`vnni`](super::vnni) where the CPU has them.
 #![allow(unsafe_code, reason = "intrinsics, each argued by the token")]
 
 use std::arch::x86_64::{
-    __m128i, __m256, __m256i, _CMP_LT_OQ, _CMP_UNORD_Q, _mm_add_ps, _mm_add_ss, _mm_cvtss_f32,
-    _mm_loadu_si128, _mm_max_ps, _mm_max_ss, _mm_movehl_ps, _mm_shuffle_ps, _mm_storeu_si128,
-    _mm256_abs_epi8, _mm256_add_epi16, _mm256_add_epi32, _mm256_add_ps, _mm256_and_ps, _mm256_and_si256,
-    _mm256_blendv_ps, _mm256_castps_si256, _mm256_castps256_ps128, _mm256_castsi256_ps,
-    _mm256_castsi256_si128, _mm256_cmp_ps, _mm256_cvtepi8_epi16, _mm256_cvtepi32_ps, _mm256_cvtepu16_epi32,
+    __m256, __m256i, _CMP_LT_OQ, _CMP_UNORD_Q, _mm_add_ps, _mm_add_ss, _mm_cvtss_f32, _mm_loadu_si128,
+    _mm_max_ps, _mm_max_ss, _mm_movehl_ps, _mm_shuffle_ps, _mm_storeu_si128, _mm256_add_epi32, _mm256_add_ps,
+    _mm256_and_ps, _mm256_and_si256, _mm256_blendv_ps, _mm256_castps_si256, _mm256_castps256_ps128,
+    _mm256_castsi256_ps, _mm256_castsi256_si128, _mm256_cmp_ps, _mm256_cvtepi32_ps, _mm256_cvtepu16_epi32,
     _mm256_cvtph_ps, _mm256_cvtps_epi32, _mm256_cvtps_ph, _mm256_div_ps, _mm256_extractf128_ps,
-    _mm256_fmadd_ps, _mm256_loadu_ps, _mm256_loadu_si256, _mm256_madd_epi16, _mm256_maddubs_epi16,
-    _mm256_max_ps, _mm256_min_ps, _mm256_mul_ps, _mm256_or_si256, _mm256_packs_epi16, _mm256_packs_epi32,
-    _mm256_packus_epi32, _mm256_permute4x64_epi64, _mm256_permutevar8x32_epi32, _mm256_set1_epi8,
-    _mm256_set1_epi16, _mm256_set1_epi32, _mm256_set1_ps, _mm256_setr_epi32, _mm256_setzero_si256,
-    _mm256_sign_epi8, _mm256_slli_epi32, _mm256_srli_epi16, _mm256_srli_epi32, _mm256_storeu_ps,
+    _mm256_fmadd_ps, _mm256_loadu_ps, _mm256_loadu_si256, _mm256_max_ps, _mm256_min_ps, _mm256_mul_ps,
+    _mm256_or_si256, _mm256_packs_epi16, _mm256_packs_epi32, _mm256_packus_epi32, _mm256_permute4x64_epi64,
+    _mm256_permutevar8x32_epi32, _mm256_set1_epi8, _mm256_set1_epi32, _mm256_set1_ps, _mm256_setr_epi32,
+    _mm256_setzero_si256, _mm256_slli_epi32, _mm256_srli_epi16, _mm256_srli_epi32, _mm256_storeu_ps,
     _mm256_storeu_si256, _mm256_sub_ps,
 };
 
-use super::intrinsics;
+use super::maddubs::Maddubs;
+use super::vnni::Vnni;
+use super::{Products, intrinsics};
 use crate::kernels::lanes::{LANES, Op, Pair, Simd};
 
 /// Sixteen f32: lanes 0..8 and 8..16.
 pub type Half2 = [__m256; 2];
-type Int2 = [__m256i; 2];
+/// Sixteen i32, or 64 bytes.
+pub type Int2 = [__m256i; 2];
 
-/// Proof that this CPU has AVX2, FMA and F16C.
+/// The lanes in two registers, with integer products by `P`.
 #[derive(Clone, Copy, Debug)]
-pub struct Avx2(());
+pub struct Avx2<P>(pub(super) P);
 
-impl Avx2 {
+impl Avx2<Maddubs> {
     /// The tier, if this CPU and operating system support it.
     pub fn detect() -> Option<Self> {
-        let supported = std::arch::is_x86_feature_detected!("avx2")
-            && std::arch::is_x86_feature_detected!("fma")
-            && std::arch::is_x86_feature_detected!("f16c");
-        supported.then_some(Self(()))
-    }
-
-    /// Runs `op` compiled for this tier.
-    #[inline]
-    pub fn run<O: Op>(self, op: O) -> O::Output {
-        #[target_feature(enable = "avx2,fma,f16c")]
-        fn with_features<O: Op>(tier: Avx2, op: O) -> O::Output {
-            super::align_frame();
-            op.run(tier)
-        }
-        // SAFETY: `self` proves the features.
-        unsafe { with_features(self, op) }
+        Maddubs::detect().map(Self)
     }
 }
 
-/// `sum`, whose value the compiler cannot see through: so it leaves sums of integers in the order in which they are written.
-/// Free to regroup them, it adds up token by token, needs all weights of a block at once, and keeps them in memory.
-#[inline]
-#[target_feature(enable = "avx2")]
-fn in_order(mut sum: __m256i) -> __m256i {
-    // SAFETY: no instruction at all. Not `pure`: then these are not moved past each other.
-    unsafe {
-        std::arch::asm!("/* {0} */", inout(ymm_reg) sum, options(nomem, nostack, preserves_flags));
+impl Avx2<Vnni<false>> {
+    /// The tier, if this CPU and operating system support it.
+    pub fn detect() -> Option<Self> {
+        Vnni::<false>::detect().map(Self)
     }
-    sum
+}
+
+#[cfg(feature = "evex")]
+impl Avx2<Vnni<true>> {
+    /// The tier, if this CPU and operating system support it.
+    pub fn detect() -> Option<Self> {
+        Vnni::<true>::detect().map(Self)
+    }
+}
+
+impl<P: Products> Avx2<P> {
+    /// Runs `op` compiled for this tier.
+    #[inline]
+    pub fn run<O: Op>(self, op: O) -> O::Output {
+        P::run(self, op)
+    }
 }
 
 /// Eight bfloat16 in the low halves of eight words: the upper halves of `x`, rounded to nearest even.
@@ -79,12 +73,13 @@ fn upper_halves(x: __m256) -> __m256i {
     _mm256_castps_si256(_mm256_blendv_ps(rounded, quiet, _mm256_cmp_ps::<_CMP_UNORD_Q>(x, x)))
 }
 
-impl Simd for Avx2 {
+impl<P: Products> Simd for Avx2<P> {
     type F = Half2;
     type I = Int2;
     type B = Int2;
-    const TILE: usize = 4;
+    const TILE: usize = P::TILE;
     const WIDE: bool = false;
+    const UNSIGNED: bool = P::UNSIGNED;
 
     #[inline(always)]
     fn splat(self, x: f32) -> Half2 {
@@ -281,83 +276,23 @@ impl Simd for Avx2 {
     }
     #[inline(always)]
     fn dot_u4(self, w: &[Int2; 8], a: &[i8; 32], start: i32) -> Int2 {
-        intrinsics! {
-            let quad = a.as_ptr().cast::<i32>();
-            let mut pairs = [_mm256_setzero_si256(); 2];
-            for j in 0..8 {
-                let a = _mm256_set1_epi32(quad.add(j).read_unaligned());
-                pairs[0] = _mm256_add_epi16(pairs[0], _mm256_maddubs_epi16(w[j][0], a));
-                pairs[1] = _mm256_add_epi16(pairs[1], _mm256_maddubs_epi16(w[j][1], a));
-            }
-            let ones = _mm256_set1_epi16(1);
-            let init = _mm256_set1_epi32(start);
-            [
-                _mm256_add_epi32(init, _mm256_madd_epi16(pairs[0], ones)),
-                _mm256_add_epi32(init, _mm256_madd_epi16(pairs[1], ones)),
-            ]
-        }
+        self.0.dots_u4(w, [a], [start])[0]
     }
     #[inline(always)]
     fn dot_i8(self, w: &[Int2; 8], a: &[i8; 32], start: i32) -> Int2 {
-        self.dots_i8(w, [a], [start])[0]
+        self.0.dots_i8(w, [a], [start])[0]
     }
-
-    /// Column by column with all tokens, so that a vector of weights is expanded into a register, used and forgotten: sixteen
-    /// registers do not hold a block.
     #[inline(always)]
-    fn block_u4<const T: usize>(self, block: &[u8; 256], a: [&[i8; 32]; T], starts: [i32; T]) -> [Int2; T] {
-        intrinsics! {
-            let low = _mm256_set1_epi8(15);
-            let mut pairs = [[_mm256_setzero_si256(); 2]; T];
-            for j in 0..8 {
-                let bytes = block.as_ptr().add(64 * (j % 4)).cast::<__m256i>();
-                let mut w = [_mm256_loadu_si256(bytes), _mm256_loadu_si256(bytes.add(1))];
-                for half in 0..2 {
-                    w[half] = if j < 4 { w[half] } else { _mm256_srli_epi16::<4>(w[half]) };
-                    w[half] = _mm256_and_si256(w[half], low);
-                }
-                for t in 0..T {
-                    let a = _mm256_set1_epi32(a[t].as_ptr().cast::<i32>().add(j).read_unaligned());
-                    for half in 0..2 {
-                        let products = _mm256_maddubs_epi16(w[half], a);
-                        pairs[t][half] = in_order(_mm256_add_epi16(pairs[t][half], products));
-                    }
-                }
-            }
-            let ones = _mm256_set1_epi16(1);
-            let mut sums = [[_mm256_setzero_si256(); 2]; T];
-            for t in 0..T {
-                for half in 0..2 {
-                    let sum = _mm256_madd_epi16(pairs[t][half], ones);
-                    sums[t][half] = _mm256_add_epi32(_mm256_set1_epi32(starts[t]), sum);
-                }
-            }
-            sums
-        }
+    fn dots_u4<const T: usize>(self, w: &[Int2; 8], a: [&[i8; 32]; T], starts: [i32; T]) -> [Int2; T] {
+        self.0.dots_u4(w, a, starts)
     }
-
     #[inline(always)]
     fn dots_i8<const T: usize>(self, w: &[Int2; 8], a: [&[i8; 32]; T], starts: [i32; T]) -> [Int2; T] {
-        intrinsics! {
-            let ones = _mm256_set1_epi16(1);
-            let mut sums = [[_mm256_setzero_si256(); 2]; T];
-            for t in 0..T {
-                sums[t] = [_mm256_set1_epi32(starts[t]); 2];
-            }
-            for half in 0..2 {
-                for j in 0..8 {
-                    let w = w[j][half];
-                    let magnitude = _mm256_abs_epi8(w);
-                    for t in 0..T {
-                        let a = _mm256_set1_epi32(a[t].as_ptr().cast::<i32>().add(j).read_unaligned());
-                        let pairs = _mm256_maddubs_epi16(magnitude, _mm256_sign_epi8(a, w));
-                        let products = _mm256_madd_epi16(pairs, ones);
-                        sums[t][half] = in_order(_mm256_add_epi32(sums[t][half], products));
-                    }
-                }
-            }
-            sums
-        }
+        self.0.dots_i8(w, a, starts)
+    }
+    #[inline(always)]
+    fn block_u4<const T: usize>(self, block: &[u8; 256], a: [&[i8; 32]; T], starts: [i32; T]) -> [Int2; T] {
+        self.0.block_u4(block, a, starts)
     }
     #[inline(always)]
     fn blocks_i16<const T: usize, const N: usize>(
@@ -365,22 +300,7 @@ impl Simd for Avx2 {
         blocks: [&[u8; 512]; N],
         a: [&[i16; 32]; T],
     ) -> [[Int2; T]; N] {
-        intrinsics! {
-            let mut sums = [[[_mm256_setzero_si256(); 2]; T]; N];
-            for n in 0..N {
-                for j in 0..16 {
-                    let bytes = blocks[n].as_ptr().add(32 * j).cast::<__m128i>();
-                    let low = _mm256_cvtepi8_epi16(_mm_loadu_si128(bytes));
-                    let high = _mm256_cvtepi8_epi16(_mm_loadu_si128(bytes.add(1)));
-                    for t in 0..T {
-                        let a = _mm256_set1_epi32(a[t].as_ptr().cast::<i32>().add(j).read_unaligned());
-                        sums[n][t][0] = _mm256_add_epi32(sums[n][t][0], _mm256_madd_epi16(low, a));
-                        sums[n][t][1] = _mm256_add_epi32(sums[n][t][1], _mm256_madd_epi16(high, a));
-                    }
-                }
-            }
-            sums
-        }
+        self.0.blocks_i16(blocks, a)
     }
 
     #[inline(always)]

@@ -16,14 +16,15 @@ use std::arch::x86_64::{
     _mm512_srli_epi32, _mm512_storeu_ps, _mm512_storeu_si512, _mm512_sub_ps, _mm512_xor_si512,
 };
 
-use super::avx2;
+use super::avx2::{Avx2, Half2};
 use super::intrinsics;
+use super::maddubs::Maddubs;
 use crate::kernels::lanes::{LANES, Op, Pair, Simd};
 
 /// Proof that this CPU has AVX-512 F, BW, VL and VNNI, what the AVX2 tier needs, and `BF16` if that is true.
 #[derive(Clone, Copy, Debug)]
 pub struct Avx512<const BF16: bool> {
-    half: avx2::Avx2,
+    half: Avx2<Maddubs>,
 }
 
 /// AVX-512 with VNNI.
@@ -57,7 +58,7 @@ impl Avx512Bf16 {
 impl Avx512Vnni {
     /// The tier, if this CPU and operating system support it.
     pub fn detect() -> Option<Self> {
-        let half = avx2::Avx2::detect()?;
+        let half = Avx2::<Maddubs>::detect()?;
         let supported = std::arch::is_x86_feature_detected!("avx512f")
             && std::arch::is_x86_feature_detected!("avx512bw")
             && std::arch::is_x86_feature_detected!("avx512vl")
@@ -81,7 +82,7 @@ impl Avx512Vnni {
 impl<const BF16: bool> Avx512<BF16> {
     /// Lanes 0..8 and 8..16.
     #[inline(always)]
-    fn halves(self, a: __m512) -> avx2::Half2 {
+    fn halves(self, a: __m512) -> Half2 {
         intrinsics! {
             let high = _mm512_extractf64x4_pd::<1>(std::arch::x86_64::_mm512_castps_pd(a));
             [_mm512_castps512_ps256(a), std::arch::x86_64::_mm256_castpd_ps(high)]

@@ -1,7 +1,21 @@
 //! Tiers of x86-64 processors.
+//!
+//! ```text
+//! avx2          Haswell, Zen                vpmaddubsw, 32 products in i16       `maddubs`
+//! avxvnni       Alder Lake, N100            vpdpbusd, 32 products in i32         `vnni`
+//! avx512vnni    Ice Lake, Zen 4             vpdpbusd, 64 products in i32         `avx512`
+//! avx512bf16    Cooper Lake, Zen 4          the same, and vdpbf16ps
+//! ```
+//!
+//! The first two share the f32 arithmetic of [`avx2`] and differ in their integer products.
 
 pub mod avx2;
 pub mod avx512;
+pub mod maddubs;
+pub mod vnni;
+
+use self::avx2::{Avx2, Int2};
+use super::lanes::Op;
 
 /// Calls intrinsics of the tier whose token the surrounding method received.
 macro_rules! intrinsics {
@@ -12,6 +26,35 @@ macro_rules! intrinsics {
     };
 }
 use intrinsics;
+
+/// The integer products of a tier with registers of 256 bits, and the proof that this CPU has them. Methods owe what those of
+/// [`Simd`](super::lanes::Simd) do that have the same names.
+pub trait Products: Copy + Send + Sync + 'static {
+    /// As [`Simd::UNSIGNED`](super::lanes::Simd::UNSIGNED) has it.
+    const UNSIGNED: bool;
+    /// As [`Simd::TILE`](super::lanes::Simd::TILE) has it.
+    const TILE: usize;
+
+    /// Runs `op` compiled for the tier.
+    fn run<O: Op>(tier: Avx2<Self>, op: O) -> O::Output;
+
+    /// Of a block's nibbles in eight vectors.
+    fn dots_u4<const T: usize>(self, w: &[Int2; 8], a: [&[i8; 32]; T], starts: [i32; T]) -> [Int2; T];
+
+    /// Column by column with all tokens, so that a vector of weights is expanded into a register, used and forgotten: sixteen
+    /// registers do not hold a block.
+    fn block_u4<const T: usize>(self, block: &[u8; 256], a: [&[i8; 32]; T], starts: [i32; T]) -> [Int2; T];
+
+    /// Of a block's bytes, as they are stored, in eight vectors.
+    fn dots_i8<const T: usize>(self, w: &[Int2; 8], a: [&[i8; 32]; T], starts: [i32; T]) -> [Int2; T];
+
+    /// Of `N` blocks of bytes and activations of 16 bits.
+    fn blocks_i16<const T: usize, const N: usize>(
+        self,
+        blocks: [&[u8; 512]; N],
+        a: [&[i16; 32]; T],
+    ) -> [[Int2; T]; N];
+}
 
 /// A cache line.
 #[repr(align(64))]
