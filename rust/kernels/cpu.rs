@@ -2,6 +2,7 @@
 
 use super::disjoint::Disjoint;
 use super::lanes::Op;
+use super::prefetch;
 use super::profile::Profile;
 use super::recorder::Recorder;
 use super::tier::Tier;
@@ -23,6 +24,7 @@ pub struct Cpu {
 impl Cpu {
     /// A tier and `threads` threads, the caller's among them.
     pub fn new(tier: Tier, threads: usize) -> Self {
+        prefetch::choose_cache();
         Self { tier, pool: Pool::new(threads), profile: Profile::default(), recorder: Recorder::default() }
     }
 

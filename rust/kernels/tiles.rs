@@ -428,7 +428,7 @@ pub fn by_blocks<S: Simd, B: Block, const N: usize, const T: usize>(
         let last = blocks.min(first + SPAN);
         let mut sums = [[s.splat(0.0); T]; N];
         for b in first..last {
-            ask_for::<B, N>(&weights, fetch, b + AHEAD.min(blocks));
+            ask_for::<B, N, T>(&weights, fetch, b + AHEAD.min(blocks));
             // SAFETY: each panel holds `blocks` blocks and each row as many groups, asserted above.
             unsafe { add_block::<S, B, N, T>(s, &weights, rows, b, &mut sums) };
         }
@@ -450,12 +450,16 @@ pub fn by_blocks<S: Simd, B: Block, const N: usize, const T: usize>(
 
 /// Asks for block `block` of each panel, counted on behind its end into what is read next.
 #[inline(always)]
-fn ask_for<B: Block, const N: usize>(weights: &[&[u8]; N], fetch: Fetch<'_, N>, block: usize) {
+fn ask_for<B: Block, const N: usize, const T: usize>(
+    weights: &[&[u8]; N],
+    fetch: Fetch<'_, N>,
+    block: usize,
+) {
     let Fetch::Then(then, reads) = fetch else { return };
     for n in 0..N {
         let blocks = weights[n].len() / B::BYTES;
         let (bytes, block) = if block < blocks { (weights[n], block) } else { (then[n], block - blocks) };
-        prefetch::stream(bytes.as_ptr().wrapping_add(block * B::BYTES), B::BYTES, reads);
+        prefetch::stream::<T>(bytes.as_ptr().wrapping_add(block * B::BYTES), B::BYTES, reads);
     }
 }
 

@@ -101,7 +101,7 @@ fn fetch<B: Block, const T: usize>(tile: &QuantizedTile<'_, T>, next: usize, qua
         let rest = &tile.weights[next * B::BYTES..];
         let rest = if rest.is_empty() { then } else { rest };
         let size = rest.len().min(CHUNK * B::BYTES).div_ceil(STRIPS);
-        prefetch::stream(rest.as_ptr().wrapping_add(quarter * size), size, reads);
+        prefetch::stream::<T>(rest.as_ptr().wrapping_add(quarter * size), size, reads);
     }
 }
 

@@ -127,7 +127,7 @@ pub fn walk(cpu: &Cpu, pages: Range<usize>, heads: &mut [(&Queries<'_>, &mut [Pa
             let seeing = queries.blind_before(page * PAGE);
             if seeing < queries.len {
                 let this = cache.heads(page, queries.head..last + 1);
-                let stream = Stream { this, next, reads: Reads::Again };
+                let stream = Stream { this, next, ..Stream::default() };
                 cpu.run(Visit {
                     queries,
                     page,
