@@ -3,17 +3,19 @@
 //! What products and attention read from memory can be asked for into the first cache or into the second, and which is faster
 //! depends on the processor. A core has few places for lines on their way to its first cache; on the way to the second there
 //! are more, which its own prefetcher fills too while memory is read in order. Hints into the first cache wait for memory in
-//! the few places: a core of a Zen 4 then reads weights at 17 to 23 GB/s, where it reads 24 to 29 without any hint.
+//! the few places: a core of a Zen 4 then reads weights at 17 to 23 GB/s, where it reads 24 to 29 without any hint. (That much is
+//! measured; that places are the reason is likely.)
 //!
 //! ```text
 //! Zen 5        each line into the first cache; what a token reads once is to be forgotten then
-//! other x86    each line into the second cache; for so few tokens that they keep up with memory only the first line of a block,
-//!              which tells the processor's own prefetcher where to go on
+//! other x86    each line into the second cache; of weights, for so few tokens that they keep up with memory, only the first line
+//!              of a block, which tells the processor's own prefetcher where to go on
 //! ARM          each line into the first cache
 //! ```
 //!
 //! Measured on a Zen 5, where hints into the second cache had no gain, and on a Zen 4 (`docs/design.md`); other processors
-//! get what leaves most to their own prefetchers.
+//! get what leaves most to their own prefetchers. States and small things are asked for into the first cache everywhere: the
+//! second makes no difference to them.
 #![allow(unsafe_code, reason = "intrinsics without effects that a program could see")]
 
 #[cfg(target_arch = "x86_64")]
@@ -28,7 +30,7 @@ const PAGE: usize = 4096;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Reads {
     /// Once. It need not stay in any cache, and other things can: a token reads all weights of a model once, and between them
-    /// states of some megabytes, which a large last-level cache then holds from token to token. x86 processors know how.
+    /// states of some megabytes, which a large last-level cache then holds from token to token. Told to a Zen 5.
     Once,
     /// More than once.
     #[default]
@@ -38,7 +40,8 @@ pub enum Reads {
 /// Tokens at most whose products keep up with memory.
 const FEW: usize = 2;
 
-/// Whether memory is asked for into the second cache. Read in loops that have no register to spare, so no value is handed down.
+/// Whether memory is asked for into the second cache. A value handed down would take a register in loops that have none to spare:
+/// prompts were up to 1.08 times as slow. So would a call, if the static were lazy.
 #[cfg(target_arch = "x86_64")]
 static SECOND_CACHE: AtomicBool = AtomicBool::new(false);
 
@@ -54,6 +57,7 @@ pub fn choose_cache() {
     }
 }
 
+/// Of Zen 5. Later processors may share it.
 #[cfg(target_arch = "x86_64")]
 const ZEN_5: u32 = 0x1a;
 
@@ -78,7 +82,7 @@ fn second_cache() -> bool {
 #[inline(always)]
 fn far_line(place: *const u8) {
     #[cfg(target_arch = "x86_64")]
-    // SAFETY: as there.
+    // SAFETY: as in `line`.
     unsafe {
         use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
         _mm_prefetch::<_MM_HINT_T1>(place.cast());
@@ -109,7 +113,7 @@ fn line(place: *const u8, reads: Reads) {
     let _ = (place, reads);
 }
 
-/// Asks for the cache lines of `bytes` bytes from `start`, few of them or close by. None need be one that may be read.
+/// Asks for the cache lines of `bytes` bytes from `start`, into the first cache. None of them need be one that may be read.
 #[inline(always)]
 pub fn lines(start: *const u8, bytes: usize) {
     all_lines(start, bytes, Reads::Again);
@@ -125,9 +129,10 @@ fn all_lines(start: *const u8, bytes: usize, reads: Reads) {
 /// From bytes that are asked for to the page whose address is looked up.
 const PAGES: usize = 8 * 1024;
 
-/// Asks for `bytes` bytes from `start`, a piece of what is read in order and multiplied with `T` tokens, and for a line of the
+/// Asks for `bytes` bytes from `start`, a piece of weights that are read in order by a tile of `T` tokens, and for a line of the
 /// page 8 KB behind them, so that its address is known when its turn comes. Weights of a model are read so rarely that the
-/// tables of addresses are in memory too; with this, a Zen 5 reads experts 1.1 times as fast.
+/// tables of addresses are in memory too; with this, a Zen 5 reads experts 1.1 times as fast. Into the second cache for few
+/// tokens, only the beginning is asked for.
 #[inline(always)]
 pub fn stream<const T: usize>(start: *const u8, bytes: usize, reads: Reads) {
     let page = start.wrapping_add(PAGES).map_addr(|address| address | (PAGE - LINE));

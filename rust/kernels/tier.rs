@@ -29,7 +29,7 @@ pub enum Tier {
     /// The same and VNNI.
     #[cfg(target_arch = "x86_64")]
     AvxVnni(Avx2<Vnni<false>>),
-    /// The same instructions in the encoding of AVX-512, for tests on processors that have no other.
+    /// The same instructions in the encoding of AVX-512, for tests on processors that have them in that one only.
     #[cfg(all(target_arch = "x86_64", feature = "evex"))]
     AvxVnniEvex(Avx2<Vnni<true>>),
     /// AVX-512 F, BW, VL and VNNI.

@@ -38,7 +38,7 @@ fn tiers_are_told() {
     let names: Vec<_> = Tier::available().into_iter().map(Tier::name).collect();
     eprintln!("tiers of this CPU: {}", names.join(", "));
     assert_eq!(names[0], "portable");
-    // What the code for AVX-VNNI is tested by where the CPU has no more than AVX-512.
+    // It stands for `avxvnni` where the CPU has AVX-512 only.
     assert_eq!(names.contains(&"avxvnni-evex"), cfg!(feature = "evex") && names.contains(&"avx512vnni"));
 }
 

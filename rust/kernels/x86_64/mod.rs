@@ -20,15 +20,15 @@ use super::lanes::Op;
 /// Calls intrinsics of the tier whose token the surrounding method received.
 macro_rules! intrinsics {
     ($($body:tt)*) => {
-        // SAFETY: `self` exists only after its constructor detected the features of every intrinsic in this file;
+        // SAFETY: `self` exists only after its constructor detected the features of every intrinsic called here;
         // loads and stores go through references to arrays of exactly the width they touch, and are unaligned ones.
         unsafe { $($body)* }
     };
 }
 use intrinsics;
 
-/// The integer products of a tier with registers of 256 bits, and the proof that this CPU has them. Methods owe what those of
-/// [`Simd`](super::lanes::Simd) do that have the same names.
+/// The integer products of a tier with registers of 256 bits. A value is the proof that this CPU has them, and AVX2, FMA and F16C,
+/// on which all that [`Avx2`] does rests. Methods owe what those of [`Simd`](super::lanes::Simd) do that have the same names.
 pub trait Products: Copy + Send + Sync + 'static {
     /// As [`Simd::UNSIGNED`](super::lanes::Simd::UNSIGNED) has it.
     const UNSIGNED: bool;

@@ -10,10 +10,10 @@
 //!
 //! Beside `maddubs` a product of nibbles saves its addition, of bytes also a change of sign and a second product. A block of INT4
 //! and a token take 26.5 instructions of arithmetic in a tile of four (16 products, 4 of f32, 6.5 to expand weights and scales),
-//! where `maddubs` takes 44.5, on processors that add on the ports on which they multiply.
+//! where `maddubs` takes 44.5; some of the ports that multiply also add.
 //!
 //! AVX-512 has the same instructions in another encoding (`EVEX`). The tier in that encoding is there for tests on its
-//! processors, in builds with the feature `evex`.
+//! processors, in builds with the feature `evex`. What differs is a prefix of two instructions.
 #![allow(unsafe_code, reason = "products argued by the token, and loads")]
 
 use std::arch::asm;
