@@ -4,16 +4,16 @@
 #![allow(unsafe_code, reason = "intrinsics, each argued by the token")]
 
 use std::arch::x86_64::{
-    __m256, __m256i, _CMP_LT_OQ, _CMP_UNORD_Q, _mm_add_ps, _mm_add_ss, _mm_cvtss_f32, _mm_loadu_si128,
-    _mm_max_ps, _mm_max_ss, _mm_movehl_ps, _mm_shuffle_ps, _mm_storeu_si128, _mm256_add_epi32, _mm256_add_ps,
-    _mm256_and_ps, _mm256_and_si256, _mm256_blendv_ps, _mm256_castps_si256, _mm256_castps256_ps128,
-    _mm256_castsi256_ps, _mm256_castsi256_si128, _mm256_cmp_ps, _mm256_cvtepi32_ps, _mm256_cvtepu16_epi32,
-    _mm256_cvtph_ps, _mm256_cvtps_epi32, _mm256_cvtps_ph, _mm256_div_ps, _mm256_extractf128_ps,
-    _mm256_fmadd_ps, _mm256_loadu_ps, _mm256_loadu_si256, _mm256_max_ps, _mm256_min_ps, _mm256_mul_ps,
-    _mm256_or_si256, _mm256_packs_epi16, _mm256_packs_epi32, _mm256_packus_epi32, _mm256_permute4x64_epi64,
-    _mm256_permutevar8x32_epi32, _mm256_set1_epi8, _mm256_set1_epi32, _mm256_set1_ps, _mm256_setr_epi32,
-    _mm256_setzero_si256, _mm256_slli_epi32, _mm256_srli_epi16, _mm256_srli_epi32, _mm256_storeu_ps,
-    _mm256_storeu_si256, _mm256_sub_ps,
+    __m128i, __m256, __m256i, _CMP_LT_OQ, _CMP_UNORD_Q, _mm_add_ps, _mm_add_ss, _mm_cvtss_f32,
+    _mm_loadu_si128, _mm_max_ps, _mm_max_ss, _mm_movehl_ps, _mm_shuffle_ps, _mm_storeu_si128,
+    _mm256_add_epi32, _mm256_add_ps, _mm256_and_ps, _mm256_and_si256, _mm256_blendv_ps, _mm256_castps_si256,
+    _mm256_castps256_ps128, _mm256_castsi256_ps, _mm256_castsi256_si128, _mm256_cmp_ps, _mm256_cvtepi8_epi16,
+    _mm256_cvtepi32_ps, _mm256_cvtepu16_epi32, _mm256_cvtph_ps, _mm256_cvtps_epi32, _mm256_cvtps_ph,
+    _mm256_div_ps, _mm256_extractf128_ps, _mm256_fmadd_ps, _mm256_loadu_ps, _mm256_loadu_si256,
+    _mm256_max_ps, _mm256_min_ps, _mm256_mul_ps, _mm256_or_si256, _mm256_packs_epi16, _mm256_packs_epi32,
+    _mm256_packus_epi32, _mm256_permute4x64_epi64, _mm256_permutevar8x32_epi32, _mm256_set1_epi8,
+    _mm256_set1_epi32, _mm256_set1_ps, _mm256_setr_epi32, _mm256_setzero_si256, _mm256_slli_epi32,
+    _mm256_srli_epi16, _mm256_srli_epi32, _mm256_storeu_ps, _mm256_storeu_si256, _mm256_sub_ps,
 };
 
 use super::maddubs::Maddubs;
@@ -57,6 +57,26 @@ impl<P: Products> Avx2<P> {
     #[inline]
     pub fn run<O: Op>(self, op: O) -> O::Output {
         P::run(self, op)
+    }
+
+    /// Activations `2 j..2 j + 2`, eight times.
+    #[inline(always)]
+    fn pair(self, a: &[i16; 32], j: usize) -> __m256i {
+        let low = i32::from(a[2 * j].cast_unsigned());
+        intrinsics! { _mm256_set1_epi32(low | i32::from(a[2 * j + 1]) << 16) }
+    }
+
+    /// Weights of columns `2 j..2 j + 2` of a block's rows, widened.
+    #[inline(always)]
+    fn words(self, block: &[u8; 512], j: usize) -> Int2 {
+        let bytes = block[32 * j..].first_chunk::<32>().expect("32 bytes");
+        intrinsics! {
+            let bytes = bytes.as_ptr().cast::<__m128i>();
+            [
+                _mm256_cvtepi8_epi16(_mm_loadu_si128(bytes)),
+                _mm256_cvtepi8_epi16(_mm_loadu_si128(bytes.add(1))),
+            ]
+        }
     }
 }
 
@@ -300,7 +320,19 @@ impl<P: Products> Simd for Avx2<P> {
         blocks: [&[u8; 512]; N],
         a: [&[i16; 32]; T],
     ) -> [[Int2; T]; N] {
-        self.0.blocks_i16(blocks, a)
+        let mut sums = [[self.splat_i32(0); T]; N];
+        for n in 0..N {
+            for j in 0..16 {
+                let w = self.words(blocks[n], j);
+                for t in 0..T {
+                    let a = self.pair(a[t], j);
+                    for half in 0..2 {
+                        sums[n][t][half] = self.0.add_words(sums[n][t][half], w[half], a);
+                    }
+                }
+            }
+        }
+        sums
     }
 
     #[inline(always)]

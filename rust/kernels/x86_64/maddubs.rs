@@ -10,9 +10,9 @@
 #![allow(unsafe_code, reason = "intrinsics, argued by the tier's token")]
 
 use std::arch::x86_64::{
-    __m128i, __m256i, _mm_loadu_si128, _mm256_abs_epi8, _mm256_add_epi16, _mm256_add_epi32, _mm256_and_si256,
-    _mm256_cvtepi8_epi16, _mm256_loadu_si256, _mm256_madd_epi16, _mm256_maddubs_epi16, _mm256_set1_epi8,
-    _mm256_set1_epi16, _mm256_set1_epi32, _mm256_setzero_si256, _mm256_sign_epi8, _mm256_srli_epi16,
+    __m256i, _mm256_abs_epi8, _mm256_add_epi16, _mm256_add_epi32, _mm256_and_si256, _mm256_loadu_si256,
+    _mm256_madd_epi16, _mm256_maddubs_epi16, _mm256_set1_epi8, _mm256_set1_epi16, _mm256_set1_epi32,
+    _mm256_setzero_si256, _mm256_sign_epi8, _mm256_srli_epi16,
 };
 
 use super::avx2::{Avx2, Int2};
@@ -66,26 +66,6 @@ impl Maddubs {
     pub(super) fn quad(self, a: &[i8; 32], j: usize) -> __m256i {
         let [a, b, c, d] = a.as_chunks().0[j];
         intrinsics! { _mm256_set1_epi32(i32::from_ne_bytes([a, b, c, d].map(i8::cast_unsigned))) }
-    }
-
-    /// Activations `2 j..2 j + 2`, eight times.
-    #[inline(always)]
-    pub(super) fn pair(self, a: &[i16; 32], j: usize) -> __m256i {
-        let low = i32::from(a[2 * j].cast_unsigned());
-        intrinsics! { _mm256_set1_epi32(low | i32::from(a[2 * j + 1]) << 16) }
-    }
-
-    /// Weights of columns `2 j..2 j + 2` of a block's rows, widened.
-    #[inline(always)]
-    pub(super) fn words(self, block: &[u8; 512], j: usize) -> Int2 {
-        let bytes = block[32 * j..].first_chunk::<32>().expect("32 bytes");
-        intrinsics! {
-            let bytes = bytes.as_ptr().cast::<__m128i>();
-            [
-                _mm256_cvtepi8_epi16(_mm_loadu_si128(bytes)),
-                _mm256_cvtepi8_epi16(_mm_loadu_si128(bytes.add(1))),
-            ]
-        }
     }
 
     /// What sums of each token start from.
@@ -182,26 +162,7 @@ impl Products for Maddubs {
     }
 
     #[inline(always)]
-    fn blocks_i16<const T: usize, const N: usize>(
-        self,
-        blocks: [&[u8; 512]; N],
-        a: [&[i16; 32]; T],
-    ) -> [[Int2; T]; N] {
-        let mut sums = [self.splat([0; T]); N];
-        for n in 0..N {
-            for j in 0..16 {
-                let w = self.words(blocks[n], j);
-                for t in 0..T {
-                    let a = self.pair(a[t], j);
-                    for half in 0..2 {
-                        intrinsics! {
-                            let products = _mm256_madd_epi16(w[half], a);
-                            sums[n][t][half] = _mm256_add_epi32(sums[n][t][half], products);
-                        }
-                    }
-                }
-            }
-        }
-        sums
+    fn add_words(self, sum: __m256i, w: __m256i, a: __m256i) -> __m256i {
+        intrinsics! { _mm256_add_epi32(sum, _mm256_madd_epi16(w, a)) }
     }
 }

@@ -14,6 +14,8 @@ pub mod avx512;
 pub mod maddubs;
 pub mod vnni;
 
+use std::arch::x86_64::__m256i;
+
 use self::avx2::{Avx2, Int2};
 use super::lanes::Op;
 
@@ -48,12 +50,8 @@ pub trait Products: Copy + Send + Sync + 'static {
     /// Of a block's bytes, as they are stored, in eight vectors.
     fn dots_i8<const T: usize>(self, w: &[Int2; 8], a: [&[i8; 32]; T], starts: [i32; T]) -> [Int2; T];
 
-    /// Of `N` blocks of bytes and activations of 16 bits.
-    fn blocks_i16<const T: usize, const N: usize>(
-        self,
-        blocks: [&[u8; 512]; N],
-        a: [&[i16; 32]; T],
-    ) -> [[Int2; T]; N];
+    /// `sum` and two products of 16 bits in each lane.
+    fn add_words(self, sum: __m256i, w: __m256i, a: __m256i) -> __m256i;
 }
 
 /// A cache line.

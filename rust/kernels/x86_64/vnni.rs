@@ -82,11 +82,6 @@ impl<const EVEX: bool> Vnni<EVEX> {
         intrinsics! { if EVEX { add_bytes_evex(sum, w, a) } else { add_bytes(sum, w, a) } }
     }
 
-    #[inline(always)]
-    fn add_words(self, sum: __m256i, w: __m256i, a: __m256i) -> __m256i {
-        intrinsics! { if EVEX { add_words_evex(sum, w, a) } else { add_words(sum, w, a) } }
-    }
-
     /// w + 128, which tells signed bytes as unsigned ones; what sums start from takes it back.
     #[inline(always)]
     fn unsigned(self, w: Int2) -> Int2 {
@@ -154,23 +149,7 @@ impl<const EVEX: bool> Products for Vnni<EVEX> {
     }
 
     #[inline(always)]
-    fn blocks_i16<const T: usize, const N: usize>(
-        self,
-        blocks: [&[u8; 512]; N],
-        a: [&[i16; 32]; T],
-    ) -> [[Int2; T]; N] {
-        let mut sums = [self.0.splat([0; T]); N];
-        for n in 0..N {
-            for j in 0..16 {
-                let w = self.0.words(blocks[n], j);
-                for t in 0..T {
-                    let a = self.0.pair(a[t], j);
-                    for half in 0..2 {
-                        sums[n][t][half] = self.add_words(sums[n][t][half], w[half], a);
-                    }
-                }
-            }
-        }
-        sums
+    fn add_words(self, sum: __m256i, w: __m256i, a: __m256i) -> __m256i {
+        intrinsics! { if EVEX { add_words_evex(sum, w, a) } else { add_words(sum, w, a) } }
     }
 }
