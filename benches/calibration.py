@@ -32,7 +32,7 @@ from arguments import positive
 from edgewise import Model, _native
 from edgewise.benchmark.perplexity import WINDOW, Score, measure
 
-FORMATS = {"int4": True, "int4_asym": True, "int8": False}
+FORMATS = {"int4_s8": True, "int4": True, "int4_asym": True, "int8": False}
 """Of what is measured, and whether its levels are calibrated."""
 ROOT = Path(__file__).parents[1]
 RECIPE = ROOT / "tests" / "int4_asym.json"

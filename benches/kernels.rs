@@ -81,6 +81,7 @@ fn matrix(format: Format, [rows, cols]: [usize; 2]) -> Matrix {
             numbers(rows * cols).into_iter().flat_map(|x| half::bf16::from_f32(x).to_le_bytes()).collect()
         }
         Format::Int4 | Format::Int4Asym | Format::Int8 => blocks(format, len),
+        Format::Int4S8 => panels(format, cols, len),
     };
     Matrix::new(format, rows, cols, Bytes::new(bytes)).expect("the size that was asked for")
 }
@@ -91,6 +92,18 @@ fn blocks(format: Format, len: usize) -> Vec<u8> {
         let scales = if format == Format::Int8 { 512 } else { 256 };
         for scale in block[scales..].chunks_exact_mut(2) {
             scale.copy_from_slice(&0x2000_u16.to_le_bytes());
+        }
+    }
+    bytes
+}
+
+/// Panels of any levels and scales, with units that are not too large.
+fn panels(format: Format, cols: usize, len: usize) -> Vec<u8> {
+    let mut bytes: Vec<u8> = (0..len as u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 25) as u8).collect();
+    let size = format.panel_bytes(cols).expect("a small matrix");
+    for panel in bytes.chunks_exact_mut(size) {
+        for unit in panel[size - format.unit_bytes()..].chunks_exact_mut(4) {
+            unit.copy_from_slice(&1e-4_f32.to_le_bytes());
         }
     }
     bytes

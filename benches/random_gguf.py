@@ -2,7 +2,8 @@
 
     python benches/random_gguf.py 0.8B random.gguf
 
-What edgewise's recipe `int4` holds in INT4 is Q4_0 here: both are 4 bits with an f16 scale for 32 columns.
+What edgewise's recipe `int4` holds in INT4 is Q4_0 here: both are 4 bits with a scale for 32 columns, of 16
+bits here and of 8 there.
 That goes for the embedding too, which is the head where it is tied. What is INT8 there is Q8_0, and the rest
 f32. `--blocks Q4_K` writes the former in blocks of the files that are loaded most. The vision tower, which
 llama.cpp wants in a file of its own, is written by `random_mmproj.py`. Keys and names are those that

@@ -19,6 +19,7 @@ rule come on top. Whoever has such a board should replace this by what `edgewise
 
 from __future__ import annotations
 
+import json
 import sys
 import tempfile
 from dataclasses import dataclass
@@ -118,17 +119,30 @@ def token(size: str) -> Token:
     steps = (random_weights.layer_count(config) - period) / period
     values = {name: few[name] + steps * (more[name] - few[name]) for name in few}
     int4_bytes, int8_bytes = BLOCK / 2 + 32, BLOCK + 32
-    # The layers' products and bytes tell how many blocks have which format.
-    blocks, size_of_layers = values["products"] / BLOCK, values["layer_bytes"]
+    # With scales of 16 bits, which leave nothing behind the blocks of a panel, the layers' products and bytes
+    # tell how many blocks have which format.
+    blocks, size_of_layers = values["products"] / BLOCK, values["layer_bytes_f16"]
     int8 = max(0.0, (size_of_layers - blocks * int4_bytes) / (int8_bytes - int4_bytes))
-    return Token(values["bytes"], blocks - int8, int8, values["head_bytes"] / int4_bytes)
+    return Token(values["bytes"], blocks - int8, int8, values["head_bytes_f16"] / int4_bytes)
 
 
 def counted(size: str, layers: int) -> dict[str, float]:
-    """Count what a token costs in a model of few layers."""
+    """Count what a token costs in a model of few layers, and some bytes as if scales of INT4 were f16."""
+    recipe = json.loads(_native.default_recipe("int4"))
+    recipe["rules"][-1] = ["*", "int4"]
+    with tempfile.TemporaryDirectory() as scratch:
+        halves = Path(scratch) / "recipe.json"
+        halves.write_text(json.dumps(recipe))
+        wide = costs_of(size, layers, str(halves))
+    values = costs_of(size, layers, "int4")
+    return values | {f"{name}_f16": wide[name] for name in ("layer_bytes", "head_bytes")}
+
+
+def costs_of(size: str, layers: int, recipe: str) -> dict[str, float]:
+    """Count what a token costs in a model of few layers by this recipe."""
     with tempfile.TemporaryDirectory() as scratch:
         file = Path(scratch) / "random.safetensors"
-        random_weights.write_random(size, file, layers=layers)
+        random_weights.write_random(size, file, recipe, layers=layers)
         engine = _native.Engine.open(str(file))
         costs = engine.costs()
     operations = sum(costs["prefill_operations"].values()) + sum(costs["skipped_operations"].values())

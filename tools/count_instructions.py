@@ -8,8 +8,9 @@ token, those that touch the stack (what did not fit the registers), and what the
 load counted for itself (so pairs of loads can be below it):
 
     products        sdot 32, smmla 16 (32 for a block and two tokens), smlal 64
-    block           loads 16, expansions 32; scales 2 loads and 4 conversions; smmla 16 zips and 8 of scales:
-                    shared by the tile. INT8: loads 32, no expansions, smmla 32 zips
+    block           loads 16, expansions 32; scales 2 loads and 4 conversions, of 8 bits 1 load and 10
+                    conversions; smmla 16 zips and 8 of scales: shared by the tile. INT8: loads 32, no
+                    expansions, smmla 32 zips
     token           sums 4 to start and 4 subtractions of where they started; 4 multiply-adds; 2 loads of
                     activations, 1 of what sums start from; smlal 8 loads of four activations, 8 to add up
                     (INT8 36)
@@ -58,7 +59,8 @@ class Row:
     def least(self) -> float:
         """Return the least number of SIMD instructions for a block and token, as the text above has it."""
         nibbles, asymmetric = self.weights.startswith("int4"), self.weights.endswith("asym")
-        block = (16 + 32 if nibbles else 32) + 6 + (14 if asymmetric else 0)
+        scales = 11 if self.weights.endswith("s8") else 6
+        block = (16 + 32 if nibbles else 32) + scales + (14 if asymmetric else 0)
         token = 4 + 4 + 4 + 3 + (4 if asymmetric else 0)
         if self.tier == "i8mm":
             block += (16 if nibbles else 32) + 8 + (8 if asymmetric else 0)
@@ -112,14 +114,16 @@ def described(loop: list[Instruction]) -> Row | None:
     # What sums started from is subtracted as such, or as a product with 1.
     if not (names["fsub"] or names["fmls"]) or not names["fmla"]:
         return None
-    # Scales of four rows are converted by one instruction, those of sixteen by two times two.
-    parts = 1 if names["fcvtl2"] else 4
+    # Scales of four rows are converted to floats by one instruction, those of sixteen by four.
+    parts = 1 if names["fcvtl2"] or names["scvtf"] > 1 else 4
     # A multiply-add for each sum, and one with offsets, which take the only products of floats.
     asymmetric = names["fmul"] > 0
     tokens, rest = divmod(parts * names["fmla"] // (2 if asymmetric else 1), 4)
     weights = "int4" if parts * names["ushr"] >= 16 else "int8"
     if asymmetric:
         weights += "_asym"
+    elif names["scvtf"]:
+        weights += "_s8"
     stack = parts * sum("[sp" in instruction.operands for instruction in loop)
     products = {
         "i8mm": names["smmla"],

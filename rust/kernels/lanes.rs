@@ -69,6 +69,8 @@ pub trait Simd: Copy + Send + Sync + 'static {
     fn load_f32_bytes(self, x: &[u8; 64]) -> Self::F;
     /// Sixteen little-endian halves, widened exactly.
     fn load_f16(self, x: &[u8; 32]) -> Self::F;
+    /// Sixteen signed bytes, widened exactly.
+    fn load_bytes(self, x: &[i8; LANES]) -> Self::F;
     /// Sixteen little-endian bfloat16, widened exactly.
     fn load_bf16(self, x: &[u8; 32]) -> Self::F;
     /// Writes sixteen f32.

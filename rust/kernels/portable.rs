@@ -84,6 +84,10 @@ impl Simd for Portable {
         widen(x, |bits| f16::from_bits(bits).to_f32())
     }
     #[inline(always)]
+    fn load_bytes(self, x: &[i8; LANES]) -> F {
+        x.map(f32::from)
+    }
+    #[inline(always)]
     fn load_bf16(self, x: &[u8; 32]) -> F {
         widen(x, |bits| bf16::from_bits(bits).to_f32())
     }

@@ -12,6 +12,7 @@
 //!                     if the block is asymmetric, of its nibbles: dot = fma(offset_w - 8, sum of a / 2^k, dot)
 //!                     sum[token] = fma(dot, scale_w, sum[token])
 //!   for each token: acc[token] = fma(sum[token], scale_a, acc[token])
+//! if scales are multiples of units of the rows: acc[token] = acc[token] x unit
 //! ```
 //!
 //! Weights of asymmetric blocks are (level + offset) x scale. Dot and sum are whole numbers of steps that f32 holds, so where offsets
@@ -31,7 +32,7 @@ use super::math::padded;
 use super::pairs::{Pair, Pairs, Sums};
 use super::prefetch::{self, Reads};
 use crate::weights::matrix::{BLOCK_COLS, BLOCK_ROWS, Format, Matrix};
-use crate::weights::{int4, int4_asym, int8};
+use crate::weights::{int4, int4_asym, int4_s8, int8};
 
 /// The most tokens of a tile, on any tier.
 pub(super) const MAX_TILE: usize = if cfg!(target_arch = "aarch64") { 12 } else { 8 };
@@ -60,10 +61,7 @@ impl<'a> Panels<'a> {
     /// The panels of `matrix`.
     pub(super) fn new(matrix: &'a Matrix) -> Self {
         let (format, rows, cols) = (matrix.format(), matrix.rows(), matrix.cols());
-        let size = match format.dtype() {
-            None => cols.div_ceil(BLOCK_COLS) * format.block_bytes(),
-            Some(dtype) => BLOCK_ROWS * cols * dtype.size(),
-        };
+        let size = format.panel_bytes(cols).expect("a matrix that is there has a size");
         Self { format, rows, cols, bytes: matrix.bytes(), size }
     }
 
@@ -218,6 +216,7 @@ pub(super) fn panel_tile<S: Simd>(
     match weights.format {
         Format::Int4 => quantized_panel::<S, Int4>(s, weights, panel, rows, fetch, out),
         Format::Int4Asym => quantized_panel::<S, Int4Asym>(s, weights, panel, rows, fetch, out),
+        Format::Int4S8 => quantized_panel::<S, Int4S8>(s, weights, panel, rows, fetch, out),
         Format::Int8 => quantized_panel::<S, Int8>(s, weights, panel, rows, fetch, out),
         Format::F32 => dense_panel::<S, F32>(s, weights, panel, input, places, out),
         Format::F16 => dense_panel::<S, F16>(s, weights, panel, input, places, out),
@@ -242,6 +241,7 @@ pub(super) fn double_tile<S: Simd>(
     match weights.format {
         Format::Int4 => quantized_double::<S, Int4>(s, weights, panel, rows, fetch, out),
         Format::Int4Asym => quantized_double::<S, Int4Asym>(s, weights, panel, rows, fetch, out),
+        Format::Int4S8 => quantized_double::<S, Int4S8>(s, weights, panel, rows, fetch, out),
         Format::Int8 => quantized_double::<S, Int8>(s, weights, panel, rows, fetch, out),
         Format::F32 | Format::F16 | Format::BF16 => panic!("tiles of two panels are of quantised weights"),
     }
@@ -256,6 +256,12 @@ pub trait Block {
     const OFFSETS: bool;
     /// Whether weights are nibbles, else bytes.
     const NIBBLES: bool;
+    /// Whether scales are signed bytes, multiples of the units of their rows, which stand behind the blocks of a panel; else f16.
+    const UNITS: bool;
+    /// Bytes of the units.
+    const UNIT_BYTES: usize = if Self::UNITS { int4_s8::UNIT_BYTES } else { 0 };
+    /// Bytes of a scale.
+    const SCALE_BYTES: usize = if Self::UNITS { 1 } else { 2 };
     /// # Safety
     /// Each of `blocks` points to `BYTES` readable bytes.
     unsafe fn dots<S: Simd, const N: usize, const T: usize>(
@@ -271,6 +277,7 @@ impl Block for Int4 {
     const WEIGHTS: usize = 256;
     const OFFSETS: bool = false;
     const NIBBLES: bool = true;
+    const UNITS: bool = false;
     #[inline(always)]
     unsafe fn dots<S: Simd, const N: usize, const T: usize>(
         s: S,
@@ -283,12 +290,31 @@ impl Block for Int4 {
     }
 }
 
+struct Int4S8;
+impl Block for Int4S8 {
+    const BYTES: usize = int4_s8::BLOCK_BYTES;
+    const WEIGHTS: usize = Int4::WEIGHTS;
+    const OFFSETS: bool = false;
+    const NIBBLES: bool = true;
+    const UNITS: bool = true;
+    #[inline(always)]
+    unsafe fn dots<S: Simd, const N: usize, const T: usize>(
+        s: S,
+        blocks: [*const u8; N],
+        a: [&Group; T],
+    ) -> [[S::I; T]; N] {
+        // SAFETY: the same nibbles.
+        unsafe { Int4::dots(s, blocks, a) }
+    }
+}
+
 struct Int4Asym;
 impl Block for Int4Asym {
     const BYTES: usize = int4_asym::BLOCK_BYTES;
     const WEIGHTS: usize = Int4::WEIGHTS;
     const OFFSETS: bool = true;
     const NIBBLES: bool = true;
+    const UNITS: bool = false;
     #[inline(always)]
     unsafe fn dots<S: Simd, const N: usize, const T: usize>(
         s: S,
@@ -307,6 +333,7 @@ impl Block for Int8 {
     const WEIGHTS: usize = 512;
     const OFFSETS: bool = false;
     const NIBBLES: bool = false;
+    const UNITS: bool = false;
     #[inline(always)]
     unsafe fn dots<S: Simd, const N: usize, const T: usize>(
         s: S,
@@ -321,7 +348,7 @@ impl Block for Int8 {
 
 /// What one panel of quantised weights x `T` tokens is computed from.
 pub struct QuantizedTile<'a, const T: usize> {
-    /// `[blocks]`
+    /// `[blocks]`, and the units of formats that have them
     pub weights: &'a [u8],
     /// `[tokens][blocks]`
     pub rows: [&'a [Group]; T],
@@ -405,7 +432,7 @@ fn quantized_rows<S: Simd, B: Block, const T: usize>(
 ) {
     let groups = rows.groups(weights);
     let weights = weights.bytes(panel);
-    assert_eq!(weights.len(), groups[0].len() * B::BYTES);
+    assert_eq!(weights.len(), groups[0].len() * B::BYTES + B::UNIT_BYTES);
     s.tile::<B, T>(QuantizedTile { weights, rows: groups, pairs: rows.pairs.all(), fetch }, out);
 }
 
@@ -420,7 +447,7 @@ pub fn by_blocks<S: Simd, B: Block, const N: usize, const T: usize>(
 ) {
     let blocks = rows[0].len();
     assert_eq!(out.len(), N);
-    assert!(weights.iter().all(|weights| weights.len() == blocks * B::BYTES));
+    assert!(weights.iter().all(|weights| weights.len() == blocks * B::BYTES + B::UNIT_BYTES));
     assert!(rows.iter().all(|row| row.len() == blocks));
     let mut acc = [[s.splat(0.0); T]; N];
     let mut first = 0;
@@ -442,6 +469,13 @@ pub fn by_blocks<S: Simd, B: Block, const N: usize, const T: usize>(
         first = last;
     }
     for n in 0..N {
+        if B::UNITS {
+            // SAFETY: behind the blocks stand the units, of the size asserted above.
+            let units = s.load_f32_bytes(unsafe { &*weights[n].as_ptr().add(blocks * B::BYTES).cast() });
+            for t in 0..T {
+                acc[n][t] = s.mul(acc[n][t], units);
+            }
+        }
         for t in 0..T {
             s.store(acc[n][t], &mut out[n][t]);
         }
@@ -457,7 +491,7 @@ fn ask_for<B: Block, const N: usize, const T: usize>(
 ) {
     let Fetch::Then(then, reads) = fetch else { return };
     for n in 0..N {
-        let blocks = weights[n].len() / B::BYTES;
+        let blocks = (weights[n].len() - B::UNIT_BYTES) / B::BYTES;
         let (bytes, block) = if block < blocks { (weights[n], block) } else { (then[n], block - blocks) };
         prefetch::stream::<T>(bytes.as_ptr().wrapping_add(block * B::BYTES), B::BYTES, reads);
     }
@@ -502,7 +536,7 @@ unsafe fn add_block<S: Simd, B: Block, const N: usize, const T: usize>(
     }
 }
 
-/// A block's scales, and what an asymmetric one's dots are corrected by: nibbles are levels + 8, and what is kept of the
+/// A block's scales, in units where it has them, and what an asymmetric one's dots are corrected by: nibbles are levels + 8, and what is kept of the
 /// activations' sum is -8 times of it.
 ///
 /// # Safety
@@ -511,6 +545,9 @@ unsafe fn add_block<S: Simd, B: Block, const N: usize, const T: usize>(
 unsafe fn scales<S: Simd, B: Block>(s: S, block: *const u8) -> (S::F, S::F) {
     // SAFETY: behind the weights stand as many scales as the block has rows, and offsets where it has them.
     unsafe {
+        if B::UNITS {
+            return (s.load_bytes(&*block.add(B::WEIGHTS).cast()), s.splat(0.0));
+        }
         let halves = block.add(B::WEIGHTS).cast::<[u8; 32]>();
         let mut offset = s.splat(0.0);
         if B::OFFSETS {

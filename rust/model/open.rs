@@ -15,7 +15,7 @@ use crate::threads::StandardFloat;
 use crate::weights::matrix::{Format, Matrix};
 use crate::weights::names::{self, Source};
 use crate::weights::quantize::quantize_tensor;
-use crate::weights::recipe::{Recipe, Treatment};
+use crate::weights::recipe::Recipe;
 use crate::weights::stored::{Loader, Stored};
 use crate::weights::vision;
 
@@ -205,10 +205,7 @@ impl<'a> CheckpointSource<'a> {
 
     /// The format in which a stored matrix is to be held.
     fn target(&self, name: &str, stored: &Stored) -> Format {
-        let by = |recipe: &Recipe| match recipe.treatment(name, &stored.shape) {
-            Treatment::Keep => stored.format,
-            Treatment::Store(format) => format,
-        };
+        let by = |recipe: &Recipe| recipe.treatment(name, &stored.shape).format(stored.format);
         match self.precision {
             Precision::Auto if self.keeps_formats(stored) => stored.format,
             Precision::Auto => by(&self.default),
@@ -228,7 +225,7 @@ impl<'a> CheckpointSource<'a> {
         let matrices = (0..count).map(|i| stored.matrix(i)).collect::<Result<Vec<_>>>()?;
         let scanned = stored.format.is_quantized() && is_scanned(name);
         if scanned && matrices.iter().any(|matrix| !matrix.is_finite()) {
-            return Err(stored.view.error("a scale is NaN or infinite"));
+            return Err(stored.view.error("a scale or unit is NaN or infinite"));
         }
         let target = self.target(name, stored);
         let matrices = if target == stored.format {

@@ -249,7 +249,7 @@ impl Item {
             // Storing a type as itself changes nothing, but finds numbers that are not finite.
             (Treatment::Keep, Some(own)) => Ok(Self::Weights(part, own)),
             (Treatment::Keep, None) => Ok(Self::Raw(part)),
-            (Treatment::Store(format), Some(_)) => Ok(Self::Weights(part, format)),
+            (Treatment::Store(_), Some(own)) => Ok(Self::Weights(part, treatment.format(own))),
             (Treatment::Store(format), None) => {
                 let (dtype, format) = (dtype.name(), format.name());
                 let reason = format!("is {dtype}, it cannot be stored as {format}; give it the rule 'keep'");
@@ -260,10 +260,11 @@ impl Item {
 
     fn packed(imports: &Imports<'_>, packed: &Packed, recipe: &Recipe, packed_as: PackedAs) -> Self {
         let shape = packed.shape();
-        let format = match recipe.treatment(packed.name(), &shape) {
-            Treatment::Store(format) if packed_as == PackedAs::Recipe => format,
-            _ => packed.format(),
+        let treatment = match packed_as {
+            PackedAs::Recipe => recipe.treatment(packed.name(), &shape),
+            PackedAs::Themselves => Treatment::Keep,
         };
+        let format = treatment.format(packed.format());
         let source_bytes = imports.source_bytes(packed);
         Self::Packed(PackedItem { origin: packed.origin().clone(), shape, source_bytes, format })
     }

@@ -20,7 +20,7 @@
 use half::f16;
 
 use super::matrix::{BLOCK_COLS, BLOCK_ROWS, Format};
-use super::quantize::{Affine, Levels, Rows, SquaredError, Tile};
+use super::quantize::{Affine, Levels, Rows, SquaredError, Tile, panels_mut};
 use crate::checkpoint::gguf::blocks::{BlockType, GROUP, Line};
 use crate::tensor::DType;
 
@@ -52,10 +52,9 @@ pub(super) fn repack(format: Format, source: Rows<'_>, out: &mut [u8]) -> Option
         return None;
     }
     let block_bytes = format.block_bytes();
-    let panel_bytes = source.cols.div_ceil(BLOCK_COLS) * block_bytes;
     let (mut tile, mut affine) = ([[0.0; BLOCK_ROWS]; BLOCK_COLS], Affine::ZERO);
     let mut error = SquaredError::default();
-    for (panel, out) in out.chunks_exact_mut(panel_bytes).enumerate() {
+    for (panel, out) in panels_mut(format, source.cols, out).enumerate() {
         for (column, out) in out.chunks_exact_mut(block_bytes).enumerate() {
             error += gather(block, levels, source, [panel * BLOCK_ROWS, column], &mut tile, &mut affine)?;
             (levels.write)(&tile, &affine, out);

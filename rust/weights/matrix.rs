@@ -1,9 +1,9 @@
-//! A weight matrix in one of six number formats, all read straight from mapped bytes.
+//! A weight matrix in one of seven number formats, all read straight from mapped bytes.
 
 use crate::checkpoint::mmap;
 use crate::error::{Error, Result};
 use crate::tensor::{Bytes, DType, widen};
-use crate::weights::{int4, int4_asym, int8};
+use crate::weights::{int4, int4_asym, int4_s8, int8};
 
 /// How the numbers of a weight matrix are stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -20,11 +20,14 @@ pub enum Format {
     Int4,
     /// Blocks of [`int4_asym`].
     Int4Asym,
+    /// Blocks and units of [`int4_s8`].
+    Int4S8,
 }
 
 impl Format {
     /// Every format.
-    pub const ALL: [Self; 6] = [Self::F32, Self::F16, Self::BF16, Self::Int8, Self::Int4, Self::Int4Asym];
+    pub const ALL: [Self; 7] =
+        [Self::F32, Self::F16, Self::BF16, Self::Int8, Self::Int4, Self::Int4Asym, Self::Int4S8];
 
     /// The name used in recipes, file metadata and reports.
     pub const fn name(self) -> &'static str {
@@ -35,6 +38,7 @@ impl Format {
             Self::Int8 => "int8",
             Self::Int4 => "int4",
             Self::Int4Asym => "int4_asym",
+            Self::Int4S8 => "int4_s8",
         }
     }
 
@@ -45,7 +49,7 @@ impl Format {
 
     /// Whether activations are quantised to INT8 before they meet this format.
     pub const fn is_quantized(self) -> bool {
-        matches!(self, Self::Int8 | Self::Int4 | Self::Int4Asym)
+        matches!(self, Self::Int8 | Self::Int4 | Self::Int4Asym | Self::Int4S8)
     }
 
     /// The element type of an unquantised format.
@@ -54,7 +58,7 @@ impl Format {
             Self::F32 => Some(DType::F32),
             Self::F16 => Some(DType::F16),
             Self::BF16 => Some(DType::BF16),
-            Self::Int8 | Self::Int4 | Self::Int4Asym => None,
+            Self::Int8 | Self::Int4 | Self::Int4Asym | Self::Int4S8 => None,
         }
     }
 
@@ -63,34 +67,46 @@ impl Format {
         match self {
             Self::Int4 => int4::BLOCK_BYTES,
             Self::Int4Asym => int4_asym::BLOCK_BYTES,
+            Self::Int4S8 => int4_s8::BLOCK_BYTES,
             Self::Int8 => int8::BLOCK_BYTES,
             Self::F32 => 4 * BLOCK_ROWS * BLOCK_COLS,
             Self::F16 | Self::BF16 => 2 * BLOCK_ROWS * BLOCK_COLS,
         }
     }
 
-    /// Bytes of a block's levels, before the f16 numbers that say what they mean.
+    /// Bytes of a block's levels, before the numbers that say what they mean.
     pub(crate) const fn level_bytes(self) -> usize {
         match self {
             Self::Int4 | Self::Int8 => self.block_bytes() - 2 * BLOCK_ROWS,
             Self::Int4Asym => self.block_bytes() - 4 * BLOCK_ROWS,
+            Self::Int4S8 => self.block_bytes() - BLOCK_ROWS,
             Self::F32 | Self::F16 | Self::BF16 => self.block_bytes(),
+        }
+    }
+
+    /// Bytes that stand behind the blocks of a panel: the units of [`int4_s8`].
+    pub const fn unit_bytes(self) -> usize {
+        if matches!(self, Self::Int4S8) { int4_s8::UNIT_BYTES } else { 0 }
+    }
+
+    /// Bytes of 16 rows of `cols` columns; `None` if that overflows.
+    pub fn panel_bytes(self, cols: usize) -> Option<usize> {
+        match self.dtype() {
+            None => {
+                let blocks = cols.div_ceil(BLOCK_COLS).checked_mul(self.block_bytes())?;
+                blocks.checked_add(self.unit_bytes())
+            }
+            Some(dtype) => cols.checked_mul(BLOCK_ROWS * dtype.size()),
         }
     }
 
     /// Bytes of a `[rows, cols]` matrix; `None` if that overflows.
     pub fn bytes(self, rows: usize, cols: usize) -> Option<usize> {
-        match self {
-            Self::Int4 | Self::Int4Asym | Self::Int8 => blocks(rows, cols)?.checked_mul(self.block_bytes()),
-            Self::F32 => rows.checked_mul(cols)?.checked_mul(4),
-            Self::F16 | Self::BF16 => rows.checked_mul(cols)?.checked_mul(2),
+        match self.dtype() {
+            None => rows.div_ceil(BLOCK_ROWS).checked_mul(self.panel_bytes(cols)?),
+            Some(dtype) => rows.checked_mul(cols)?.checked_mul(dtype.size()),
         }
     }
-}
-
-/// Blocks of 16 rows x 32 columns that cover `[rows, cols]`.
-fn blocks(rows: usize, cols: usize) -> Option<usize> {
-    rows.div_ceil(BLOCK_ROWS).checked_mul(cols.div_ceil(BLOCK_COLS))
 }
 
 /// Rows of a quantised block: one vector lane each.
@@ -103,6 +119,7 @@ pub(super) fn read_row(format: Format, data: &[u8], cols: usize, row: usize, out
     match format {
         Format::Int4 => int4::read_row(data, cols, row, out),
         Format::Int4Asym => int4_asym::read_row(data, cols, row, out),
+        Format::Int4S8 => int4_s8::read_row(data, cols, row, out),
         Format::Int8 => int8::read_row(data, cols, row, out),
         Format::F32 | Format::F16 | Format::BF16 => {
             let dtype = format.dtype().unwrap_or(DType::F32);
@@ -229,7 +246,19 @@ impl Matrix {
         self.data.chunks_exact(self.format.block_bytes()).all(ends_finite)
     }
 
-    /// Whether every number, or every scale and offset of a block format, is finite.
+    /// Whether the units of every panel are finite. Only one line of memory of each panel is read.
+    fn units_are_finite(&self) -> bool {
+        let finite = |unit: &[u8; 4]| f32::from_le_bytes(*unit).is_finite();
+        let ends_finite = |panel: &[u8]| {
+            panel
+                .last_chunk::<{ int4_s8::UNIT_BYTES }>()
+                .is_some_and(|units| units.as_chunks().0.iter().all(finite))
+        };
+        let size = self.format.panel_bytes(self.cols).unwrap_or(usize::MAX);
+        self.data.chunks_exact(size).all(ends_finite)
+    }
+
+    /// Whether every number, or every scale, offset and unit of a block format, is finite.
     pub fn is_finite(&self) -> bool {
         let finite = |exponent: u16| move |b: &[u8; 2]| u16::from_le_bytes(*b) & exponent != exponent;
         match self.format {
@@ -238,6 +267,7 @@ impl Matrix {
             Format::BF16 => self.data.as_chunks::<2>().0.iter().all(finite(0x7f80)),
             Format::Int4 | Format::Int8 => self.blocks_end_finite::<{ 2 * BLOCK_ROWS }>(),
             Format::Int4Asym => self.blocks_end_finite::<{ 4 * BLOCK_ROWS }>(),
+            Format::Int4S8 => self.units_are_finite(),
         }
     }
 

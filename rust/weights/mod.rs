@@ -5,6 +5,7 @@ pub mod gguf;
 pub mod imports;
 pub mod int4;
 pub mod int4_asym;
+pub mod int4_s8;
 pub mod int8;
 pub mod matrix;
 pub mod model;

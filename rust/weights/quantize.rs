@@ -12,10 +12,10 @@ use std::sync::{Mutex, PoisonError};
 
 use half::{bf16, f16};
 
-pub(super) use self::search::{Affine, Lanes, Levels, Tile, choose_levels};
+pub(super) use self::search::{Affine, Lanes, Levels, Scales, Tile, choose_levels};
 use super::matrix::{BLOCK_COLS, BLOCK_ROWS, Format};
 use super::moments::Moments;
-use super::{gguf, matrix};
+use super::{gguf, int4_s8, matrix};
 use crate::error::Error;
 use crate::large_pages;
 use crate::tensor::TensorView;
@@ -68,9 +68,8 @@ pub fn quantize_rows(
         Format::F32 => narrow(weights, out, f32::to_le_bytes),
         Format::F16 => narrow(weights, out, |w| f16::from_f32(w).to_le_bytes()),
         Format::BF16 => narrow(weights, out, |w| bf16::from_f32(w).to_le_bytes()),
-        Format::Int4 | Format::Int4Asym | Format::Int8 => {
-            let levels = Levels::of(format).expect("block formats have levels");
-            quantize_blocks(levels, weights, cols, out, format.block_bytes());
+        Format::Int4 | Format::Int4Asym | Format::Int4S8 | Format::Int8 => {
+            quantize_blocks(format, weights, cols, out);
         }
     }
     Ok(())
@@ -86,7 +85,7 @@ fn quantize_rows_for(
     out: &mut [u8],
 ) -> Result<(), NotRepresentable> {
     check(format, weights, cols)?;
-    calibrated::quantize_rows(levels, format.block_bytes(), moments, weights, cols, out);
+    calibrated::quantize_rows(format, levels, moments, weights, cols, out);
     Ok(())
 }
 
@@ -278,7 +277,9 @@ pub(super) fn limit(format: Format) -> f32 {
         Format::F32 => f32::MAX,
         Format::F16 => f32::from_bits(f16::MAX.to_f32().to_bits() + 0xfff),
         Format::BF16 => f32::from_bits(bf16::MAX.to_f32().to_bits() + 0x7fff),
-        Format::Int4 | Format::Int4Asym | Format::Int8 => Levels::of(format).map_or(0.0, Levels::limit),
+        Format::Int4 | Format::Int4Asym | Format::Int4S8 | Format::Int8 => {
+            Levels::of(format).map_or(0.0, Levels::limit)
+        }
     }
 }
 
@@ -304,16 +305,32 @@ fn narrow<const N: usize>(weights: &[f32], out: &mut [u8], convert: impl Fn(f32)
 }
 
 /// Panel by panel, block by block.
-fn quantize_blocks(levels: &Levels, weights: &[f32], cols: usize, out: &mut [u8], block_bytes: usize) {
-    let panel_bytes = cols.div_ceil(BLOCK_COLS) * block_bytes;
+fn quantize_blocks(format: Format, weights: &[f32], cols: usize, out: &mut [u8]) {
+    let levels = Levels::of(format).expect("block formats have levels");
     let mut tile = [[0.0; BLOCK_ROWS]; BLOCK_COLS];
-    for (panel, out) in weights.chunks(BLOCK_ROWS * cols).zip(out.chunks_exact_mut(panel_bytes)) {
-        for (block, out) in out.chunks_exact_mut(block_bytes).enumerate() {
+    for (panel, out) in weights.chunks(BLOCK_ROWS * cols).zip(panels_mut(format, cols, out)) {
+        let scales = Scales::of(levels, panel, cols);
+        let blocks = write_units(&scales, out);
+        for (block, out) in blocks.chunks_exact_mut(format.block_bytes()).enumerate() {
             gather(panel, cols, block * BLOCK_COLS, &mut tile);
-            let affine = choose_levels(levels, &mut tile);
+            let affine = choose_levels(levels, &scales, &mut tile);
             (levels.write)(&tile, &affine, out);
         }
     }
+}
+
+/// The panels of a matrix of a block format, which has columns.
+pub(super) fn panels_mut(format: Format, cols: usize, matrix: &mut [u8]) -> impl Iterator<Item = &mut [u8]> {
+    let bytes = format.panel_bytes(cols).expect("the matrix is there");
+    matrix.chunks_exact_mut(bytes)
+}
+
+/// Writes the units of a panel, if it has any, and returns where its blocks go.
+pub(super) fn write_units<'a>(scales: &Scales, panel: &'a mut [u8]) -> &'a mut [u8] {
+    let Some(units) = scales.units() else { return panel };
+    let (blocks, out) = panel.split_at_mut(panel.len() - int4_s8::UNIT_BYTES);
+    int4_s8::write_units(units, out);
+    blocks
 }
 
 /// Copies the block that begins at `column` out of a panel `[up to 16, cols]`, zeros beyond its edges.

@@ -9,7 +9,8 @@ use rand_core::Rng;
 use rand_pcg::Pcg64Mcg;
 
 use super::convert::file_metadata;
-use super::matrix::{BLOCK_ROWS, Format, Matrix};
+use super::int4_s8;
+use super::matrix::{BLOCK_COLS, BLOCK_ROWS, Format, Matrix};
 use super::names::{self, Source};
 use super::recipe::{Recipe, Treatment};
 use super::stored::{BlockEntry, block_shape};
@@ -60,7 +61,7 @@ struct Tensor<'a> {
 
 /// What a tensor is filled with.
 enum Content<'a> {
-    /// Blocks of random steps, all with one scale, so that weights have variance 1 / cols.
+    /// Blocks of random levels, all with one scale, so that weights have variance 1 / cols.
     Blocks { format: Format, cols: usize },
     /// Numbers in -bound..bound.
     Numbers { dtype: DType, bound: f32 },
@@ -158,14 +159,19 @@ impl Draw {
     fn write(mut self, content: &Content<'_>, bytes: usize, writer: &mut Writer) -> Result<()> {
         let unit = match content {
             Content::Given(given) => return writer.write(given),
+            Content::Blocks { format, cols } if format.unit_bytes() > 0 => {
+                format.panel_bytes(*cols).unwrap_or(bytes)
+            }
             Content::Blocks { format, .. } => format.block_bytes(),
             Content::Numbers { dtype, .. } => dtype.size(),
         };
-        let mut buffer = vec![0; (PIECE / unit * unit).min(bytes)];
+        let size = (PIECE / unit).max(1) * unit;
+        let mut buffer = vec![0; size.min(bytes)];
         let mut left = bytes;
         while left > 0 {
-            let piece = &mut buffer[..left.min(PIECE / unit * unit)];
+            let piece = &mut buffer[..left.min(size)];
             match content {
+                Content::Blocks { format: Format::Int4S8, cols } => self.fill_panels(piece, *cols),
                 Content::Blocks { format, cols } => self.fill_blocks(*format, piece, *cols),
                 Content::Numbers { dtype, bound } => self.fill_numbers(*dtype, piece, *bound),
                 Content::Given(_) => {}
@@ -191,6 +197,21 @@ impl Draw {
         }
     }
 
+    /// Panels of [`int4_s8`].
+    fn fill_panels(&mut self, data: &mut [u8], cols: usize) {
+        let unit = 1.0 / (INT4_DEVIATION * (cols as f32).sqrt()) / f32::from(SCALE);
+        let blocks = cols.div_ceil(BLOCK_COLS) * int4_s8::BLOCK_BYTES;
+        for panel in data.chunks_exact_mut(blocks + int4_s8::UNIT_BYTES) {
+            let (blocks, units) = panel.split_at_mut(blocks);
+            for block in blocks.chunks_exact_mut(int4_s8::BLOCK_BYTES) {
+                let (levels, scales) = block.split_at_mut(Format::Int4S8.level_bytes());
+                self.0.fill_bytes(levels);
+                scales.fill(SCALE.cast_unsigned());
+            }
+            units.as_chunks_mut().0.fill(unit.to_le_bytes());
+        }
+    }
+
     fn fill_numbers(&mut self, dtype: DType, data: &mut [u8], bound: f32) {
         for out in data.chunks_exact_mut(dtype.size()) {
             let x = bound * self.uniform();
@@ -210,6 +231,8 @@ impl Draw {
 
 /// Standard deviation of a uniform nibble.
 const INT4_DEVIATION: f32 = 4.6;
+/// The scale of all groups where scales are multiples of a unit.
+const SCALE: i8 = 100;
 /// What makes the mean of nibbles 0, where there is an offset.
 const INT4_CENTRE: f16 = f16::from_f32_const(0.5);
 /// Standard deviation of a uniform byte.

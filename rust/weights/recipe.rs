@@ -4,11 +4,11 @@
 //! can read and change:
 //!
 //! ```json
-//! {"name": "mine", "rules": [["*norm*", "f32"], ["*in_proj_a*", "int8"], ["*pos_embed*", "keep"], ["*", "int4"]]}
+//! {"name": "mine", "rules": [["*norm*", "f32"], ["*in_proj_a*", "int8"], ["*pos_embed*", "keep"], ["*", "int4_s8"]]}
 //! ```
 //!
 //! `*` stands for any characters, also none. `keep` leaves a tensor's type as it is. The last pattern must be `*`, so
-//! that every tensor is decided by something the reader sees. Blocks hold matrices: where a rule asks for `int4`,
+//! that every tensor is decided by something the reader sees. Blocks hold matrices: where a rule asks for `int4_s8`, `int4`,
 //! `int4_asym` or `int8`, tensors of one dimension (biases, norms) are stored as `f32`.
 
 use std::fmt;
@@ -39,6 +39,16 @@ impl Treatment {
         match self {
             Self::Keep => "keep",
             Self::Store(format) => format.name(),
+        }
+    }
+
+    /// The format in which a tensor is stored that the checkpoint has in `source`. Levels that have f16 scales already, as others
+    /// quantised them, keep those where scales of 8 bits are asked for: so nothing is rounded.
+    pub fn format(self, source: Format) -> Format {
+        match self {
+            Self::Keep => source,
+            Self::Store(Format::Int4S8) if source == Format::Int4 => source,
+            Self::Store(format) => format,
         }
     }
 
@@ -82,8 +92,8 @@ const DELTA_AND_HEAD: Rules = &[
 
 /// The built-in recipes.
 const BUILT_IN: [(&str, &[Rules]); 7] = [
-    ("int4", &[SMALL, SENSITIVE, &[("*", "int4")]]),
-    ("careful", &[SMALL, SENSITIVE, DELTA_AND_HEAD, &[("*", "int4")]]),
+    ("int4", &[SMALL, SENSITIVE, &[("*", "int4_s8")]]),
+    ("careful", &[SMALL, SENSITIVE, DELTA_AND_HEAD, &[("*", "int4_s8")]]),
     ("int8", &[SMALL, &[("*visual*pos_embed*", "keep"), ("*", "int8")]]),
     ("bf16", &[SMALL, &[("*bias", "f32"), ("*", "bf16")]]),
     ("f16", &[SMALL, &[("*bias", "f32"), ("*", "f16")]]),
@@ -287,28 +297,28 @@ mod tests {
     #[test]
     fn built_in_choices() {
         let cases = [
-            ("model.language_model.embed_tokens.weight", 2, ["int4", "int8", "int8", "bf16", "keep"]),
-            ("lm_head.weight", 2, ["int4", "int8", "int8", "bf16", "keep"]),
+            ("model.language_model.embed_tokens.weight", 2, ["int4_s8", "int8", "int8", "bf16", "keep"]),
+            ("lm_head.weight", 2, ["int4_s8", "int8", "int8", "bf16", "keep"]),
             ("model.layers.0.input_layernorm.weight", 1, ["f32", "f32", "f32", "f32", "keep"]),
             ("model.layers.0.linear_attn.A_log", 1, ["f32", "f32", "f32", "f32", "keep"]),
             ("model.layers.0.linear_attn.dt_bias", 1, ["f32", "f32", "f32", "f32", "keep"]),
             ("model.layers.0.linear_attn.conv1d.weight", 3, ["f32", "f32", "f32", "f32", "keep"]),
-            ("model.layers.0.linear_attn.in_proj_qkv.weight", 2, ["int4", "int8", "int8", "bf16", "keep"]),
-            ("model.layers.0.linear_attn.in_proj_z.weight", 2, ["int4", "int8", "int8", "bf16", "keep"]),
+            ("model.layers.0.linear_attn.in_proj_qkv.weight", 2, ["int4_s8", "int8", "int8", "bf16", "keep"]),
+            ("model.layers.0.linear_attn.in_proj_z.weight", 2, ["int4_s8", "int8", "int8", "bf16", "keep"]),
             ("model.layers.0.linear_attn.in_proj_a.weight", 2, ["int8", "int8", "int8", "bf16", "keep"]),
             ("model.layers.0.linear_attn.in_proj_b.weight", 2, ["int8", "int8", "int8", "bf16", "keep"]),
-            ("model.layers.0.linear_attn.out_proj.weight", 2, ["int4", "int8", "int8", "bf16", "keep"]),
-            ("model.layers.0.self_attn.q_proj.weight", 2, ["int4", "int4", "int8", "bf16", "keep"]),
-            ("model.layers.0.mlp.gate_proj.weight", 2, ["int4", "int4", "int8", "bf16", "keep"]),
+            ("model.layers.0.linear_attn.out_proj.weight", 2, ["int4_s8", "int8", "int8", "bf16", "keep"]),
+            ("model.layers.0.self_attn.q_proj.weight", 2, ["int4_s8", "int4_s8", "int8", "bf16", "keep"]),
+            ("model.layers.0.mlp.gate_proj.weight", 2, ["int4_s8", "int4_s8", "int8", "bf16", "keep"]),
             ("model.layers.0.mlp.gate.weight", 2, ["int8", "int8", "int8", "bf16", "keep"]),
             ("model.layers.0.mlp.shared_expert_gate.weight", 2, ["int8", "int8", "int8", "bf16", "keep"]),
-            ("model.layers.0.mlp.experts.gate_up_proj", 3, ["int4", "int4", "int8", "bf16", "keep"]),
+            ("model.layers.0.mlp.experts.gate_up_proj", 3, ["int4_s8", "int4_s8", "int8", "bf16", "keep"]),
             ("model.visual.blocks.0.attn.qkv.weight", 2, ["int8", "int8", "int8", "bf16", "keep"]),
             ("model.visual.blocks.0.attn.qkv.bias", 1, ["f32", "f32", "f32", "f32", "keep"]),
             ("model.visual.patch_embed.proj.weight", 5, ["int8", "int8", "int8", "bf16", "keep"]),
             ("model.visual.pos_embed.weight", 2, ["keep", "keep", "keep", "bf16", "keep"]),
             ("mtp.fc.weight", 2, ["int8", "int8", "int8", "bf16", "keep"]),
-            ("mtp.layers.0.self_attn.q_proj.weight", 2, ["int4", "int4", "int8", "bf16", "keep"]),
+            ("mtp.layers.0.self_attn.q_proj.weight", 2, ["int4_s8", "int4_s8", "int8", "bf16", "keep"]),
         ];
         for (tensor, rank, expected) in cases {
             for (recipe, expected) in ["int4", "careful", "int8", "bf16", "keep"].into_iter().zip(expected) {

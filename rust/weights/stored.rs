@@ -1,7 +1,7 @@
 //! Tensors of a checkpoint -> typed weights, with every shape checked.
 //!
 //! In a Hugging Face folder the format of a tensor is its element type; in a GGUF file the one that holds its blocks. In a file
-//! of our own, block formats stand in tensors of type U8 and shape `[.., panels, blocks, block bytes]`, and the metadata entry
+//! of our own, block formats stand in tensors of type U8 and shape `[.., panels, blocks, block bytes]` (`int4_s8`: `[.., panels, panel bytes]`), and the metadata entry
 //! `tensors` says what each one holds:
 //!
 //! ```json
@@ -229,9 +229,13 @@ pub(super) fn block_shape(format: Format, shape: &[usize]) -> Option<Vec<usize>>
     }
     let [count, rows, cols] = matrices(shape)?;
     count.checked_mul(format.bytes(rows, cols)?)?;
-    let blocks = [rows.div_ceil(BLOCK_ROWS), cols.div_ceil(BLOCK_COLS), format.block_bytes()];
+    let panels = rows.div_ceil(BLOCK_ROWS);
+    let panel = match format.unit_bytes() {
+        0 => vec![cols.div_ceil(BLOCK_COLS), format.block_bytes()],
+        _ => vec![format.panel_bytes(cols)?],
+    };
     let stack = (shape.len() == 3).then_some(count);
-    Some(stack.into_iter().chain(blocks).collect())
+    Some(stack.into_iter().chain([panels]).chain(panel).collect())
 }
 
 /// The table of block tensors of a file of our own.
@@ -245,7 +249,7 @@ fn read_table(checkpoint: &Checkpoint) -> Result<BTreeMap<String, (Format, Vec<u
         let found = found.ok_or_else(|| {
             let (name, format) = (json::quote(&name), json::quote(&format));
             fault(format!(
-                "'{name}': '{format}' is not a block format of this version, int4, int4_asym or int8"
+                "'{name}': '{format}' is not a block format of this version, int4, int4_s8, int4_asym or int8"
             ))
         })?;
         Ok((name, (found, shape)))

@@ -97,9 +97,14 @@ class TestRandomGguf:
         return sum(int(t.n_bytes) for t in tensors.values() if t.tensor_type.name == kind)
 
     def test_the_bits_are_those_of_edgewise(self, small: Path) -> None:
+        """Of the recipe int4, with scales of 16 bits in place of 8: then INT4 has as many bytes as Q4_0."""
         tensors = self.tensors(small)
         path = str(small.with_name("random.safetensors"))
-        _native.write_random(small.read_text(), path, "int4")
+        recipe = json.loads(_native.default_recipe("int4"))
+        assert recipe["rules"].pop() == ["*", "int4_s8"]
+        halves = small.with_name("halves.json")
+        halves.write_text(json.dumps(recipe | {"rules": [*recipe["rules"], ["*", "int4"]]}))
+        _native.write_random(small.read_text(), path, str(halves))
         formats = _native.Engine.open(path, threads=1).info()["formats"]
         assert self.bytes_of(tensors, "Q4_0") == formats["int4"]["bytes"]
         # Gates of two rows stand in panels of 16 here, and alone there.

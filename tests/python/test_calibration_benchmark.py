@@ -27,7 +27,7 @@ def test_calibrated_levels_lose_less_on_other_questions(tmp_path: Path) -> None:
     rows = {(row["format"], row["levels"]): row for row in csv.DictReader(lines)}
     divergence = {key: float(row["divergence"]) for key, row in rows.items()}
     assert divergence["f32", "exact"] == 0
-    for name in ("int4", "int4_asym"):
+    for name in ("int4_s8", "int4", "int4_asym"):
         assert 0 < divergence[name, "calibrated"] < divergence[name, "plain"]
         assert rows[name, "calibrated"]["file_bytes"] == rows[name, "plain"]["file_bytes"]
     assert 0 < divergence["int8", "plain"] < divergence["int4_asym", "calibrated"]

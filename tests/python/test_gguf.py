@@ -155,7 +155,7 @@ class TestFormats:
     def test_a_recipe_decides(self, tmp_path: Path) -> None:
         path = write(tmp_path, "dense_text", Types.Q8_0)
         formats = edgewise.Model.from_pretrained(path, dtype="int4").info()["formats"]
-        assert set(formats) == {"int4", "int8", "f32"}
+        assert set(formats) == {"int4_s8", "int8", "f32"}
         assert set(edgewise.Model.from_pretrained(path, dtype="bf16").info()["formats"]) == {"bf16", "f32"}
 
     def test_kept_between_runs(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -32,6 +32,7 @@ INDEX = "model.safetensors.index.json"
 EMBEDDING = "model.embed_tokens.weight"
 QUERY = "model.layers.3.self_attn.q_proj.weight"
 DOWN = "model.layers.1.mlp.down_proj.weight"
+DECAY = "model.layers.0.linear_attn.in_proj_a.weight"
 
 Change = Callable[[Path], Any]
 
@@ -387,12 +388,20 @@ def table(edit: Callable[[dict[str, Any]], Any]) -> Change:
 
 
 def scale(value: float) -> Change:
-    """Set the last scale of a tensor of INT4 blocks."""
+    """Set the last scale of a tensor of INT8 blocks."""
+    return ending(DECAY, np.float16(value).tobytes())
 
+
+def unit(value: float) -> Change:
+    """Set the last unit of a tensor of INT4 blocks."""
+    return ending(QUERY, np.float32(value).tobytes())
+
+
+def ending(name: str, end_bytes: bytes) -> Change:
     def change(path: Path) -> None:
         head, data = header_and_data(path)
-        end = head[QUERY]["data_offsets"][1]
-        write(path, head, data[: end - 2] + np.float16(value).tobytes() + data[end:])
+        end = head[name]["data_offsets"][1]
+        write(path, head, data[: end - len(end_bytes)] + end_bytes + data[end:])
 
     return change
 
@@ -416,8 +425,10 @@ FILE_CASES = [
     Case("shape that overflows", table(lambda t: t[QUERY].update(shape=[1 << 63, 1 << 63])), (QUERY,)),
     Case("blocks that nobody lists", table(lambda t: t.pop(QUERY)), (QUERY,)),
     Case("table with more than is known", table(lambda t: t[QUERY].update(more=1)), ("'tensors'", "more")),
-    Case("a scale of NaN", scale(np.nan), (QUERY, "scale")),
-    Case("an infinite scale", scale(-np.inf), (QUERY, "scale")),
+    Case("a scale of NaN", scale(np.nan), (DECAY, "scale")),
+    Case("an infinite scale", scale(-np.inf), (DECAY, "scale")),
+    Case("a unit of NaN", unit(np.nan), (QUERY, "unit")),
+    Case("an infinite unit", unit(-np.inf), (QUERY, "unit")),
     Case(
         "no configuration inside",
         header(lambda h: h.update({"x": h.pop("edgewise.files/config.json")})),

@@ -139,9 +139,9 @@ fn weights_come_back_as_the_recipe_says() {
     assert!(source.names().eq(converted.names()));
     let (from, to) = (Loader::new(&source).unwrap(), Loader::new(&converted).unwrap());
     for (name, format, shape) in [
-        (EMBED, Format::Int4, [70, 40]),
+        (EMBED, Format::Int4S8, [70, 40]),
         (DECAY, Format::Int8, [4, 40]),
-        (DOWN, Format::Int4, [40, 96]),
+        (DOWN, Format::Int4S8, [40, 96]),
         (PATCH, Format::Int8, [17, 96]),
         (POSITIONS, Format::BF16, [9, 17]),
     ] {
@@ -151,14 +151,14 @@ fn weights_come_back_as_the_recipe_says() {
         assert!(matrix.bytes() == direct, "{name}");
         let original = from.matrix(name, shape).unwrap().to_f32();
         let worst = matrix.to_f32().iter().zip(&original).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
-        assert!(worst <= if format == Format::Int4 { 0.2 } else { 0.005 }, "{name} {worst}");
+        assert!(worst <= if format == Format::Int4S8 { 0.2 } else { 0.005 }, "{name} {worst}");
     }
     for (name, shape) in [(NORM, &[40][..]), (CONV, &[24, 1, 4])] {
         assert_eq!(to.stored(name).unwrap().format, Format::F32);
         assert_eq!(to.vector(name, shape).unwrap(), from.vector(name, shape).unwrap());
     }
     let stack = to.stack(EXPERTS, [3, 40, 33]).unwrap();
-    let direct = quantize_tensor(&Pool::new(1), &source.require(EXPERTS).unwrap(), Format::Int4).unwrap();
+    let direct = quantize_tensor(&Pool::new(1), &source.require(EXPERTS).unwrap(), Format::Int4S8).unwrap();
     assert_eq!(stack.iter().flat_map(|matrix| matrix.bytes().to_vec()).collect::<Vec<_>>(), direct);
     let flat: Vec<_> = stack.iter().flat_map(Matrix::to_f32).collect();
     assert_eq!(to.vector(EXPERTS, &[3, 40, 33]).unwrap(), flat);
@@ -176,17 +176,17 @@ fn the_file_lists_what_it_holds() {
     assert_eq!(recipe, Recipe::by_name("int4").unwrap());
     let table: serde_json::Value = serde_json::from_str(converted.metadata("tensors").unwrap()).unwrap();
     let expected = serde_json::json!({
-        EMBED: {"format": "int4", "shape": [70, 40]},
+        EMBED: {"format": "int4_s8", "shape": [70, 40]},
         DECAY: {"format": "int8", "shape": [4, 40]},
-        DOWN: {"format": "int4", "shape": [40, 96]},
-        EXPERTS: {"format": "int4", "shape": [3, 40, 33]},
+        DOWN: {"format": "int4_s8", "shape": [40, 96]},
+        EXPERTS: {"format": "int4_s8", "shape": [3, 40, 33]},
         PATCH: {"format": "int8", "shape": [17, 3, 2, 4, 4]},
     });
     assert_eq!(table, expected);
     for (name, dtype, shape) in [
-        (EMBED, DType::U8, &[5, 2, 288][..]),
+        (EMBED, DType::U8, &[5, 2 * 272 + 64][..]),
         (DECAY, DType::U8, &[1, 2, 544]),
-        (EXPERTS, DType::U8, &[3, 3, 2, 288]),
+        (EXPERTS, DType::U8, &[3, 3, 2 * 272 + 64]),
         (PATCH, DType::U8, &[2, 3, 544]),
         (NORM, DType::F32, &[40]),
         (CONV, DType::F32, &[24, 1, 4]),
@@ -210,12 +210,16 @@ fn the_report_counts_and_measures() {
     assert_eq!(report.bytes, fs::metadata(setting.out()).unwrap().len());
     assert_eq!(report.destination, setting.out());
     let counts: Vec<_> = report.formats.iter().map(|(name, t)| (*name, t.tensors, t.bytes)).collect();
-    let int4 = (5 * 2 + 3 * 3 + 3 * 3 * 2) * 288;
-    let expected =
-        [("bf16", 1, 9 * 17 * 2), ("f32", 2, (40 + 96) * 4), ("int4", 3, int4), ("int8", 2, (2 + 6) * 544)];
+    let int4 = (5 * 2 + 3 * 3 + 3 * 3 * 2) * 272 + (5 + 3 + 3 * 3) * 64;
+    let expected = [
+        ("bf16", 1, 9 * 17 * 2),
+        ("f32", 2, (40 + 96) * 4),
+        ("int4_s8", 3, int4),
+        ("int8", 2, (2 + 6) * 544),
+    ];
     assert_eq!(counts, expected);
     for (name, low, high) in
-        [("bf16", 0.0, 0.0), ("f32", 0.0, 0.0), ("int4", 1e-3, 1e-2), ("int8", 1e-6, 3e-5)]
+        [("bf16", 0.0, 0.0), ("f32", 0.0, 0.0), ("int4_s8", 1e-3, 1e-2), ("int8", 1e-6, 3e-5)]
     {
         let error = report.formats[name].error.relative();
         assert!((low..=high).contains(&error), "{name} {error}");
@@ -295,7 +299,7 @@ fn tensors_that_are_not_weights_need_the_rule_keep() {
     let setting = Setting::new(&[random(EMBED, DType::BF16, &[70, 40]), ids]);
     let message = setting.fault("int4", &setting.out());
     assert!(
-        message.ends_with("tensor 'ids': is I64, it cannot be stored as int4; give it the rule 'keep'"),
+        message.ends_with("tensor 'ids': is I64, it cannot be stored as int4_s8; give it the rule 'keep'"),
         "{message}"
     );
     let report = setting.convert("keep", &setting.out()).unwrap();
@@ -397,6 +401,9 @@ fn files_that_lie_are_refused() {
         ),
         (&[2, 1, 288], r#"{"w": {"format": "int4", "shape": [17, 33]}}"#, "is stored as U8 [2, 2, 288]"),
         (&[2, 1, 288], r#"{"w": {"format": "int8", "shape": [17, 5]}}"#, "is stored as U8 [2, 1, 544]"),
+        (&[2, 272], r#"{"w": {"format": "int4_s8", "shape": [17, 5]}}"#, "is stored as U8 [2, 336]"),
+        (&[2, 1, 336], r#"{"w": {"format": "int4_s8", "shape": [17, 5]}}"#, "is U8 [2, 1, 336], int4_s8"),
+        (&[2, 336], r#"{"w": {"format": "int4_s8", "shape": [17, 18446744073709551615]}}"#, "is too large"),
         (&[576], r#"{"w": {"format": "int4", "shape": [17, 5]}}"#, "is U8 [576], int4"),
         (&[1, 2, 1, 288], r#"{"w": {"format": "int4", "shape": [17, 5]}}"#, "is U8 [1, 2, 1, 288], int4"),
         (&[2, 1, 288], r#"{"w": {"format": "int4", "shape": [1, 17, 5]}}"#, "is stored as U8 [1, 2, 1, 288]"),

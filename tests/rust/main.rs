@@ -7,6 +7,7 @@ mod checkpoint;
 mod convert;
 mod engine;
 mod float_mode;
+mod int4_s8;
 mod kept;
 mod kernels;
 mod models;

@@ -52,7 +52,7 @@ fn naive(format: Format, data: &[u8], cols: usize, row: usize, col: usize) -> (i
 }
 
 /// Numbers in -1..1 that look random, the same everywhere.
-fn noise(n: usize, seed: u64) -> Vec<f32> {
+pub fn noise(n: usize, seed: u64) -> Vec<f32> {
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
     let mut next = || {
         state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
@@ -61,7 +61,7 @@ fn noise(n: usize, seed: u64) -> Vec<f32> {
     (0..n).map(|_| next()).collect()
 }
 
-fn squared_error(a: &[f32], b: &[f32]) -> f64 {
+pub fn squared_error(a: &[f32], b: &[f32]) -> f64 {
     a.iter().zip(b).map(|(&a, &b)| (f64::from(a) - f64::from(b)).powi(2)).sum()
 }
 

@@ -14,6 +14,9 @@ from edgewise.cli.quantize import closing, fetched, free
 from edgewise.model import Model
 from edgewise.progress import count, shown
 
+FOUR_BITS = ("int4_s8", "int4", "int4_asym")
+"""Formats whose levels are calibrated."""
+
 
 def run(arguments: argparse.Namespace) -> int:
     """Calibrate, quantise, and print what that gained."""
@@ -33,7 +36,7 @@ def run(arguments: argparse.Namespace) -> int:
         report = _native.quantize(
             source, str(destination), arguments.recipe, threads, progress, statistics=statistics
         )
-    tallies = [report["formats"][name] for name in ("int4", "int4_asym") if name in report["formats"]]
+    tallies = [report["formats"][name] for name in FOUR_BITS if name in report["formats"]]
     calibrated, tensors = (sum(tally[key] for tally in tallies) for key in ("calibrated", "tensors"))
     seconds.append(time.monotonic() - start - seconds[0])
     print(closing(destination, report, seconds[1]))

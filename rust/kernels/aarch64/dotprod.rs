@@ -156,7 +156,7 @@ impl Strips for DotProd {
         // SAFETY: by the contract, all blocks and pairs below are there.
         unsafe {
             let mut block = tile.weights.as_ptr().add(first * B::BYTES + 16 * q);
-            let scales = B::WEIGHTS - 8 * q;
+            let scales = B::WEIGHTS + 4 * B::SCALE_BYTES * q - 16 * q;
             let pairs = T.div_ceil(2);
             let one = in_turn(vdupq_n_f32(1.0));
             let mut a = tile.pairs.as_ptr().add(first * pairs);

@@ -178,7 +178,7 @@ impl Strips for I8mm {
         // SAFETY: by the contract, all blocks and pairs below are there.
         unsafe {
             let mut block = tile.weights.as_ptr().add(first * B::BYTES + 16 * q);
-            let scales = B::WEIGHTS - 8 * q;
+            let scales = B::WEIGHTS + 4 * B::SCALE_BYTES * q - 16 * q;
             let mut a = tile.pairs.as_ptr().add(first * pairs);
             for span in (0..count).step_by(SPAN) {
                 let scaled = a;

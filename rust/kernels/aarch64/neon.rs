@@ -12,13 +12,13 @@ use std::arch::aarch64::{
     float32x4_t, int8x16_t, int16x8_t, int32x4_t, uint16x8_t, uint32x4_t, vabsq_f32, vadd_f32, vaddq_f32,
     vaddq_s32, vaddq_u32, vandq_u32, vbsl_f32, vbslq_f32, vbslq_u32, vceqq_f32, vcgt_f32, vcgtq_f32,
     vcltq_f32, vcvtnq_s32_f32, vcvtq_f32_s32, vdivq_f32, vdupq_n_f32, vdupq_n_s8, vdupq_n_s32, vdupq_n_u16,
-    vdupq_n_u32, vfmaq_f32, vget_high_f32, vget_high_s8, vget_lane_f32, vget_low_f32, vget_low_s8,
-    vget_low_s16, vld1q_f32, vld1q_s8, vld1q_s16, vld1q_u8, vld1q_u16, vmlal_high_laneq_s16, vmlal_laneq_s16,
-    vmovl_s8, vmulq_f32, vorrq_u32, vpadd_f32, vreinterpretq_f32_s32, vreinterpretq_f32_u8,
-    vreinterpretq_f32_u16, vreinterpretq_f32_u32, vreinterpretq_s8_s16, vreinterpretq_s16_s32,
-    vreinterpretq_s32_f32, vreinterpretq_u16_u32, vreinterpretq_u32_f32, vreinterpretq_u32_s8, vshlq_n_s32,
-    vshlq_n_u32, vshrq_n_u32, vst1q_f32, vst1q_s8, vst1q_s16, vst1q_u16, vsubq_f32, vuzp1q_s8, vuzp1q_s16,
-    vuzp1q_u16, vuzp2q_s8, vzip1q_u16, vzip2q_u16,
+    vdupq_n_u32, vfmaq_f32, vget_high_f32, vget_high_s8, vget_high_s16, vget_lane_f32, vget_low_f32,
+    vget_low_s8, vget_low_s16, vld1q_f32, vld1q_s8, vld1q_s16, vld1q_u8, vld1q_u16, vmlal_high_laneq_s16,
+    vmlal_laneq_s16, vmovl_s8, vmovl_s16, vmulq_f32, vorrq_u32, vpadd_f32, vreinterpretq_f32_s32,
+    vreinterpretq_f32_u8, vreinterpretq_f32_u16, vreinterpretq_f32_u32, vreinterpretq_s8_s16,
+    vreinterpretq_s16_s32, vreinterpretq_s32_f32, vreinterpretq_u16_u32, vreinterpretq_u32_f32,
+    vreinterpretq_u32_s8, vshlq_n_s32, vshlq_n_u32, vshrq_n_u32, vst1q_f32, vst1q_s8, vst1q_s16, vst1q_u16,
+    vsubq_f32, vuzp1q_s8, vuzp1q_s16, vuzp1q_u16, vuzp2q_s8, vzip1q_u16, vzip2q_u16,
 };
 use std::arch::asm;
 
@@ -204,6 +204,16 @@ impl<P: Products> Simd for Neon<P> {
             let halves = [vld1q_u16(p), vld1q_u16(p.add(8))];
             let (low, high) = (widen(halves[0]), widen(halves[1]));
             [low[0], low[1], high[0], high[1]]
+        }
+    }
+    #[inline(always)]
+    fn load_bytes(self, x: &[i8; LANES]) -> Float4 {
+        intrinsics! {
+            let bytes = vld1q_s8(x.as_ptr());
+            let (low, high) = (vmovl_s8(vget_low_s8(bytes)), vmovl_s8(vget_high_s8(bytes)));
+            let (a, b) = (vmovl_s16(vget_low_s16(low)), vmovl_s16(vget_high_s16(low)));
+            let (c, d) = (vmovl_s16(vget_low_s16(high)), vmovl_s16(vget_high_s16(high)));
+            each!(vcvtq_f32_s32, [a, b, c, d])
         }
     }
     #[inline(always)]

@@ -13,6 +13,7 @@
 //!         for each token:  dot = sum of w x a / 2^k
 //!                          acc[token] = fma(dot, scale, acc[token])
 //!       for each token:    out[token][4 q..] = fma(acc[token], scale of a, out[token][4 q..])
+//! if scales are multiples of units of the rows: out[token] = out[token] x unit
 //! ```
 //!
 //! Each result is made by the operations that `tiles` names, block after block in their order.
@@ -21,7 +22,10 @@
     reason = "places of blocks, argued by the sizes that are asserted where a tile is entered"
 )]
 
-use std::arch::aarch64::{float32x4_t, vdupq_n_f32, vld1_u16, vmulq_f32, vsubq_f32};
+use std::arch::aarch64::{
+    float32x4_t, vcvtq_f32_s32, vdup_n_s32, vdupq_n_f32, vget_low_s16, vld1_u16, vld1q_f32, vld1q_u8,
+    vmovl_s8, vmovl_s16, vmulq_f32, vreinterpret_s8_s32, vreinterpretq_f32_u8, vst1q_f32, vsubq_f32,
+};
 use std::arch::asm;
 use std::slice::from_mut;
 
@@ -80,26 +84,48 @@ fn in_strips<S: Strips, B: Block, const T: usize>(
     tile: QuantizedTile<'_, T>,
     out: &mut TileOut,
 ) {
-    let blocks = tile.weights.len() / B::BYTES;
-    assert_eq!(tile.weights.len(), blocks * B::BYTES);
+    let blocks = (tile.weights.len() - B::UNIT_BYTES) / B::BYTES;
+    assert_eq!(tile.weights.len(), blocks * B::BYTES + B::UNIT_BYTES);
     assert_eq!(tile.pairs.len(), blocks * T.div_ceil(2));
     out[..T].fill([0.0; LANES]);
     for first in (0..blocks).step_by(CHUNK) {
         let count = CHUNK.min(blocks - first);
         for q in 0..STRIPS {
-            fetch::<B, T>(&tile, first + count, q);
+            fetch::<B, T>(&tile, blocks, first + count, q);
             // SAFETY: blocks and pairs are as many as asserted above, of which the chunk is a part; q is below 4.
             unsafe { products.strip::<B, T>(&tile, Strip { first, count, q }, out) };
         }
     }
+    if B::UNITS {
+        let units = &tile.weights[blocks * B::BYTES..];
+        // SAFETY: units are of 16 rows, as asserted above.
+        unsafe { multiply(units.as_ptr(), &mut out[..T]) };
+    }
 }
 
-/// Asks for a quarter of the next chunk, which begins with block `next`, or of what is read behind the panel.
+/// Multiplies each token's results with the units of their rows.
+///
+/// # Safety
+/// `units` points to 16 numbers.
 #[inline(always)]
-fn fetch<B: Block, const T: usize>(tile: &QuantizedTile<'_, T>, next: usize, quarter: usize) {
+unsafe fn multiply(units: *const u8, out: &mut [[f32; LANES]]) {
+    for q in 0..STRIPS {
+        // SAFETY: by the contract, and because four strips are 16 lanes.
+        unsafe {
+            let units = vreinterpretq_f32_u8(vld1q_u8(units.add(16 * q)));
+            for out in &mut *out {
+                let out = out.as_mut_ptr().add(4 * q);
+                vst1q_f32(out, vmulq_f32(vld1q_f32(out), units));
+            }
+        }
+    }
+}
+
+/// Asks for a quarter of the next chunk, which begins with block `next` of `blocks`, or of what is read behind the panel.
+#[inline(always)]
+fn fetch<B: Block, const T: usize>(tile: &QuantizedTile<'_, T>, blocks: usize, next: usize, quarter: usize) {
     if let Fetch::Then([then], reads) = tile.fetch {
-        let rest = &tile.weights[next * B::BYTES..];
-        let rest = if rest.is_empty() { then } else { rest };
+        let rest = if next == blocks { then } else { &tile.weights[next * B::BYTES..] };
         let size = rest.len().min(CHUNK * B::BYTES).div_ceil(STRIPS);
         prefetch::stream::<T>(rest.as_ptr().wrapping_add(quarter * size), size, reads);
     }
@@ -124,7 +150,7 @@ impl<W> FourRows<W> {
     pub unsafe fn new<B: Block>(w: W, scales: *const u8) -> Self {
         // SAFETY: by the contract, offsets stand behind the scales of 16 rows.
         unsafe {
-            let scale = four_halves(scales);
+            let scale = if B::UNITS { four_bytes(scales) } else { four_halves(scales) };
             let mut offset = vdupq_n_f32(0.0);
             if B::OFFSETS {
                 let stored = four_halves(scales.add(2 * LANES));
@@ -152,6 +178,19 @@ unsafe fn four_halves(place: *const u8) -> float32x4_t {
             options(pure, nomem, nostack, preserves_flags),
         );
         wide
+    }
+}
+
+/// Four signed bytes, widened.
+///
+/// # Safety
+/// `place` points to four of them.
+#[inline(always)]
+unsafe fn four_bytes(place: *const u8) -> float32x4_t {
+    // SAFETY: by the contract.
+    unsafe {
+        let bytes = vreinterpret_s8_s32(vdup_n_s32(place.cast::<i32>().read_unaligned()));
+        vcvtq_f32_s32(vmovl_s16(vget_low_s16(vmovl_s8(bytes))))
     }
 }
 

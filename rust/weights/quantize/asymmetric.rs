@@ -35,7 +35,7 @@ pub(super) fn choose_levels(tile: &mut Tile) -> Affine {
 /// For each row the scale and offset with the least squared error among the candidates.
 fn search(tile: &Tile) -> Affine {
     let range = Range::of(tile);
-    let mut best = Affine { scales: means(tile).map(round_to_f16), offsets: [0.0; BLOCK_ROWS] };
+    let mut best = Affine { scales: means(tile).map(round_to_f16), ..Affine::ZERO };
     let mut least = squared_error(tile, &[[1.0; BLOCK_ROWS]; BLOCK_COLS], &best);
     for &width in INT4_ASYM.targets {
         let rounded = range.levels(tile, width);
@@ -120,7 +120,7 @@ fn fit(tile: &Tile, middle: &Lanes, rounded: &Tile) -> Affine {
         }
     }
     let count = BLOCK_COLS as f32;
-    let mut found = Affine { scales: [0.0; BLOCK_ROWS], offsets: [0.0; BLOCK_ROWS] };
+    let mut found = Affine { scales: [0.0; BLOCK_ROWS], ..Affine::ZERO };
     for r in 0..BLOCK_ROWS {
         let covariance = count * products[r] - sums[r] * levels[r];
         let variance = count * squares[r] - levels[r] * levels[r];

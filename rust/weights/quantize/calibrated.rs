@@ -6,7 +6,7 @@
 //! loss(levels, scale, offset) = e^T M e,  e = w - (levels + offset) * scale
 //! for each start: what the plain search gives, and w rounded for each of a few scales (and the range's middle as offset)
 //!     ROUNDS times:
-//!         scale and offset = least squares for these levels, in f16   scale = levels^T M w / levels^T M levels without offsets
+//!         scale and offset = least squares for these levels, rounded  scale = levels^T M w / levels^T M levels without offsets
 //!         for each column k: the whole step of level[k] that loses least, all others being as they are
 //!                            = round((M e)[k] / (scale M[k][k])), clamped
 //!     keep all if the loss is the least so far
@@ -21,8 +21,8 @@
 
 use super::super::matrix::{BLOCK_COLS, BLOCK_ROWS, Format};
 use super::super::moments::{Group, GroupMoments, Moments, SPAN};
-use super::search::{Affine, Lanes, Levels, Tile, choose_levels, round_to_f16, round_to_level};
-use super::{asymmetric, gather, search};
+use super::search::{Affine, Lanes, Levels, Scales, Tile, choose_levels, round_to_f16, round_to_level};
+use super::{asymmetric, gather, panels_mut, search, write_units};
 
 /// Where the group's extreme may land at the start.
 const TARGETS: [f32; 6] = [-8.0, -7.5, -8.5, -7.0, -9.0, -6.5];
@@ -35,44 +35,46 @@ const ROUNDS: usize = 3;
 
 /// The levels of `format` if they are searched here.
 pub(super) fn levels(format: Format) -> Option<&'static Levels> {
-    Levels::of(format).filter(|_| matches!(format, Format::Int4 | Format::Int4Asym))
+    Levels::of(format).filter(|_| matches!(format, Format::Int4 | Format::Int4Asym | Format::Int4S8))
 }
 
 /// As `quantize_rows`, with the moments of the `cols` columns. The weights are finite and fit the format.
 pub(super) fn quantize_rows(
-    format: &Levels,
-    block_bytes: usize,
+    format: Format,
+    levels: &Levels,
     moments: &Moments,
     weights: &[f32],
     cols: usize,
     out: &mut [u8],
 ) {
     assert_eq!(moments.cols(), cols, "moments are those of the columns");
-    let panel_bytes = cols.div_ceil(BLOCK_COLS) * block_bytes;
+    let block_bytes = format.block_bytes();
     let mut span = [[[0.0; BLOCK_ROWS]; BLOCK_COLS]; GROUPS];
-    for (panel, out) in weights.chunks(BLOCK_ROWS * cols).zip(out.chunks_exact_mut(panel_bytes)) {
-        let parts = out.chunks_mut(GROUPS * block_bytes).zip(moments.groups().chunks(GROUPS));
+    for (panel, out) in weights.chunks(BLOCK_ROWS * cols).zip(panels_mut(format, cols, out)) {
+        let scales = Scales::of(levels, panel, cols);
+        let parts =
+            write_units(&scales, out).chunks_mut(GROUPS * block_bytes).zip(moments.groups().chunks(GROUPS));
         for (i, (out, groups)) in parts.enumerate() {
             let tiles = &mut span[..groups.len()];
             for (j, tile) in tiles.iter_mut().enumerate() {
                 gather(panel, cols, i * SPAN + j * BLOCK_COLS, tile);
             }
-            quantize_span(format, block_bytes, groups, tiles, out);
+            quantize_span(levels, &scales, groups, tiles, out.chunks_exact_mut(block_bytes));
         }
     }
 }
 
 /// Writes the blocks of one panel and span, one after another, and hands the errors on.
-fn quantize_span(
+fn quantize_span<'a>(
     format: &Levels,
-    block_bytes: usize,
+    scales: &Scales,
     groups: &[Group],
     mut tiles: &mut [Tile],
-    out: &mut [u8],
+    blocks: impl Iterator<Item = &'a mut [u8]>,
 ) {
-    for (group, out) in groups.iter().zip(out.chunks_exact_mut(block_bytes)) {
+    for (group, out) in groups.iter().zip(blocks) {
         let Some((tile, behind)) = tiles.split_first_mut() else { return };
-        let Found { levels, affine, .. } = search(format, &group.moments, tile);
+        let Found { levels, affine, .. } = search(format, scales, &group.moments, tile);
         (format.write)(&levels, &affine, out);
         for (weights, levels) in tile.iter_mut().zip(&levels) {
             for r in 0..BLOCK_ROWS {
@@ -98,14 +100,14 @@ struct Found {
 }
 
 /// The best of all starts for each row.
-fn search(format: &Levels, moments: &GroupMoments, weights: &Tile) -> Found {
+fn search(format: &Levels, scales: &Scales, moments: &GroupMoments, weights: &Tile) -> Found {
     let mut levels = *weights;
-    let affine = choose_levels(format, &mut levels);
-    let mut descent = Descent::new(format, moments, weights, &levels, affine);
+    let affine = choose_levels(format, scales, &mut levels);
+    let mut descent = Descent::new(format, scales, moments, weights, &levels, affine);
     let mut best = Found { levels, affine, loss: descent.loss() };
     descent.run(&mut best);
     let mut start =
-        |levels: &Tile| Descent::new(format, moments, weights, levels, Affine::ZERO).run(&mut best);
+        |levels: &Tile| Descent::new(format, scales, moments, weights, levels, Affine::ZERO).run(&mut best);
     if format.asymmetric {
         let range = asymmetric::Range::of(weights);
         for width in WIDTHS {
@@ -124,6 +126,7 @@ fn search(format: &Levels, moments: &GroupMoments, weights: &Tile) -> Found {
 /// Levels on their way to less loss.
 struct Descent<'a> {
     format: &'a Levels,
+    scales: &'a Scales,
     moments: &'a GroupMoments,
     weights: &'a Tile,
     levels: Tile,
@@ -139,6 +142,7 @@ struct Descent<'a> {
 impl<'a> Descent<'a> {
     fn new(
         format: &'a Levels,
+        scales: &'a Scales,
         moments: &'a GroupMoments,
         weights: &'a Tile,
         levels: &Tile,
@@ -146,7 +150,17 @@ impl<'a> Descent<'a> {
     ) -> Self {
         let (weighted, weighted_levels) = (times(moments, weights), times(moments, levels));
         let weighted_ones = moments.map(|row| row.iter().sum());
-        Self { format, moments, weights, levels: *levels, affine, weighted, weighted_levels, weighted_ones }
+        Self {
+            format,
+            scales,
+            moments,
+            weights,
+            levels: *levels,
+            affine,
+            weighted,
+            weighted_levels,
+            weighted_ones,
+        }
     }
 
     fn run(&mut self, best: &mut Found) {
@@ -173,10 +187,11 @@ impl<'a> Descent<'a> {
             self.fit_lines(&products, &squares);
             return;
         }
+        let mut scales = [0.0; BLOCK_ROWS];
         for r in 0..BLOCK_ROWS {
-            self.affine.scales[r] =
-                if squares[r] > 0.0 { round_to_f16(products[r] / squares[r]) } else { 0.0 };
+            scales[r] = if squares[r] > 0.0 { products[r] / squares[r] } else { 0.0 };
         }
+        self.affine.scales = self.scales.round(&scales);
     }
 
     /// Of `w = scale * levels + constant`, the constant being `scale * offset`. `products` are levels^T M w, `squares` levels^T M levels.
@@ -274,12 +289,19 @@ fn times(moments: &GroupMoments, x: &Tile) -> Tile {
 
 #[cfg(test)]
 mod tests {
-    use super::super::search::{INT4, INT4_ASYM};
+    use super::super::search::{INT4, INT4_ASYM, INT4_S8};
     use super::*;
     use crate::weights::matrix::read_row;
     use crate::weights::quantize::matrices;
 
     const BOTH: [&Levels; 2] = [&INT4, &INT4_ASYM];
+    const ALL: [&Levels; 3] = [&INT4, &INT4_ASYM, &INT4_S8];
+
+    /// Those of a panel that has `tile` as its only block.
+    fn scales_of(format: &Levels, tile: &Tile) -> Scales {
+        let row = |r: usize| tile.iter().map(move |lanes| lanes[r]);
+        Scales::of(format, &(0..BLOCK_ROWS).flat_map(row).collect::<Vec<_>>(), BLOCK_COLS)
+    }
 
     /// Numbers between -1 and 1, more of them near 0.
     fn numbers(count: usize, seed: u32) -> Vec<f32> {
@@ -355,7 +377,7 @@ mod tests {
             let moments = moments(200, seed);
             let mut weights = tile(50 + seed);
             weights[4..].fill([0.0; BLOCK_ROWS]);
-            let found = search(&INT4, &moments, &weights);
+            let found = search(&INT4, &Scales::Halves, &moments, &weights);
             for r in 0..BLOCK_ROWS {
                 let least = least(&moments, &weights, r);
                 let reached = loss(&moments, &weights, &found.levels, &found.affine, r);
@@ -371,11 +393,12 @@ mod tests {
 
     #[test]
     fn no_group_loses_more_than_by_the_plain_search() {
-        for (seed, format) in (0..20).flat_map(|seed| BOTH.map(|format| (seed, format))) {
+        for (seed, format) in (0..20).flat_map(|seed| ALL.map(|format| (seed, format))) {
             let (moments, weights) = (moments(40, seed), tile(seed));
-            let found = search(format, &moments, &weights);
+            let scales = scales_of(format, &weights);
+            let found = search(format, &scales, &moments, &weights);
             let mut plain = weights;
-            let affine = choose_levels(format, &mut plain);
+            let affine = choose_levels(format, &scales, &mut plain);
             let (mut all_found, mut all_plain) = (0.0, 0.0);
             for r in 0..BLOCK_ROWS {
                 let of_found = loss(&moments, &weights, &found.levels, &found.affine, r);
@@ -393,7 +416,7 @@ mod tests {
         for seed in 0..20 {
             let (moments, weights) = (moments(40, seed), tile(seed));
             for (format, sum) in BOTH.into_iter().zip([&mut symmetric, &mut asymmetric]) {
-                let found = search(format, &moments, &weights);
+                let found = search(format, &Scales::Halves, &moments, &weights);
                 *sum += (0..BLOCK_ROWS)
                     .map(|r| loss(&moments, &weights, &found.levels, &found.affine, r))
                     .sum::<f64>();
@@ -403,16 +426,17 @@ mod tests {
     }
 
     #[test]
-    fn levels_are_whole_and_in_range_and_scales_f16() {
-        for (seed, format) in (0..5).flat_map(|seed| BOTH.map(|format| (seed, format))) {
+    fn levels_are_whole_and_in_range_and_scales_are_there() {
+        for (seed, format) in (0..5).flat_map(|seed| ALL.map(|format| (seed, format))) {
             let weights = tile(seed).map(|lanes| lanes.map(|w| w * 10_f32.powi(10 * seed as i32 - 30)));
-            let found = search(format, &moments(40, seed), &weights);
+            let scales = scales_of(format, &weights);
+            let found = search(format, &scales, &moments(40, seed), &weights);
             for level in found.levels.as_flattened() {
                 assert!((-8.0..=7.0).contains(level) && level.fract() == 0.0, "{level}");
             }
-            for x in found.affine.scales.into_iter().chain(found.affine.offsets) {
-                assert_eq!(half::f16::from_f32(x).to_f32().to_bits(), x.to_bits());
-            }
+            let Affine { scales: found, offsets, .. } = found.affine;
+            assert_eq!(found.map(f32::to_bits), scales.round(&found).map(f32::to_bits));
+            assert_eq!(offsets.map(f32::to_bits), Scales::Halves.round(&offsets).map(f32::to_bits));
         }
     }
 
@@ -422,7 +446,7 @@ mod tests {
             std::array::from_fn(|k| std::array::from_fn(|r| ((k * 5 + r * 3) % 16) as f32 - 8.0));
         for (format, offset) in [(&INT4, 0.0), (&INT4_ASYM, 0.0), (&INT4_ASYM, 3.25)] {
             let weights = levels.map(|lanes| lanes.map(|level| (level + offset) * 0.375));
-            let Found { levels, affine, .. } = search(format, &moments(40, 1), &weights);
+            let Found { levels, affine, .. } = search(format, &Scales::Halves, &moments(40, 1), &weights);
             for (levels, weights) in levels.iter().zip(&weights) {
                 for r in 0..BLOCK_ROWS {
                     let weight = (levels[r] + affine.offsets[r]) * affine.scales[r];
@@ -435,7 +459,7 @@ mod tests {
     }
 
     fn write(format: Format, moments: &Moments, weights: &[f32], cols: usize, out: &mut [u8]) {
-        quantize_rows(levels(format).unwrap(), format.block_bytes(), moments, weights, cols, out);
+        quantize_rows(format, levels(format).unwrap(), moments, weights, cols, out);
     }
 
     #[test]
@@ -443,8 +467,8 @@ mod tests {
         let (rows, cols) = (3, 40);
         assert_eq!(matrices(&[rows, cols]), Some([1, rows, cols]));
         let moments = Moments::from_sums(cols, &vec![1.0; SPAN * SPAN]).unwrap();
-        for format in [Format::Int4, Format::Int4Asym] {
-            let mut out = vec![1; 2 * format.block_bytes()];
+        for format in [Format::Int4, Format::Int4Asym, Format::Int4S8] {
+            let mut out = vec![1; format.bytes(rows, cols).unwrap()];
             write(format, &moments, &vec![0.0; rows * cols], cols, &mut out);
             let mut row = vec![1.0; cols];
             read_row(format, &out, cols, 2, &mut row);
@@ -472,7 +496,7 @@ mod tests {
         let mut alone = moments.clone();
         alone.forget_feedback();
         let weights = numbers(20 * COLS, 5);
-        for format in [Format::Int4, Format::Int4Asym] {
+        for format in [Format::Int4, Format::Int4Asym, Format::Int4S8] {
             let error = |write: &dyn Fn(&mut [u8])| {
                 let mut out = vec![0; format.bytes(20, COLS).unwrap()];
                 write(&mut out);

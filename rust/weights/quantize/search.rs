@@ -1,7 +1,7 @@
 //! The search for levels and scales.
 //!
 //! Symmetric block formats know a weight as `level * scale`, with one scale for a group: 32 columns of one row. For each
-//! group the scale is searched that leaves the least sum of squared errors, with the scale already rounded to f16:
+//! group the scale is searched that leaves the least sum of squared errors, with the scale already rounded as it is stored:
 //!
 //! ```text
 //! extreme = the group's weight of largest absolute value
@@ -18,11 +18,14 @@
 //! INT8 loses 18 % less than `absmax / 127`. Whole targets down to -1 find groups that are multiples of some f16
 //! and store them exactly.
 //!
+//! Where scales are whole multiples of a unit of the row, they are rounded to those in place of f16, and for a small
+//! multiple, which may be far from the scale that levels were chosen for, levels are chosen anew before its error is taken.
+//!
 //! Asymmetric ones are searched in `asymmetric`. All of it is plain f32 arithmetic in one order on tiles with a lane for each
 //! row: the same bits on every machine, and loops that compilers vectorise without being told to.
 
 use super::super::matrix::{BLOCK_COLS, BLOCK_ROWS, Format};
-use super::super::{int4, int4_asym, int8};
+use super::super::{int4, int4_asym, int4_s8, int8};
 use super::asymmetric;
 
 /// One number for each row of a block.
@@ -41,10 +44,76 @@ pub(in crate::weights) struct Affine {
     pub(in crate::weights) scales: Lanes,
     /// Zeros in symmetric formats.
     pub(in crate::weights) offsets: Lanes,
+    /// What scales are multiples of; zeros where they are f16.
+    pub(in crate::weights) units: Lanes,
 }
 
 impl Affine {
-    pub(in crate::weights) const ZERO: Self = Self { scales: [0.0; BLOCK_ROWS], offsets: [0.0; BLOCK_ROWS] };
+    pub(in crate::weights) const ZERO: Self =
+        Self { scales: [0.0; BLOCK_ROWS], offsets: [0.0; BLOCK_ROWS], units: [0.0; BLOCK_ROWS] };
+}
+
+/// Which scales the rows of a panel can have.
+#[derive(Clone, Copy, Debug)]
+pub(in crate::weights) enum Scales {
+    /// Any finite f16.
+    Halves,
+    /// A unit of the row, -127 to 127 times.
+    Multiples(Lanes),
+}
+
+/// The level on which the largest scale of a row puts the row's largest weight. The search may want a larger scale still, for that
+/// one group; a smaller level here would make the scales of all others coarser.
+const HIGHEST: f32 = 7.0;
+/// The largest multiple of a unit.
+const MOST: f32 = 127.0;
+/// A row of less has no normal number as its unit, and becomes zeros.
+const TINY: f32 = 1e-30;
+
+impl Scales {
+    /// Those of a panel `[up to 16, cols]` of weights.
+    pub(in crate::weights) fn of(levels: &Levels, panel: &[f32], cols: usize) -> Self {
+        if !levels.units {
+            return Self::Halves;
+        }
+        let mut units = [0.0; BLOCK_ROWS];
+        for (unit, row) in units.iter_mut().zip(panel.chunks_exact(cols)) {
+            let absmax = row.iter().fold(0.0_f32, |max, w| max.max(w.abs()));
+            *unit = if absmax > TINY { absmax / (HIGHEST * MOST) } else { 0.0 };
+        }
+        Self::Multiples(units)
+    }
+
+    /// Units to be written behind the blocks of the panel, if it has any.
+    pub(in crate::weights) const fn units(&self) -> Option<&Lanes> {
+        match self {
+            Self::Halves => None,
+            Self::Multiples(units) => Some(units),
+        }
+    }
+
+    /// Whether rounding to one of these may have moved a scale so far that other levels are nearer: half a unit is much of a few.
+    fn moved_far(&self, rounded: &Lanes) -> bool {
+        const FEW: f32 = 32.0;
+        let few = |(scale, unit): (&f32, &f32)| scale.abs() < FEW * unit;
+        self.units().is_some_and(|units| rounded.iter().zip(units).any(few))
+    }
+
+    /// The nearest scales that there are. None but 0 becomes 0 for being less than a unit.
+    pub(super) fn round(&self, scales: &Lanes) -> Lanes {
+        match self {
+            Self::Halves => scales.map(round_to_f16),
+            Self::Multiples(units) => {
+                let mut rounded = [0.0; BLOCK_ROWS];
+                for r in 0..BLOCK_ROWS {
+                    let multiple = (scales[r] / units[r]).abs().round_ties_even().clamp(1.0, MOST);
+                    let there = scales[r] != 0.0 && units[r] > 0.0;
+                    rounded[r] = if there { multiple.copysign(scales[r]) * units[r] } else { 0.0 };
+                }
+                rounded
+            }
+        }
+    }
 }
 
 /// What the search, and whoever has levels already, know of a block format.
@@ -53,6 +122,8 @@ pub(in crate::weights) struct Levels {
     pub(in crate::weights) highest: f32,
     /// Whether a group has an offset.
     pub(in crate::weights) asymmetric: bool,
+    /// Whether scales are multiples of a unit of the row, else f16.
+    pub(in crate::weights) units: bool,
     /// Where the group's extreme may land, or in how many steps its extremes may be apart; the first of equally good ones wins.
     pub(super) targets: &'static [f32],
     /// Writes a block of whole levels.
@@ -64,17 +135,21 @@ pub(in crate::weights) const INT4: Levels = Levels {
     lowest: -8.0,
     highest: 7.0,
     asymmetric: false,
+    units: false,
     targets: &[
         -8.0, -7.75, -8.25, -7.5, -8.5, -7.25, -8.75, -7.0, -9.0, -6.75, -6.5, -6.25, -6.0, -5.0, -4.0, -3.0,
         -2.0, -1.0,
     ],
     write: int4::write_block,
 };
+/// Levels of [`int4_s8`](super::int4_s8).
+pub(in crate::weights) const INT4_S8: Levels = Levels { units: true, write: int4_s8::write_block, ..INT4 };
 /// Levels of [`int4_asym`](super::int4_asym).
 pub(in crate::weights) const INT4_ASYM: Levels = Levels {
     lowest: -8.0,
     highest: 7.0,
     asymmetric: true,
+    units: false,
     targets: &[
         15.0, 14.75, 15.25, 14.5, 15.5, 14.25, 15.75, 14.0, 16.0, 16.5, 17.0, 13.0, 12.0, 11.0, 10.0, 9.0,
         8.0, 7.0, 6.0, 5.0, 4.0, 3.0, 2.0, 1.0,
@@ -86,6 +161,7 @@ pub(in crate::weights) const INT8: Levels = Levels {
     lowest: -127.0,
     highest: 127.0,
     asymmetric: false,
+    units: false,
     targets: &[127.0, 126.0, 125.0, 124.0, 123.0, 122.0, 121.0, 120.0],
     write: int8::write_block,
 };
@@ -96,6 +172,7 @@ impl Levels {
         match format {
             Format::Int4 => Some(&INT4),
             Format::Int4Asym => Some(&INT4_ASYM),
+            Format::Int4S8 => Some(&INT4_S8),
             Format::Int8 => Some(&INT8),
             Format::F32 | Format::F16 | Format::BF16 => None,
         }
@@ -108,26 +185,34 @@ impl Levels {
     }
 }
 
-/// Replaces the weights of a block by their levels, and returns what these mean, each number exactly an f16.
-pub(in crate::weights) fn choose_levels(levels: &Levels, tile: &mut Tile) -> Affine {
+/// Replaces the weights of a block by their levels, and returns what these mean, each scale one of `scales` and offsets f16.
+pub(in crate::weights) fn choose_levels(levels: &Levels, scales: &Scales, tile: &mut Tile) -> Affine {
     if levels.asymmetric {
         return asymmetric::choose_levels(tile);
     }
-    let scales = best_scales(levels, tile);
-    let inverse = scales.map(|scale| if scale == 0.0 { 0.0 } else { 1.0 / scale });
-    *tile = nearest_levels(levels, tile, &inverse);
-    Affine { scales, ..Affine::ZERO }
+    let units = *scales.units().unwrap_or(&Affine::ZERO.units);
+    let scales = best_scales(levels, scales, tile);
+    *tile = nearest_levels(levels, tile, &inverses(&scales));
+    Affine { scales, units, ..Affine::ZERO }
 }
 
-/// For each row the f16 scale with the least squared error among the candidates; 0 where nothing beats zeros.
-fn best_scales(levels: &Levels, tile: &Tile) -> Lanes {
+/// One over each scale; 0 for 0.
+fn inverses(scales: &Lanes) -> Lanes {
+    scales.map(|scale| if scale == 0.0 { 0.0 } else { 1.0 / scale })
+}
+
+/// For each row the scale with the least squared error among the candidates; 0 where nothing beats zeros.
+fn best_scales(levels: &Levels, scales: &Scales, tile: &Tile) -> Lanes {
     let extremes = extremes(tile);
     let mut best = [0.0; BLOCK_ROWS];
     let mut least = squared_error(tile, &[[0.0; BLOCK_ROWS]; BLOCK_COLS], &best);
     let mut rounded = [[0.0; BLOCK_ROWS]; BLOCK_COLS];
     for &target in levels.targets {
         let inverse = inverse_scales(&extremes, target);
-        let scale = refine(levels, tile, &inverse, &mut rounded);
+        let scale = scales.round(&refine(levels, tile, &inverse, &mut rounded));
+        if scales.moved_far(&scale) {
+            rounded = nearest_levels(levels, tile, &inverses(&scale));
+        }
         let error = squared_error(tile, &rounded, &scale);
         for r in 0..BLOCK_ROWS {
             let better = error[r] < least[r];
@@ -165,7 +250,7 @@ pub(super) fn nearest_levels(levels: &Levels, tile: &Tile, inverse: &Lanes) -> T
     rounded
 }
 
-/// Rounds to the levels given by the inverse scales, and returns the f16 scales that suit these levels best.
+/// Rounds to the levels given by the inverse scales, and returns the scales that suit these levels best.
 fn refine(levels: &Levels, tile: &Tile, inverse: &Lanes, rounded: &mut Tile) -> Lanes {
     let mut products = [0.0; BLOCK_ROWS];
     let mut squares = [0.0; BLOCK_ROWS];
@@ -179,7 +264,7 @@ fn refine(levels: &Levels, tile: &Tile, inverse: &Lanes, rounded: &mut Tile) -> 
     }
     let mut scales = [0.0; BLOCK_ROWS];
     for r in 0..BLOCK_ROWS {
-        scales[r] = if squares[r] > 0.0 { round_to_f16(products[r] / squares[r]) } else { 0.0 };
+        scales[r] = if squares[r] > 0.0 { products[r] / squares[r] } else { 0.0 };
     }
     scales
 }

@@ -45,7 +45,7 @@ fn all_of(format: Format) -> impl Fn(usize) -> [Format; 3] {
 
 /// Each matrix in another format than its neighbours.
 fn mixed(i: usize) -> [Format; 3] {
-    [0, 1, 3].map(|j| Format::ALL[(i + j) % 6])
+    [0, 1, 3].map(|j| Format::ALL[(i + j) % Format::ALL.len()])
 }
 
 fn expert(random: &mut Random, formats: [Format; 3], hidden: usize, width: usize) -> SwiGluWeights {
@@ -411,21 +411,28 @@ fn what_fills_up_blocks_counts_for_nothing() {
     }
 }
 
-/// The same numbers, with other levels and infinite scales in rows behind the last.
+/// The same numbers, with other levels and infinite scales or units in rows behind the last.
 fn with_filling(matrix: &Matrix) -> Matrix {
     let mut bytes = matrix.bytes().to_vec();
     let rows = matrix.rows() % 16;
     if rows > 0 {
         let panel = bytes.len() / matrix.rows().div_ceil(16);
         let start = bytes.len() - panel;
-        for block in bytes[start..].chunks_exact_mut(matrix.format().block_bytes()) {
-            let (levels, scales) = block.split_at_mut(matrix.format().block_bytes() - 32);
+        let format = matrix.format();
+        let behind = bytes.len() - format.unit_bytes();
+        for unit in bytes[behind..].chunks_exact_mut(4).skip(rows) {
+            unit.copy_from_slice(&f32::INFINITY.to_le_bytes());
+        }
+        let of_scales = if format.unit_bytes() > 0 { 16 } else { 32 };
+        for block in bytes[start..behind].chunks_exact_mut(format.block_bytes()) {
+            let (levels, scales) = block.split_at_mut(format.block_bytes() - of_scales);
             for (i, level) in levels.iter_mut().enumerate() {
                 if i / 4 % 16 >= rows {
                     *level = 0x7f;
                 }
             }
-            scales[2 * rows..].as_chunks_mut::<2>().0.fill(0x7c00_u16.to_le_bytes());
+            let scales = &mut scales[of_scales / 16 * rows..];
+            scales.chunks_exact_mut(2).for_each(|half| half.copy_from_slice(&0x7c00_u16.to_le_bytes()));
         }
     }
     Matrix::new(matrix.format(), matrix.rows(), matrix.cols(), Bytes::new(bytes)).unwrap()

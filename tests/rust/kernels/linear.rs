@@ -92,6 +92,11 @@ fn int4_sizes() {
 }
 
 #[test]
+fn int4_s8_sizes() {
+    check_sizes(Format::Int4S8);
+}
+
+#[test]
 fn int4_asym_sizes() {
     check_sizes(Format::Int4Asym);
 }
@@ -101,7 +106,7 @@ fn int4_asym_sizes() {
 fn wide_rows_in_tiles_of_all_sizes() {
     let (cpus, mut random) = (cpus(), Random::new(14));
     let cols = [512, 544, 1100, 1, 480, 1024];
-    for format in [Format::Int4, Format::Int4Asym, Format::Int8] {
+    for format in [Format::Int4, Format::Int4S8, Format::Int4Asym, Format::Int8] {
         for (tokens, cols) in (1..=13).chain([23, 24]).zip(cols.iter().cycle()) {
             check(&cpus, &mut random, format, 37, *cols, tokens);
         }
@@ -262,7 +267,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 60, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
-    fn any_shape(seed: u64, format in 0_usize..6, rows in 1_usize..90, cols in 1_usize..300, tokens in 1_usize..20) {
+    fn any_shape(seed: u64, format in 0..Format::ALL.len(), rows in 1_usize..90, cols in 1_usize..300, tokens in 1_usize..20) {
         let cpus = [portable(), fastest()];
         check(&cpus, &mut Random::new(seed), Format::ALL[format], rows, cols, tokens);
     }
