@@ -44,7 +44,7 @@ def _key(path: Path, recipe: str) -> str:
     """Change with the recipe, with any file of the checkpoint, and with the version of this package."""
     files = sorted(path.iterdir()) if path.is_dir() else [path]
     digest = hashlib.sha256(
-        f"{version('edgewise')}\n{path.resolve()}\n{recipe}\n{_file_version(Path(recipe))}".encode()
+        f"{version('edgewise')}\n{path.resolve()}\n{recipe}\n{_native.default_recipe(recipe)}".encode()
     )
     for file in files:
         digest.update(_file_version(file).encode())

@@ -67,7 +67,8 @@ fn quantize_span(x: &[f32]) -> Vec<Group> {
 /// out[t, n] = sum over groups g of step[t, g] (sum over k in g of value[t, k] weights[n, k])
 ///
 /// `x` is `[tokens, groups]` as [`quantize_activations`] leaves it, `weights` `[rows, cols]` of any format, the result
-/// `[tokens, rows]`. With INT4 or INT8 weights, each level x f16 scale, the sum over a group is exact in f64.
+/// `[tokens, rows]`. With INT4 or INT8 weights, each level x f16 scale, the sum over a group is
+/// exact in f64; with `int4_s8` each weight is rounded to f32 first.
 pub fn quantized_matmul(x: &[Group], weights: &Matrix) -> Vec<f32> {
     let cols = weights.cols();
     let dense = weights.to_f32();

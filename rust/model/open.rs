@@ -16,7 +16,7 @@ use crate::weights::matrix::{Format, Matrix};
 use crate::weights::names::{self, Source};
 use crate::weights::quantize::quantize_tensor;
 use crate::weights::recipe::Recipe;
-use crate::weights::stored::{Loader, Stored};
+use crate::weights::stored::{Loader, Stored, Unpacked};
 use crate::weights::vision;
 
 /// In which formats the weights are held.
@@ -169,7 +169,12 @@ impl<'a> CheckpointSource<'a> {
             Error::file(checkpoint.path(), format!("holds neither {names}"))
         })?;
         let loader = Loader::new(checkpoint)?.with_delta(config.text.delta.as_ref());
-        let loader = loader.with_imports(&cpu.pool, !matches!(precision, Precision::Auto))?;
+        let unpacked = match precision {
+            Precision::Auto => Unpacked::Blocks,
+            Precision::Exact | Precision::Bf16 => Unpacked::Floats,
+            Precision::Recipe(recipe) => Unpacked::By(recipe),
+        };
+        let loader = loader.with_imports(&cpu.pool, unpacked)?;
         let default = if loader.has_imports() { Recipe::BESIDE_PACKED } else { Recipe::DEFAULT };
         let source = Self {
             loader,

@@ -19,7 +19,7 @@
 //! | 0..64   | 16 units, little-endian f32, one for each row of the panel    |
 //!
 //! The weight is `(level * scale) * unit`, of which the first product is exact. Rows beyond N have level 0, scale 0 and unit 0,
-//! columns beyond K level 0.
+//! columns beyond K level 0. A matrix without columns has no bytes.
 //!
 //! # Why
 //!
@@ -27,9 +27,12 @@
 //! 8 bits a quarter: 4.25 bits in place of 4.5, for 0.2 to 0.3 % more squared error (`docs/quantisation.md`), where groups of
 //! 64 with f16 scales, which are as small, would leave 28 to 39 % more. Scales of a row lie close together, the largest at
 //! one to three times the median, so that steps of 1/127 of about the largest are fine enough; a row of which one group is twenty times
-//! as large as the others still leaves those five or six steps.
+//! as large as the others still leaves those five or six steps. That is the limit: a weight 60 times the deviation of its row's others
+//! makes these lose 1.2 times as much as with f16, one of 300 times 1.7 times, one of 1,500 times spoils them. A recipe that says `int4`
+//! holds such a tensor.
 //!
-//! The unit is multiplied with once for a row, when all blocks are summed, so a block costs no more than with an f16. Units stand
+//! The unit is multiplied with once for a row, when all blocks are summed, so that a block takes no more multiplications than with an
+//! f16 (and some more conversions). Units stand
 //! behind the blocks because they are read last: weights stay one stream of memory, read in order.
 
 use super::int4::{NIBBLE_BYTES, read_levels, write_nibbles};
@@ -65,6 +68,9 @@ pub(super) fn write_units(units: &Lanes, out: &mut [u8]) {
 /// If `panels` does not hold that row or `out` is not `[cols]`.
 pub fn read_row(panels: &[u8], cols: usize, row: usize, out: &mut [f32]) {
     assert_eq!(out.len(), cols);
+    if cols == 0 {
+        return;
+    }
     let size = cols.div_ceil(BLOCK_COLS) * BLOCK_BYTES + UNIT_BYTES;
     let (panel, r) = (row / BLOCK_ROWS, row % BLOCK_ROWS);
     let (blocks, units) = panels[panel * size..(panel + 1) * size].split_at(size - UNIT_BYTES);

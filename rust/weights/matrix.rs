@@ -94,7 +94,7 @@ impl Format {
         match self.dtype() {
             None => {
                 let blocks = cols.div_ceil(BLOCK_COLS).checked_mul(self.block_bytes())?;
-                blocks.checked_add(self.unit_bytes())
+                if cols == 0 { Some(0) } else { blocks.checked_add(self.unit_bytes()) }
             }
             Some(dtype) => cols.checked_mul(BLOCK_ROWS * dtype.size()),
         }
@@ -255,7 +255,7 @@ impl Matrix {
                 .is_some_and(|units| units.as_chunks().0.iter().all(finite))
         };
         let size = self.format.panel_bytes(self.cols).unwrap_or(usize::MAX);
-        self.data.chunks_exact(size).all(ends_finite)
+        self.data.is_empty() || self.data.chunks_exact(size).all(ends_finite)
     }
 
     /// Whether every number, or every scale, offset and unit of a block format, is finite.

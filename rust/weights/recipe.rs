@@ -243,6 +243,18 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
+    fn levels_with_f16_scales_keep_them() {
+        let [s8, halves, wide] = [Format::Int4S8, Format::Int4, Format::Int8].map(Treatment::Store);
+        assert_eq!(s8.format(Format::Int4), Format::Int4);
+        for source in [Format::F32, Format::BF16, Format::Int8, Format::Int4Asym, Format::Int4S8] {
+            assert_eq!(s8.format(source), Format::Int4S8, "{source:?}");
+        }
+        assert_eq!(halves.format(Format::BF16), Format::Int4);
+        assert_eq!(wide.format(Format::Int4), Format::Int8);
+        assert_eq!(Treatment::Keep.format(Format::Int4), Format::Int4);
+    }
+
+    #[test]
     fn patterns() {
         for (pattern, name) in [
             ("*", ""),

@@ -18,6 +18,7 @@ use super::fused::Part;
 use super::imports::{Imports, Packed};
 use super::matrix::{BLOCK_COLS, BLOCK_ROWS, Format, Matrix};
 use super::quantize::matrices;
+use super::recipe::Recipe;
 use crate::checkpoint::Checkpoint;
 use crate::checkpoint::json::{self, UniqueMap};
 use crate::config::DeltaConfig;
@@ -68,8 +69,30 @@ pub struct Loader<'a> {
 struct Unpacking<'a> {
     imports: Imports<'a>,
     pool: &'a Pool,
-    /// Whether they become f32, else our blocks.
-    widen: bool,
+    held: Unpacked<'a>,
+}
+
+/// What weights that another program packed become.
+#[derive(Clone, Copy, Debug)]
+pub enum Unpacked<'a> {
+    /// The blocks that hold them best.
+    Blocks,
+    /// f32, for whatever is made of that.
+    Floats,
+    /// The blocks that hold them best where this recipe agrees, else f32, for what it says.
+    By(&'a Recipe),
+}
+
+impl Unpacked<'_> {
+    fn format(self, packed: &Packed) -> Format {
+        let best = packed.format();
+        let agrees = match self {
+            Self::Blocks => true,
+            Self::Floats => false,
+            Self::By(recipe) => recipe.treatment(packed.name(), &packed.shape()).format(best) == best,
+        };
+        if agrees { best } else { Format::F32 }
+    }
 }
 
 impl<'a> Loader<'a> {
@@ -79,10 +102,10 @@ impl<'a> Loader<'a> {
         Ok(Self { checkpoint, blocks, delta: None, imports: None })
     }
 
-    /// The same for a checkpoint whose configuration may tell of packed weights. They become f32 if `widen` says so, else blocks.
-    pub fn with_imports(self, pool: &'a Pool, widen: bool) -> Result<Self> {
+    /// The same for a checkpoint whose configuration may tell of packed weights, which become what `held` says.
+    pub fn with_imports(self, pool: &'a Pool, held: Unpacked<'a>) -> Result<Self> {
         let imports = Imports::read(self.checkpoint, self.delta)?;
-        Ok(Self { imports: imports.map(|imports| Unpacking { imports, pool, widen }), ..self })
+        Ok(Self { imports: imports.map(|imports| Unpacking { imports, pool, held }), ..self })
     }
 
     /// Whether the checkpoint's weights may be packed by another program.
@@ -145,7 +168,7 @@ impl<'a> Loader<'a> {
 
 impl Unpacking<'_> {
     fn stored(&self, packed: &Packed) -> Result<Stored> {
-        let format = if self.widen { Format::F32 } else { packed.format() };
+        let format = self.held.format(packed);
         let (bytes, _) = packed.converted(self.pool, format)?;
         let shape = packed.shape();
         let view = packed.model_view(DType::U8, Bytes::new(bytes));

@@ -152,6 +152,19 @@ class TestFormats:
         model = edgewise.Model.from_pretrained(write(tmp_path, "dense_text", kind))
         assert set(model.info()["formats"]) == {"int8", "f32"}
 
+    def test_q4_0_keeps_its_scales_where_4_bits_are_asked_for(self, tmp_path: Path) -> None:
+        path, target = write(tmp_path, "dense_text", Types.Q4_0), tmp_path / "converted.safetensors"
+        _native.quantize(str(path), str(target), "int4")
+        kept = edgewise.Model.from_pretrained(path)
+        for model in (
+            edgewise.Model.from_pretrained(path, dtype="int4"),
+            edgewise.Model.from_pretrained(target),
+        ):
+            formats = model.info()["formats"]
+            assert "int4" in formats
+            assert "int4_s8" not in formats
+            np.testing.assert_array_equal(model.trace(IDS)["embed"], kept.trace(IDS)["embed"])
+
     def test_a_recipe_decides(self, tmp_path: Path) -> None:
         path = write(tmp_path, "dense_text", Types.Q8_0)
         formats = edgewise.Model.from_pretrained(path, dtype="int4").info()["formats"]

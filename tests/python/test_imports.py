@@ -16,6 +16,7 @@ import imported
 import packers
 from edgewise import Model, _native
 from edgewise.cli.main import main
+from edgewise.model import DType
 from imported import Config
 from packers import Array, Packer
 from test_moe_models import stacked
@@ -238,6 +239,19 @@ class TestModels:
         int8 = logits(Model.from_pretrained(widened, dtype="int8", kv_dtype="f32"), case)
         # Activations are rounded in both; beside that, INT8 rounds the weights too.
         assert 0 < np.linalg.norm(opened - exact) < 1.2 * np.linalg.norm(int8 - exact)
+
+
+@pytest.mark.parametrize("dtype", ["int4", "int8"])
+def test_a_dtype_is_the_same_recipe_when_opened_and_when_converted(dtype: DType, tmp_path: Path) -> None:
+    packed, _ = imported.model(tmp_path, "dense_text", *MODELS["gptq"])
+    file = tmp_path / "converted.safetensors"
+    _native.quantize(str(packed), str(file), dtype)
+    opened, converted = Model.from_pretrained(packed, dtype=dtype), Model.from_pretrained(file)
+    found, wanted = (set(model.info()["formats"]) for model in (opened, converted))
+    assert found == wanted
+    # Levels with f16 scales stay where 4 bits are asked for; what was not packed gets scales of 8 bits.
+    assert ("int4" in found) == (dtype == "int4")
+    np.testing.assert_array_equal(logits(opened, "dense_text"), logits(converted, "dense_text"))
 
 
 @pytest.mark.parametrize("case", ["dense_text", "moe_text", "qwen3_next_text", "qwen3", "qwen3_moe", "llama"])

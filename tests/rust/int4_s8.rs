@@ -90,7 +90,7 @@ fn scales_of_8_bits_lose_hardly_more_than_f16() {
     let even = loss_ratio(&weights, rows, cols);
     assert!((0.99..1.005).contains(&even), "{even}");
     // One group in each row is larger than the others: those are left with fewer multiples of the unit.
-    for (times, bound) in [(4.0, 1.02), (20.0, 1.2), (100.0, 3.0)] {
+    for (times, bound) in [(4.0, 1.02), (20.0, 1.2), (100.0, 2.5)] {
         let mut uneven = weights.clone();
         for row in uneven.chunks_mut(cols) {
             row[64..96].iter_mut().for_each(|w| *w *= times);
@@ -193,5 +193,6 @@ fn sizes_that_overflow_are_none() {
         assert_eq!(S8.bytes(rows, cols), None);
     }
     assert_eq!(S8.bytes(0, 0), Some(0));
+    assert_eq!(S8.bytes(40, 0), Some(0));
     assert_eq!(S8.bytes(17, 33), Some(2 * (2 * 272 + 64)));
 }

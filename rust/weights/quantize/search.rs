@@ -35,7 +35,8 @@ pub(in crate::weights) type Tile = [Lanes; BLOCK_COLS];
 
 /// The largest finite f16.
 const MAX_SCALE: f32 = 65_504.0;
-/// One over the smallest f16 above 0. No group needs a finer scale than there is; it also keeps infinity out.
+/// One over the smallest f16 above 0. No group needs a finer scale than there is, and no finer multiple of a unit is looked for;
+/// it also keeps infinity out.
 pub(super) const MAX_INVERSE: f32 = 16_777_216.0;
 
 /// What the levels of a block's rows mean: weight = (level + offset) * scale.
@@ -67,7 +68,7 @@ pub(in crate::weights) enum Scales {
 const HIGHEST: f32 = 7.0;
 /// The largest multiple of a unit.
 const MOST: f32 = 127.0;
-/// A row of less has no normal number as its unit, and becomes zeros.
+/// A row of less has no unit, and becomes zeros. Smaller groups than f16 has scales for do so in any case.
 const TINY: f32 = 1e-30;
 
 impl Scales {
@@ -92,11 +93,11 @@ impl Scales {
         }
     }
 
-    /// Whether rounding to one of these may have moved a scale so far that other levels are nearer: half a unit is much of a few.
-    fn moved_far(&self, rounded: &Lanes) -> bool {
+    /// In which rows rounding may have moved a scale so far that other levels are nearer: half a unit is much of a few.
+    fn few_units(&self, rounded: &Lanes) -> [bool; BLOCK_ROWS] {
         const FEW: f32 = 32.0;
-        let few = |(scale, unit): (&f32, &f32)| scale.abs() < FEW * unit;
-        self.units().is_some_and(|units| rounded.iter().zip(units).any(few))
+        let units = self.units().unwrap_or(&Affine::ZERO.units);
+        std::array::from_fn(|r| rounded[r].abs() < FEW * units[r])
     }
 
     /// The nearest scales that there are. None but 0 becomes 0 for being less than a unit.
@@ -210,8 +211,14 @@ fn best_scales(levels: &Levels, scales: &Scales, tile: &Tile) -> Lanes {
     for &target in levels.targets {
         let inverse = inverse_scales(&extremes, target);
         let scale = scales.round(&refine(levels, tile, &inverse, &mut rounded));
-        if scales.moved_far(&scale) {
-            rounded = nearest_levels(levels, tile, &inverses(&scale));
+        let few = scales.few_units(&scale);
+        if few.contains(&true) {
+            let anew = nearest_levels(levels, tile, &inverses(&scale));
+            for (rounded, anew) in rounded.iter_mut().zip(&anew) {
+                for r in 0..BLOCK_ROWS {
+                    rounded[r] = if few[r] { anew[r] } else { rounded[r] };
+                }
+            }
         }
         let error = squared_error(tile, &rounded, &scale);
         for r in 0..BLOCK_ROWS {

@@ -222,6 +222,11 @@ fn int4_sizes() {
 }
 
 #[test]
+fn int4_s8_sizes() {
+    check_sizes(all_of(Format::Int4S8));
+}
+
+#[test]
 fn int4_asym_sizes() {
     check_sizes(all_of(Format::Int4Asym));
 }
@@ -241,6 +246,7 @@ fn formula() {
         (Format::BF16, 1e-4),
         (Format::Int8, 2e-2),
         (Format::Int4, 2e-2),
+        (Format::Int4S8, 2e-2),
     ] {
         for (shape, choice, tokens) in
             [([64, 48], [5, 2], 9), ([200, 96], [16, 4], 40), ([33, 17], [3, 3], 3)]
@@ -399,7 +405,7 @@ fn what_is_not_finite_stays_with_its_token() {
 #[test]
 fn what_fills_up_blocks_counts_for_nothing() {
     let mut random = Random::new(90);
-    for format in [Format::Int4, Format::Int8] {
+    for format in [Format::Int4, Format::Int4S8, Format::Int8] {
         let mut layer = Layer::random(&mut random, all_of(format), [40, 20], [3, 2], 7);
         let clean = layer.run(&fastest());
         for expert in &mut layer.experts {

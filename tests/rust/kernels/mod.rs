@@ -9,6 +9,7 @@ mod elementwise;
 mod experts;
 mod gated_delta;
 mod golden;
+mod int4_s8;
 mod lanes;
 mod linear;
 mod math;
