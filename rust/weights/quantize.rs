@@ -12,7 +12,7 @@ use std::sync::{Mutex, PoisonError};
 
 use half::{bf16, f16};
 
-pub(super) use self::search::{Affine, Lanes, Levels, Scales, Tile, choose_levels};
+pub(super) use self::search::{Affine, HIGHEST, Lanes, Levels, Scales, Tile, choose_levels};
 use super::matrix::{BLOCK_COLS, BLOCK_ROWS, Format};
 use super::moments::Moments;
 use super::{gguf, int4_s8, matrix};
@@ -309,7 +309,7 @@ fn quantize_blocks(format: Format, weights: &[f32], cols: usize, out: &mut [u8])
     let levels = Levels::of(format).expect("block formats have levels");
     let mut tile = [[0.0; BLOCK_ROWS]; BLOCK_COLS];
     for (panel, out) in weights.chunks(BLOCK_ROWS * cols).zip(panels_mut(format, cols, out)) {
-        let scales = Scales::of(levels, panel, cols);
+        let scales = Scales::of(levels, panel, cols, HIGHEST);
         let blocks = write_units(&scales, out);
         for (block, out) in blocks.chunks_exact_mut(format.block_bytes()).enumerate() {
             gather(panel, cols, block * BLOCK_COLS, &mut tile);

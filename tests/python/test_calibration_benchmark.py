@@ -20,8 +20,7 @@ def test_calibrated_levels_lose_less_on_other_questions(tmp_path: Path) -> None:
     seen, judge = (tmp_path / f"questions-{i}.txt" for i in (1, 2))
     assert len((tmp_path / "python.txt").read_text()) > 100_000
     assert seen.read_text() != judge.read_text()
-    limits = ["--tokens", "3000", "--judge-tokens", "1500", "--csv"]
-    done = run("calibration.py", "demo", "--calibrate", seen, "--judge", judge, *limits)
+    done = run("calibration.py", "demo", "--calibrate", seen, "--judge", judge, "--csv")
     assert done.returncode == 0, done.stderr
     lines = [line for line in done.stdout.splitlines() if not line.startswith("#")]
     rows = {(row["format"], row["levels"]): row for row in csv.DictReader(lines)}

@@ -25,8 +25,8 @@ use crate::large_pages;
 use crate::threads::Pool;
 use crate::weights::matrix::{self, BLOCK_COLS, BLOCK_ROWS, Format};
 use crate::weights::quantize::{
-    Affine, Levels, NotRepresentable, Scales, SquaredError, Tile, choose_levels, compare, convert_parallel,
-    gather, limit, panels_mut, write_units,
+    Affine, HIGHEST, Levels, NotRepresentable, Scales, SquaredError, Tile, choose_levels, compare,
+    convert_parallel, gather, limit, panels_mut, write_units,
 };
 
 impl Packed {
@@ -134,7 +134,7 @@ struct Panel<'a> {
 
 impl Panel<'_> {
     fn write(&self, levels: &Levels, block_bytes: usize, out: &mut [u8]) {
-        let scales = Scales::of(levels, self.values, self.packed.stored[2]);
+        let scales = Scales::of(levels, self.values, self.packed.stored[2], HIGHEST);
         let mut tile = [[0.0; BLOCK_ROWS]; BLOCK_COLS];
         for (block, out) in write_units(&scales, out).chunks_exact_mut(block_bytes).enumerate() {
             let affine = self.block(levels, &scales, block, &mut tile);

@@ -65,22 +65,22 @@ pub(in crate::weights) enum Scales {
 
 /// The level on which the largest scale of a row puts the row's largest weight. The search may want a larger scale still, for that
 /// one group; a smaller level here would make the scales of all others coarser.
-const HIGHEST: f32 = 7.0;
+pub(in crate::weights) const HIGHEST: f32 = 7.0;
 /// The largest multiple of a unit.
 const MOST: f32 = 127.0;
 /// A row of less has no unit, and becomes zeros. Smaller groups than f16 has scales for do so in any case.
 const TINY: f32 = 1e-30;
 
 impl Scales {
-    /// Those of a panel `[up to 16, cols]` of weights.
-    pub(in crate::weights) fn of(levels: &Levels, panel: &[f32], cols: usize) -> Self {
+    /// Those of a panel `[up to 16, cols]` of weights; the largest puts a row's largest weight on level `highest`.
+    pub(in crate::weights) fn of(levels: &Levels, panel: &[f32], cols: usize, highest: f32) -> Self {
         if !levels.units {
             return Self::Halves;
         }
         let mut units = [0.0; BLOCK_ROWS];
         for (unit, row) in units.iter_mut().zip(panel.chunks_exact(cols)) {
             let absmax = row.iter().fold(0.0_f32, |max, w| max.max(w.abs()));
-            *unit = if absmax > TINY { absmax / (HIGHEST * MOST) } else { 0.0 };
+            *unit = if absmax > TINY { absmax / (highest * MOST) } else { 0.0 };
         }
         Self::Multiples(units)
     }
