@@ -122,9 +122,12 @@ def packed(config: dict[str, Any]) -> dict[str, Tensor]:
 def native() -> tuple[dict[str, Tensor], dict[str, str]]:
     """Return the same as a file of our own with one tensor in blocks, and its metadata."""
     tensors = text_model()
-    blocks = {"model.layers.0.mlp.up_proj.weight": {"format": "int4", "shape": [32, 32]}}
-    for name in blocks:
-        tensors[name] = zeros("U8", 2, 1, 288)
+    blocks = {
+        f"model.layers.0.mlp.{name}_proj.weight": {"format": format, "shape": [32, 32]}
+        for name, format in [("up", "int4"), ("gate", "int4_s8")]
+    }
+    tensors["model.layers.0.mlp.up_proj.weight"] = zeros("U8", 2, 1, 288)
+    tensors["model.layers.0.mlp.gate_proj.weight"] = zeros("U8", 2, 336)
     config = json.dumps(TEXT).encode()
     tensors["edgewise.files/config.json"] = ("U8", [len(config)], config)
     recipe = {"name": "t", "rules": [["*", "int4"]]}

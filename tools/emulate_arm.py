@@ -52,8 +52,8 @@ TIERS = {
 
 CARGO_TEST = ["cargo", "test", "--target", TARGET, "--profile", PROFILE, "--test", "rust"]
 RUST_TESTS = {
-    "cortex-a53": ["kernels::lanes", "kernels::linear", "kernels::asymmetric"],
-    "cortex-a76": ["kernels::lanes", "kernels::linear", "kernels::asymmetric"],
+    "cortex-a53": ["kernels::lanes", "kernels::linear", "kernels::asymmetric", "kernels::int4_s8"],
+    "cortex-a76": ["kernels::lanes", "kernels::linear", "kernels::asymmetric", "kernels::int4_s8"],
     "max": ["kernels::"],
 }
 """Filters of the Rust tests: all kernels where all tiers are, elsewhere what each tier does itself."""

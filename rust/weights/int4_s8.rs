@@ -28,15 +28,15 @@
 //! 64 with f16 scales, which are as small, would leave 28 to 39 % more. Scales of a row lie close together, the largest at
 //! one to three times the median, so that steps of 1/127 of about the largest are fine enough; a row of which one group is twenty times
 //! as large as the others still leaves those five or six steps. That is the limit: a weight 60 times the deviation of its row's others
-//! makes these lose 1.2 times as much as with f16, one of 300 times 1.7 times, one of 1,500 times spoils them. A recipe that says `int4`
+//! makes these lose 1.2 times as much as with f16, one of 300 times 1.6 times, one of 1,500 times spoils them. A recipe that says `int4`
 //! holds such a tensor.
 //!
 //! The unit is multiplied with once for a row, when all blocks are summed, so that a block takes no more multiplications than with an
-//! f16 (and some more conversions). Units stand
-//! behind the blocks because they are read last: weights stay one stream of memory, read in order.
+//! f16 (and some more conversions). Units stand behind the blocks because they are read last: weights stay one stream of memory,
+//! read in order.
 
 use super::int4::{NIBBLE_BYTES, read_levels, write_nibbles};
-use super::matrix::{BLOCK_COLS, BLOCK_ROWS};
+use super::matrix::{BLOCK_COLS, BLOCK_ROWS, Format};
 use super::quantize::{Affine, Lanes, Tile};
 
 /// Bytes of one block of 16 rows x 32 columns: 256 of nibbles, then 16 scales of a byte.
@@ -71,7 +71,7 @@ pub fn read_row(panels: &[u8], cols: usize, row: usize, out: &mut [f32]) {
     if cols == 0 {
         return;
     }
-    let size = cols.div_ceil(BLOCK_COLS) * BLOCK_BYTES + UNIT_BYTES;
+    let size = Format::Int4S8.panel_bytes(cols).expect("the panels are there");
     let (panel, r) = (row / BLOCK_ROWS, row % BLOCK_ROWS);
     let (blocks, units) = panels[panel * size..(panel + 1) * size].split_at(size - UNIT_BYTES);
     let unit = f32::from_le_bytes(units.as_chunks().0[r]);

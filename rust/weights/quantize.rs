@@ -12,7 +12,8 @@ use std::sync::{Mutex, PoisonError};
 
 use half::{bf16, f16};
 
-pub(super) use self::search::{Affine, HIGHEST, Lanes, Levels, Scales, Tile, choose_levels};
+use self::search::HIGHEST;
+pub(super) use self::search::{Affine, Lanes, Levels, Scales, Tile, choose_levels};
 use super::matrix::{BLOCK_COLS, BLOCK_ROWS, Format};
 use super::moments::Moments;
 use super::{gguf, int4_s8, matrix};
@@ -326,7 +327,7 @@ pub(super) fn panels_mut(format: Format, cols: usize, matrix: &mut [u8]) -> impl
 }
 
 /// Writes the units of a panel, if it has any, and returns where its blocks go.
-pub(super) fn write_units<'a>(scales: &Scales, panel: &'a mut [u8]) -> &'a mut [u8] {
+fn write_units<'a>(scales: &Scales, panel: &'a mut [u8]) -> &'a mut [u8] {
     let Some(units) = scales.units() else { return panel };
     let (blocks, out) = panel.split_at_mut(panel.len() - int4_s8::UNIT_BYTES);
     int4_s8::write_units(units, out);

@@ -10,7 +10,7 @@ use rand_pcg::Pcg64Mcg;
 
 use super::convert::file_metadata;
 use super::int4_s8;
-use super::matrix::{BLOCK_COLS, BLOCK_ROWS, Format, Matrix};
+use super::matrix::{BLOCK_ROWS, Format, Matrix};
 use super::names::{self, Source};
 use super::recipe::{Recipe, Treatment};
 use super::stored::{BlockEntry, block_shape};
@@ -200,9 +200,9 @@ impl Draw {
     /// Panels of [`int4_s8`].
     fn fill_panels(&mut self, data: &mut [u8], cols: usize) {
         let unit = 1.0 / (INT4_DEVIATION * (cols as f32).sqrt()) / f32::from(SCALE);
-        let blocks = cols.div_ceil(BLOCK_COLS) * int4_s8::BLOCK_BYTES;
-        for panel in data.chunks_exact_mut(blocks + int4_s8::UNIT_BYTES) {
-            let (blocks, units) = panel.split_at_mut(blocks);
+        let size = Format::Int4S8.panel_bytes(cols).expect("the panels are there");
+        for panel in data.chunks_exact_mut(size) {
+            let (blocks, units) = panel.split_at_mut(size - int4_s8::UNIT_BYTES);
             for block in blocks.chunks_exact_mut(int4_s8::BLOCK_BYTES) {
                 let (levels, scales) = block.split_at_mut(Format::Int4S8.level_bytes());
                 self.0.fill_bytes(levels);

@@ -1,8 +1,8 @@
 //! Tensors of a checkpoint -> typed weights, with every shape checked.
 //!
 //! In a Hugging Face folder the format of a tensor is its element type; in a GGUF file the one that holds its blocks. In a file
-//! of our own, block formats stand in tensors of type U8 and shape `[.., panels, blocks, block bytes]` (`int4_s8`: `[.., panels, panel bytes]`), and the metadata entry
-//! `tensors` says what each one holds:
+//! of our own, block formats stand in tensors of type U8 and shape `[.., panels, blocks, block bytes]`, or `[.., panels, panel bytes]`
+//! where units stand behind the blocks, and the metadata entry `tensors` says what each one holds:
 //!
 //! ```json
 //! {"model.embed_tokens.weight": {"format": "int4", "shape": [640, 192]}}

@@ -25,8 +25,8 @@ use crate::large_pages;
 use crate::threads::Pool;
 use crate::weights::matrix::{self, BLOCK_COLS, BLOCK_ROWS, Format};
 use crate::weights::quantize::{
-    Affine, HIGHEST, Levels, NotRepresentable, Scales, SquaredError, Tile, choose_levels, compare,
-    convert_parallel, gather, limit, panels_mut, write_units,
+    Affine, Levels, NotRepresentable, Scales, SquaredError, Tile, choose_levels, compare, convert_parallel,
+    gather, limit, panels_mut,
 };
 
 impl Packed {
@@ -134,23 +134,21 @@ struct Panel<'a> {
 
 impl Panel<'_> {
     fn write(&self, levels: &Levels, block_bytes: usize, out: &mut [u8]) {
-        let scales = Scales::of(levels, self.values, self.packed.stored[2], HIGHEST);
         let mut tile = [[0.0; BLOCK_ROWS]; BLOCK_COLS];
-        for (block, out) in write_units(&scales, out).chunks_exact_mut(block_bytes).enumerate() {
-            let affine = self.block(levels, &scales, block, &mut tile);
+        for (block, out) in out.chunks_exact_mut(block_bytes).enumerate() {
+            let affine = self.block(levels, block, &mut tile);
             (levels.write)(&tile, &affine, out);
         }
     }
 
     /// Levels of one block and what they mean.
-    fn block(&self, levels: &Levels, scales: &Scales, block: usize, tile: &mut Tile) -> Affine {
+    fn block(&self, levels: &Levels, block: usize, tile: &mut Tile) -> Affine {
         let cols = self.packed.stored[2];
         let first = block * BLOCK_COLS;
         let end = (first + BLOCK_COLS).min(cols);
         let mut on_grid = [None; BLOCK_ROWS];
         if let Some(group) = self.packed.groups.of(first, end)
             && self.packed.codes != Codes::Float8
-            && scales.units().is_none()
         {
             for (r, row) in self.rows.iter().enumerate() {
                 let range = r * cols + first..r * cols + end;
@@ -164,7 +162,7 @@ impl Panel<'_> {
         let mut affine = Affine::ZERO;
         if on_grid[..self.rows.len()].iter().any(Option::is_none) {
             gather(self.values, cols, first, tile);
-            affine = choose_levels(levels, scales, tile);
+            affine = choose_levels(levels, &Scales::Halves, tile);
         } else {
             *tile = [[0.0; BLOCK_ROWS]; BLOCK_COLS];
         }

@@ -65,7 +65,7 @@ pub(in crate::weights) enum Scales {
 
 /// The level on which the largest scale of a row puts the row's largest weight. The search may want a larger scale still, for that
 /// one group; a smaller level here would make the scales of all others coarser.
-pub(in crate::weights) const HIGHEST: f32 = 7.0;
+pub(super) const HIGHEST: f32 = 7.0;
 /// The largest multiple of a unit.
 const MOST: f32 = 127.0;
 /// A row of less has no unit, and becomes zeros. Smaller groups than f16 has scales for do so in any case.
@@ -73,7 +73,7 @@ const TINY: f32 = 1e-30;
 
 impl Scales {
     /// Those of a panel `[up to 16, cols]` of weights; the largest puts a row's largest weight on level `highest`.
-    pub(in crate::weights) fn of(levels: &Levels, panel: &[f32], cols: usize, highest: f32) -> Self {
+    pub(super) fn of(levels: &Levels, panel: &[f32], cols: usize, highest: f32) -> Self {
         if !levels.units {
             return Self::Halves;
         }
@@ -86,7 +86,7 @@ impl Scales {
     }
 
     /// Units to be written behind the blocks of the panel, if it has any.
-    pub(in crate::weights) const fn units(&self) -> Option<&Lanes> {
+    pub(super) const fn units(&self) -> Option<&Lanes> {
         match self {
             Self::Halves => None,
             Self::Multiples(units) => Some(units),
