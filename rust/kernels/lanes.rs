@@ -13,7 +13,9 @@
 //! How code reaches a tier: a kernel is a struct of its arguments that implements [`Op`], and
 //! [`Tier::run`](super::tier::Tier::run) calls `Op::run` inside one function that carries the tier's
 //! `#[target_feature]`. Everything below that function is `#[inline(always)]`, so that the whole kernel is compiled
-//! for the tier. Closures are not: they are functions of their own without the features, so no closure may hold lanes. A
+//! for the tier. What several kernels have in them, such as a panel x a tile of tokens, is an [`Op`] too, which they run by
+//! [`Simd::apart`]: inlined, it would be compiled again for each of them, into functions so long that compiling them takes more than
+//! twice as long in all, for nothing: a call costs a few nanoseconds. Closures are not compiled for the tier: they are functions of their own without the features, so no closure may hold lanes. A
 //! value of a tier's type can exist only if the CPU has the features: that is the proof its
 //! intrinsics rest on.
 
@@ -60,6 +62,9 @@ pub trait Simd: Copy + Send + Sync + 'static {
     const WIDE: bool;
     /// Whether INT8 weights are multiplied as unsigned bytes, 128 above what they are.
     const UNSIGNED: bool = false;
+
+    /// Runs `op` as a function of its own, compiled once for all kernels that run it.
+    fn apart<O: Op>(self, op: O) -> O::Output;
 
     /// `x` in every lane.
     fn splat(self, x: f32) -> Self::F;

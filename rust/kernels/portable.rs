@@ -1,8 +1,11 @@
 //! The portable tier: plain Rust arrays. It defines what every other tier must compute.
+//!
+//! What is long without vector instructions stays a function of its own: in the places it is used from it would be
+//! most of the library's code, and most of the time to build it.
 
 use half::{bf16, f16};
 
-use super::lanes::{LANES, Pair, Simd};
+use super::lanes::{LANES, Op, Pair, Simd};
 
 /// The tier every CPU has.
 #[derive(Clone, Copy, Debug)]
@@ -20,7 +23,7 @@ fn map2(a: F, b: F, f: impl Fn(f32, f32) -> f32) -> F {
     out
 }
 
-#[inline(always)]
+#[inline(never)]
 fn widen(x: &[u8; 32], f: impl Fn(u16) -> f32) -> F {
     let mut out = [0.0; LANES];
     for i in 0..LANES {
@@ -43,7 +46,7 @@ fn fold(mut a: F, f: impl Fn(f32, f32) -> f32) -> f32 {
 }
 
 /// The exact sum over 32 columns of w x a for each row; `w(j, i)` is byte i of vector j.
-#[inline(always)]
+#[inline(never)]
 fn dot(w: &[[u8; 64]; 8], a: &[i8; 32], init: i32, value: impl Fn(u8) -> i32) -> I {
     let mut out = [init; LANES];
     for j in 0..8 {
@@ -56,12 +59,28 @@ fn dot(w: &[[u8; 64]; 8], a: &[i8; 32], init: i32, value: impl Fn(u8) -> i32) ->
     out
 }
 
+/// The exact sum over 32 columns of w x a for each row, of bytes and numbers of 16 bits: see [`Simd::blocks_i16`].
+#[inline(never)]
+fn dot_i16(block: &[u8; 512], a: &[i16; 32]) -> I {
+    let mut out = [0; LANES];
+    for (i, byte) in block.iter().enumerate() {
+        let (row, column) = (i % 32 / 2, i / 32 * 2 + i % 2);
+        out[row] += i32::from(*byte as i8) * i32::from(a[column]);
+    }
+    out
+}
+
 impl Simd for Portable {
     type F = F;
     type I = I;
     type B = [u8; 64];
     const TILE: usize = 4;
     const WIDE: bool = false;
+
+    #[inline(never)]
+    fn apart<O: Op>(self, op: O) -> O::Output {
+        op.run(self)
+    }
 
     #[inline(always)]
     fn splat(self, x: f32) -> F {
@@ -95,13 +114,13 @@ impl Simd for Portable {
     fn store(self, x: F, out: &mut [f32; LANES]) {
         *out = x;
     }
-    #[inline(always)]
+    #[inline(never)]
     fn store_f16(self, x: F, out: &mut [u8; 32]) {
         for i in 0..LANES {
             out[2 * i..2 * i + 2].copy_from_slice(&f16::from_f32(x[i]).to_le_bytes());
         }
     }
-    #[inline(always)]
+    #[inline(never)]
     fn store_bf16(self, x: F, out: &mut [u8; 32]) {
         for i in 0..LANES {
             out[2 * i..2 * i + 2].copy_from_slice(&bf16::from_f32(x[i]).to_le_bytes());
@@ -111,7 +130,7 @@ impl Simd for Portable {
     fn load_pairs(self, x: &[u8; 64]) -> [u8; 64] {
         *x
     }
-    #[inline(always)]
+    #[inline(never)]
     fn dot_pair(self, acc: F, w: [u8; 64], a: &Pair) -> F {
         let [even, odd] = a.map(f32::from_bits);
         let mut out = acc;
@@ -138,7 +157,7 @@ impl Simd for Portable {
     fn div(self, a: F, b: F) -> F {
         map2(a, b, |a, b| a / b)
     }
-    #[inline(always)]
+    #[inline(never)]
     fn fma(self, a: F, b: F, c: F) -> F {
         let mut out = [0.0; LANES];
         for i in 0..LANES {
@@ -167,7 +186,7 @@ impl Simd for Portable {
         out
     }
 
-    #[inline(always)]
+    #[inline(never)]
     fn round(self, a: F) -> I {
         a.map(|x| x.round_ties_even() as i32)
     }
@@ -205,7 +224,7 @@ impl Simd for Portable {
         }
     }
 
-    #[inline(always)]
+    #[inline(never)]
     fn load_u4(self, block: &[u8; 256]) -> [[u8; 64]; 8] {
         let mut out = [[0; 64]; 8];
         for j in 0..4 {
@@ -240,16 +259,7 @@ impl Simd for Portable {
         blocks: [&[u8; 512]; N],
         a: [&[i16; 32]; T],
     ) -> [[I; T]; N] {
-        let mut out = [[[0; LANES]; T]; N];
-        for n in 0..N {
-            for t in 0..T {
-                for (i, byte) in blocks[n].iter().enumerate() {
-                    let (row, column) = (i % 32 / 2, i / 32 * 2 + i % 2);
-                    out[n][t][row] += i32::from(*byte as i8) * i32::from(a[t][column]);
-                }
-            }
-        }
-        out
+        blocks.map(|block| a.map(|a| dot_i16(block, a)))
     }
 
     #[inline(always)]

@@ -4,7 +4,7 @@ use std::env::VarError;
 
 #[cfg(target_arch = "aarch64")]
 use super::aarch64::{dotprod::DotProd, i8mm::I8mm, neon::Neon, widening::Widening};
-use super::lanes::Op;
+use super::lanes::{Op, Simd as _};
 use super::portable::Portable;
 #[cfg(target_arch = "x86_64")]
 use super::x86_64::{
@@ -118,7 +118,7 @@ impl Tier {
     #[inline]
     pub fn run<O: Op>(self, op: O) -> O::Output {
         match self {
-            Self::Portable(tier) => op.run(tier),
+            Self::Portable(tier) => tier.apart(op),
             #[cfg(target_arch = "x86_64")]
             Self::Avx2(tier) => tier.run(op),
             #[cfg(target_arch = "x86_64")]

@@ -117,6 +117,7 @@ impl Products for DotProd {
 
     #[inline]
     fn run<O: Op>(tier: Neon<Self>, op: O) -> O::Output {
+        #[inline(never)]
         #[target_feature(enable = "dotprod")]
         fn with_features<O: Op>(tier: Neon<DotProd>, op: O) -> O::Output {
             op.run(tier)

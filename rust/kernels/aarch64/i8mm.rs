@@ -138,6 +138,7 @@ impl Products for I8mm {
 
     #[inline]
     fn run<O: Op>(tier: Neon<Self>, op: O) -> O::Output {
+        #[inline(never)]
         #[target_feature(enable = "dotprod,i8mm")]
         fn with_features<O: Op>(tier: Neon<I8mm>, op: O) -> O::Output {
             op.run(tier)

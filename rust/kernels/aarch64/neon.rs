@@ -178,6 +178,11 @@ impl<P: Products> Simd for Neon<P> {
     const PAIRS: usize = P::PAIRS;
     const WIDE: bool = false;
 
+    #[inline]
+    fn apart<O: Op>(self, op: O) -> O::Output {
+        self.run(op)
+    }
+
     #[inline(always)]
     fn splat(self, x: f32) -> Float4 {
         intrinsics! { [vdupq_n_f32(x); 4] }

@@ -35,7 +35,11 @@ impl Products for Widening {
 
     #[inline]
     fn run<O: Op>(tier: Neon<Self>, op: O) -> O::Output {
-        op.run(tier)
+        #[inline(never)]
+        fn apart<O: Op>(tier: Neon<Widening>, op: O) -> O::Output {
+            op.run(tier)
+        }
+        apart(tier, op)
     }
 
     #[inline(always)]

@@ -1,11 +1,12 @@
 //! A few queries on their way through the pages of one head of keys.
 
+use std::marker::PhantomData;
 use std::ops::Range;
 
 use super::super::activations::{Group, quantize_span};
 use super::super::bf16::pairs;
 use super::super::cpu::Cpu;
-use super::super::elements::{F16, F32};
+use super::super::elements::{Element, F16, F32};
 use super::super::kv_cache::int8::{GROUP, groups};
 use super::super::kv_cache::{KvCache, KvType, PAGE};
 use super::super::lanes::{LANES, Op, Simd};
@@ -249,14 +250,28 @@ impl Tile<'_> {
                     *values = query.values;
                 }
                 if cache.kv_type() == KvType::F32 {
-                    float_page::visit::<S, F32, T>(s, &values, page, stream, visible, partials);
+                    s.apart(FloatPage::<F32, T> {
+                        queries: &values,
+                        page,
+                        stream,
+                        visible,
+                        partials,
+                        element: PhantomData,
+                    });
                 } else {
-                    float_page::visit::<S, F16, T>(s, &values, page, stream, visible, partials);
+                    s.apart(FloatPage::<F16, T> {
+                        queries: &values,
+                        page,
+                        stream,
+                        visible,
+                        partials,
+                        element: PhantomData,
+                    });
                 }
             }
             Form::Paired(all) => {
-                let paired = all[first..].first_chunk().expect("as many queries as the tile has");
-                bf16_page::visit::<S, T>(s, paired, head_dim, page, stream, visible, partials);
+                let queries = all[first..].first_chunk::<T>().expect("as many queries as the tile has");
+                s.apart(Bf16Page { queries, head_dim, page, stream, visible, partials });
             }
             Form::Quantized(all) => {
                 let width = groups(head_dim);
@@ -264,8 +279,69 @@ impl Tile<'_> {
                 for (t, groups) in quantized.iter_mut().enumerate() {
                     *groups = &all[(first + t) * width..(first + t + 1) * width];
                 }
-                int8_page::visit(s, &quantized, head_dim, page, stream, visible, partials);
+                s.apart(Int8Page { queries: &quantized, head_dim, page, stream, visible, partials });
             }
         }
+    }
+}
+
+/// [`float_page::visit`]
+struct FloatPage<'a, E, const T: usize> {
+    queries: &'a [&'a [f32]; T],
+    page: (&'a [u8], &'a [u8]),
+    stream: Stream<'a>,
+    visible: usize,
+    partials: &'a mut [Partial],
+    element: PhantomData<E>,
+}
+
+impl<E: Element, const T: usize> Op for FloatPage<'_, E, T> {
+    type Output = ();
+    const BLOCKS: bool = false;
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let Self { queries, page, stream, visible, partials, .. } = self;
+        float_page::visit::<S, E, T>(s, queries, page, stream, visible, partials);
+    }
+}
+
+/// [`bf16_page::visit`]
+struct Bf16Page<'a, const T: usize> {
+    queries: &'a [PairedQuery; T],
+    head_dim: usize,
+    page: (&'a [u8], &'a [u8]),
+    stream: Stream<'a>,
+    visible: usize,
+    partials: &'a mut [Partial],
+}
+
+impl<const T: usize> Op for Bf16Page<'_, T> {
+    type Output = ();
+    const BLOCKS: bool = false;
+    const PAIRS: bool = true;
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let Self { queries, head_dim, page, stream, visible, partials } = self;
+        bf16_page::visit::<S, T>(s, queries, head_dim, page, stream, visible, partials);
+    }
+}
+
+/// [`int8_page::visit`]
+struct Int8Page<'a, const T: usize> {
+    /// `[queries][groups]`
+    queries: &'a [&'a [Group]; T],
+    head_dim: usize,
+    page: (&'a [u8], &'a [u8]),
+    stream: Stream<'a>,
+    visible: usize,
+    partials: &'a mut [Partial],
+}
+
+impl<const T: usize> Op for Int8Page<'_, T> {
+    type Output = ();
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let Self { queries, head_dim, page, stream, visible, partials } = self;
+        int8_page::visit(s, queries, head_dim, page, stream, visible, partials);
     }
 }

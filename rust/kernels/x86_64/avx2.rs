@@ -102,6 +102,11 @@ impl<P: Products> Simd for Avx2<P> {
     const WIDE: bool = false;
     const UNSIGNED: bool = P::UNSIGNED;
 
+    #[inline]
+    fn apart<O: Op>(self, op: O) -> O::Output {
+        self.run(op)
+    }
+
     #[inline(always)]
     fn splat(self, x: f32) -> Half2 {
         intrinsics! { [_mm256_set1_ps(x); 2] }

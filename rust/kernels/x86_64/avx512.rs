@@ -43,6 +43,7 @@ impl Avx512Bf16 {
     /// Runs `op` compiled for this tier; for [`Avx512Vnni`], if it takes no products of bfloat16.
     #[inline]
     pub fn run<O: Op>(self, op: O) -> O::Output {
+        #[inline(never)]
         #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512vnni,avx512bf16")]
         fn with_features<O: Op>(tier: Avx512Bf16, op: O) -> O::Output {
             super::align_frame();
@@ -70,6 +71,7 @@ impl Avx512Vnni {
     /// Runs `op` compiled for this tier.
     #[inline]
     pub fn run<O: Op>(self, op: O) -> O::Output {
+        #[inline(never)]
         #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512vnni")]
         fn with_features<O: Op>(tier: Avx512Vnni, op: O) -> O::Output {
             super::align_frame();
@@ -183,6 +185,12 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
     const DOUBLE_TILE: usize = 6;
     const WIDE: bool = true;
     const UNSIGNED: bool = true;
+
+    #[inline]
+    fn apart<O: Op>(self, op: O) -> O::Output {
+        let half = self.half;
+        if BF16 { Avx512Bf16 { half }.run(op) } else { Avx512Vnni { half }.run(op) }
+    }
 
     #[inline(always)]
     fn splat(self, x: f32) -> __m512 {

@@ -115,6 +115,7 @@ impl Products for Maddubs {
 
     #[inline]
     fn run<O: Op>(tier: Avx2<Self>, op: O) -> O::Output {
+        #[inline(never)]
         #[target_feature(enable = "avx2,fma,f16c")]
         fn with_features<O: Op>(tier: Avx2<Maddubs>, op: O) -> O::Output {
             align_frame();

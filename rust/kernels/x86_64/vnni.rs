@@ -109,6 +109,7 @@ impl<const EVEX: bool> Products for Vnni<EVEX> {
 
     #[inline]
     fn run<O: Op>(tier: Avx2<Self>, op: O) -> O::Output {
+        #[inline(never)]
         #[target_feature(enable = "avx2,fma,f16c")]
         fn with_features<O: Op, const EVEX: bool>(tier: Avx2<Vnni<EVEX>>, op: O) -> O::Output {
             align_frame();
