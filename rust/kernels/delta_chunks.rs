@@ -113,8 +113,6 @@ pub(super) struct Block<'a> {
     pub(super) recent: &'a mut [f32],
     /// `[value heads, v_dim / 16, k_dim, 16]`
     pub(super) memory: &'a mut [f32],
-    /// Floats from the end of `memory` to the state that is probably read next, which is only asked for.
-    pub(super) next: usize,
     /// For [`scratch`] floats, of any contents.
     pub(super) scratch: &'a mut [f32],
 }
@@ -143,7 +141,7 @@ impl Piece {
 /// Moves a block's `memory` and `recent` on.
 #[inline(always)]
 pub(super) fn advance<S: Simd>(s: S, block: Block<'_>) {
-    let Block { shape, position, tokens, rows, values, decay, beta, recent, memory, next, scratch } = block;
+    let Block { shape, position, tokens, rows, values, decay, beta, recent, memory, scratch } = block;
     let Recent { value_heads, key_dim, value_dim } = shape;
     assert!(rows.len() >= tokens * 2 * key_dim && values.len() >= tokens * value_heads * value_dim);
     assert!(decay.len() >= value_heads * tokens && beta.len() >= value_heads * tokens);
@@ -162,7 +160,6 @@ pub(super) fn advance<S: Simd>(s: S, block: Block<'_>) {
         for channel in (0..value_dim).step_by(width) {
             let tiles =
                 (head * value_dim + channel) * key_dim..(head * value_dim + channel + width) * key_dim;
-            let ahead = if tiles.end < memory.len() { 0 } else { next };
             let mut walk = Walk {
                 text: &text,
                 beta: &beta[gates.clone()],
@@ -172,8 +169,7 @@ pub(super) fn advance<S: Simd>(s: S, block: Block<'_>) {
                 value_at: head * value_dim + channel,
                 recent,
                 deltas_at: shape.deltas(0, head) + channel,
-                state: &mut memory[tiles.clone()],
-                next: tiles.len() + ahead,
+                state: &mut memory[tiles],
             };
             if width == LANES { walk.walk::<S, 1>(s, tokens) } else { walk.walk::<S, 2>(s, tokens) }
         }
@@ -304,8 +300,6 @@ struct Walk<'a> {
     deltas_at: usize,
     /// `[tiles, k_dim, 16]`
     state: &'a mut [f32],
-    /// From `state` to what is probably read next.
-    next: usize,
 }
 
 impl Walk<'_> {
@@ -319,7 +313,7 @@ impl Walk<'_> {
             if S::WIDE && piece.tokens == CHUNK {
                 self.chunk::<S, W>(s, piece.first);
             } else {
-                self.piece::<S, W>(s, piece, if first == tokens { self.next } else { 0 });
+                self.piece::<S, W>(s, piece, first == tokens);
             }
         }
     }
@@ -333,8 +327,8 @@ impl Walk<'_> {
             keys[j] = text.key(first + j);
             queries[j] = text.query(first + j);
         }
-        let of_keys = ask::<S, CHUNK, W>(s, self.state, &keys, 0);
-        let of_queries = ask::<S, CHUNK, W>(s, self.state, &queries, 0);
+        let of_keys = ask::<S, CHUNK, W>(s, self.state, &keys, false);
+        let of_queries = ask::<S, CHUNK, W>(s, self.state, &queries, false);
         let mut deltas = [[s.splat(0.0); W]; CHUNK];
         for i in 0..CHUNK {
             deltas[i] = self.delta::<S, W>(s, first + i, of_keys[i], &deltas[..i]);
@@ -343,17 +337,17 @@ impl Walk<'_> {
         learn::<S, W>(s, self.state, &keys, &deltas, &self.fades[first + CHUNK - 1]);
     }
 
-    /// Some tokens of a chunk, one after the other.
+    /// Some tokens of a chunk, one after the other; the `last` ones ask for what is read next.
     #[inline(always)]
-    fn piece<S: Simd, const W: usize>(&mut self, s: S, piece: Piece, next: usize) {
+    fn piece<S: Simd, const W: usize>(&mut self, s: S, piece: Piece, last: bool) {
         let mut deltas = [[s.splat(0.0); W]; CHUNK];
         for j in 0..piece.at {
             deltas[j] = load::<S, W>(s, &self.recent[self.deltas_at + j * self.text.shape.row()..]);
         }
         for (i, token) in (piece.at..).zip(piece.first..piece.first + piece.tokens) {
             let rows = [self.text.key(token), self.text.query(token)];
-            let next = if token + 1 == piece.first + piece.tokens { next } else { 0 };
-            let [of_key, of_query] = ask::<S, 2, W>(s, self.state, &rows, next);
+            let ahead = last && token + 1 == piece.first + piece.tokens;
+            let [of_key, of_query] = ask::<S, 2, W>(s, self.state, &rows, ahead);
             deltas[i] = self.delta::<S, W>(s, token, of_key, &deltas[..i]);
             self.result::<S, W>(s, token, of_query, &deltas[..=i]);
         }
@@ -428,13 +422,14 @@ impl Walk<'_> {
     }
 }
 
-/// S^T x for `N` rows x of k_dim, of `W` tiles; where `next` is not 0, asks for the tiles that stand there.
+/// S^T x for `N` rows x of k_dim, of `W` tiles; may ask for memory [`AHEAD`] of it, and so for the beginning of what stands behind
+/// them, the head's next tiles or another head's.
 #[inline(always)]
 pub(super) fn ask<S: Simd, const N: usize, const W: usize>(
     s: S,
     state: &[f32],
     rows: &[&[f32]; N],
-    next: usize,
+    ahead: bool,
 ) -> [[S::F; W]; N] {
     let key_dim = state.len() / (W * LANES);
     let tiles = state.as_chunks::<LANES>().0;
@@ -444,8 +439,8 @@ pub(super) fn ask<S: Simd, const N: usize, const W: usize>(
     }
     let mut sums = [[s.splat(0.0); W]; N];
     for i in 0..key_dim {
-        if next > 0 {
-            ahead(state, key_dim, i, next, W);
+        if ahead {
+            ask_for(state, key_dim, i, W);
         }
         let mut cells = [s.splat(0.0); W];
         for w in 0..W {
@@ -463,12 +458,12 @@ pub(super) fn ask<S: Simd, const N: usize, const W: usize>(
     sums
 }
 
-/// Asks for what is read 4 KB after row `i` of each of `count` tiles: rows of theirs, then of the tiles `next` floats behind.
+/// Asks for what is read 4 KB after row `i` of each of `count` tiles: rows of theirs, then of as many tiles behind them.
 #[inline(always)]
-fn ahead(state: &[f32], key_dim: usize, i: usize, next: usize, count: usize) {
+fn ask_for(state: &[f32], key_dim: usize, i: usize, count: usize) {
     for tile in 0..count {
         let row = i + AHEAD;
-        let place = if row < key_dim { row } else { row - key_dim + next / LANES };
+        let place = if row < key_dim { row } else { row - key_dim + count * key_dim };
         let place = state.as_ptr().wrapping_add((tile * key_dim + place) * LANES);
         prefetch::lines(place.cast(), LANES * size_of::<f32>());
     }

@@ -90,13 +90,13 @@ impl Tiles<'_> {
             let (key, row) = (&row[key_head * key_dim..][..key_dim], &row[key_heads * key_dim..]);
             let gate = t * value_heads + head;
             let (decay, beta) = (s.splat(input.decay[gate]), s.splat(input.beta[gate]));
-            let [mut delta] = ask::<S, 1, W>(s, state, &[key], 0);
+            let [mut delta] = ask::<S, 1, W>(s, state, &[key], false);
             let value = load::<S, W>(s, &row[channel..]);
             for w in 0..W {
                 delta[w] = s.mul(beta, s.sub(value[w], s.mul(decay, delta[w])));
             }
             add::<S, 1, W, true>(s, state, decay, &[key], &[delta]);
-            let [result] = ask::<S, 1, W>(s, state, &[query], 0);
+            let [result] = ask::<S, 1, W>(s, state, &[query], false);
             let start = t * value_heads * value_dim + channel;
             // SAFETY: every item has its own channels of each token.
             store::<S, W>(s, result, unsafe { out.part(start..start + W * LANES) });

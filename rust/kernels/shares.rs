@@ -44,6 +44,20 @@ impl Piece {
 /// # Panics
 /// If a task does, or `total` is 2^32 or more.
 pub(super) fn share_out(pool: &Pool, total: usize, piece: Piece, task: &(dyn Fn(Range<usize>) + Sync)) {
+    share_out_numbered(pool, total, piece, &|_, units| task(units));
+}
+
+/// As [`share_out`], but calls `task(thread, units)`, where `thread` is below the pool's number of threads and no two calls have the
+/// same at a time: what a task may use for memory of its own thread.
+///
+/// # Panics
+/// As [`share_out`].
+pub(super) fn share_out_numbered(
+    pool: &Pool,
+    total: usize,
+    piece: Piece,
+    task: &(dyn Fn(usize, Range<usize>) + Sync),
+) {
     let threads = pool.threads().min(total.div_ceil(piece.least.max(1)));
     let count = threads.clamp(1, SEGMENTS);
     let bound = |segment: usize| (total as u64 * segment.min(count) as u64 / count as u64) as usize;
@@ -52,11 +66,11 @@ pub(super) fn share_out(pool: &Pool, total: usize, piece: Piece, task: &(dyn Fn(
     pool.run(threads, &|thread| {
         let own = thread % count;
         while let Some(units) = segments[own].0.take_front(piece) {
-            task(units);
+            task(thread, units);
         }
         for other in (own + 1..count).chain(0..own) {
             while let Some(units) = segments[other].0.take_back(piece) {
-                task(units);
+                task(thread, units);
             }
         }
     });
@@ -135,6 +149,20 @@ mod tests {
                     );
                 }
             }
+        }
+    }
+
+    /// A number is taken when a call begins and free again when it ends.
+    #[test]
+    fn numbers_are_of_one_call_at_a_time() {
+        for threads in [1, 2, 3, SEGMENTS + 3] {
+            let (pool, busy) = (Pool::new(threads), Mutex::new(vec![false; threads]));
+            let set = |thread: usize, to: bool| std::mem::replace(&mut busy.lock().unwrap()[thread], to);
+            share_out_numbered(&pool, 300, Piece { least: 1, most: 2 }, &|thread, _| {
+                assert!(!set(thread, true));
+                std::thread::yield_now();
+                assert!(set(thread, false));
+            });
         }
     }
 

@@ -36,8 +36,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::thread::{self, JoinHandle};
 
-/// Called with the number of the thread and that of the item.
-type Task<'a> = &'a (dyn Fn(usize, usize) + Sync);
+/// Called with the number of the item.
+type Task<'a> = &'a (dyn Fn(usize) + Sync);
 type Panic = Box<dyn Any + Send>;
 
 /// A pool of threads. Workers start with the first run that can use them and end with the pool.
@@ -68,22 +68,12 @@ impl Pool {
     ///
     /// If a task panics, with the same panic; items not yet begun are skipped, and the pool stays usable.
     pub fn run(&self, items: usize, task: &(dyn Fn(usize) + Sync)) {
-        self.run_numbered(items, &|_, item| task(item));
-    }
-
-    /// As [`Self::run`], but calls `task(thread, i)`, where `thread` is below [`Self::threads`] and no two threads of the run have
-    /// the same number: what a task may use for memory of its own thread.
-    ///
-    /// # Panics
-    ///
-    /// As [`Self::run`].
-    pub fn run_numbered(&self, items: usize, task: &(dyn Fn(usize, usize) + Sync)) {
         let _standard = StandardFloat::enter();
         if items <= 1 || self.threads == 1 {
-            return (0..items).for_each(|item| task(0, item));
+            return (0..items).for_each(task);
         }
         let Some(mut crew) = self.try_crew() else {
-            return (0..items).for_each(|item| task(0, item));
+            return (0..items).for_each(task);
         };
         let outcome = crew.get_or_insert_with(|| Crew::hire(self.threads - 1)).run(items, task);
         drop(crew);
@@ -125,14 +115,14 @@ impl Crew {
         let shared = Arc::new(Shared::default());
         // Workers that a fork could take away unnoticed would be waited for without end.
         let count = if fork::watch() { count } else { 0 };
-        let hire = |index| {
+        let hire = |index: usize| {
             let shared = Arc::clone(&shared);
             let name = format!("edgewise-{index}");
             thread::Builder::new()
                 .name(name)
                 .spawn(move || {
                     let _standard = StandardFloat::enter();
-                    shared.serve(index);
+                    shared.serve();
                 })
                 .ok()
         };
@@ -151,14 +141,14 @@ impl Crew {
         // SAFETY: the type changes in its lifetime only. Workers use the pointer between `enter` and `leave`, and
         // this function does not return (nor unwind: `work` catches panics) before `wait_until_empty` has seen
         // all workers leave, unless they ceased to exist with a fork.
-        let task: *const (dyn Fn(usize, usize) + Sync) =
+        let task: *const (dyn Fn(usize) + Sync) =
             unsafe { std::mem::transmute::<Task<'_>, Task<'static>>(task) };
         let job = Job { task, items: items as u64 };
         // SAFETY: no run is open and the last one waited for its workers, so none is between `enter` and `leave`;
         // `&mut self` excludes other owners.
         unsafe { *shared.job.0.get() = Some(job) };
         shared.gate.open(self.workers.len().min(items - 1));
-        shared.work(job, 0);
+        shared.work(job);
         if !shared.gate.close() {
             if self.is_of_another_process() {
                 // Not `panic!`: its hook takes locks that a thread of the parent may hold for ever.
@@ -191,7 +181,7 @@ impl Drop for Crew {
 #[derive(Clone, Copy)]
 struct Job {
     /// Valid while the run is open or a worker is inside it.
-    task: *const (dyn Fn(usize, usize) + Sync),
+    task: *const (dyn Fn(usize) + Sync),
     items: u64,
 }
 
@@ -216,25 +206,25 @@ struct Shared {
 }
 
 impl Shared {
-    /// The life of worker `thread`.
-    fn serve(&self, thread: usize) {
+    /// The life of a worker.
+    fn serve(&self) {
         let mut seen = 0;
         while self.gate.enter(&mut seen) {
             // SAFETY: between `enter` and `leave` the owner does not write to the cell.
             let job = unsafe { *self.job.0.get() };
             if let Some(job) = job {
-                self.work(job, thread);
+                self.work(job);
             }
             self.gate.leave();
         }
     }
 
-    /// Claims and does items of the open run until none is left, on thread `thread`.
-    fn work(&self, job: Job, thread: usize) {
+    /// Claims and does items of the open run until none is left.
+    fn work(&self, job: Job) {
         // SAFETY: the caller is inside an open run, or is its owner, so the borrow behind the pointer is alive.
         let task = unsafe { &*job.task };
         let claim = || Some(self.next.0.fetch_add(1, Ordering::Relaxed)).filter(|&item| item < job.items);
-        let share = || std::iter::from_fn(claim).for_each(|item| task(thread, item as usize));
+        let share = || std::iter::from_fn(claim).for_each(|item| task(item as usize));
         if let Err(panic) = catch_unwind(AssertUnwindSafe(share)) {
             self.next.0.store(job.items, Ordering::Relaxed);
             self.keep_first(panic);
