@@ -1,6 +1,6 @@
 """Draws a record of `compare.py` as bars.
 
-    python benches/picture.py benches/record/zen5-2vcpu/2026-11-26-llama.cpp-settled.csv docs/speed.svg
+    python benches/picture.py benches/record/zen4-2vcpu/2026-11-27-llama.cpp-neighbours.csv docs/speed.svg
 
 Each measure is a pair of bars, edgewise above llama.cpp, as long as how good it is: of the two, the better
 one fills the width. So more tokens a second make a longer bar, and so do fewer milliseconds or megabytes.
