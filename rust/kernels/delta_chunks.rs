@@ -422,8 +422,8 @@ impl Walk<'_> {
     }
 }
 
-/// S^T x for `N` rows x of k_dim, of `W` tiles; may ask for memory [`AHEAD`] of it, and so for the beginning of what stands behind
-/// them, the head's next tiles or another head's.
+/// S^T x for `N` rows x of k_dim, of `W` tiles; with `ahead`, asks for what stands [`AHEAD`] rows on, and so for the beginning of the
+/// tiles behind them, the head's or the next head's.
 #[inline(always)]
 pub(super) fn ask<S: Simd, const N: usize, const W: usize>(
     s: S,

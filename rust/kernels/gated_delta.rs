@@ -4,7 +4,7 @@
 //! for each sequence and key head, with its value heads:               a work item
 //!   take over what another sequence's state has of the head           if it goes on from that
 //!   for each block of 64 tokens, or fewer up to where a copy is kept or a chunk of the delta rule ends:
-//!     q, k, v = silu(short convolution of the head's channels)         into memory of the thread's own
+//!     q, k, v = silu(short convolution of the head's channels)         into memory that no other item has now
 //!     q, k    = q / |q| / sqrt(k_dim), k / |k|
 //!     decay, beta = gates
 //!     delta rule, results in the place of v
@@ -18,10 +18,11 @@
 //! another core just wrote, and rows of all channels, a multiple of 4 KB apart, compete for the same few places of a cache,
 //! where a block's q, k and v (98 KB for heads of 128) stand side by side.
 //!
-//! A thread takes heads that are neighbours, whose states stand one behind the other: a written token waits for memory, and each jump
-//! in it costs (see `shares`). With heads in turn, tokens take 1.04 to 1.08 times as long where two threads have 60 GB/s.
-//!
 //! So a state that is copied in the middle of a pass, or before it, is in the cache of the core that copies it, and all cores do.
+//!
+//! A thread takes heads that are neighbours, whose states stand one behind the other: a written token waits for memory, and each jump
+//! in it costs (see `shares`). With heads in turn, tokens take 1.03 to 1.04 times as long where two threads have 60 GB/s. Few
+//! tokens take several heads at a time; of many, a head is long enough, and who came late or is slow leaves the rest to others.
 //!
 //! The steps are those of [`conv`], [`delta_chunks`] and [`norm`](super::norm), to the bit.
 #![allow(unsafe_code, reason = "states and outputs, written in parallel by heads")]
@@ -45,8 +46,6 @@ const BLOCK: usize = 64;
 const _: () = assert!(BLOCK.is_multiple_of(CHUNK));
 /// Tokens from one that is read to one that is asked for.
 const AHEAD: usize = 4;
-/// Heads that a thread takes at a time: neighbours, whose states it reads as one stretch of memory.
-const PIECE: Piece = Piece { least: 1, most: usize::MAX };
 
 /// What the layer reads beside its states.
 #[derive(Clone, Copy, Debug)]
@@ -153,12 +152,13 @@ pub fn gated_delta<const N: usize>(
         let (kept, out) = (share(kept), Disjoint::new(its_out));
         Some(Pass { layer: its_layer, position, tokens, start, kept, copies, out })
     });
-    share_out_numbered(&cpu.pool, count * shape.key_heads, PIECE, &|thread, items| {
+    let piece = Piece { least: 1, most: if tokens < CHUNK { usize::MAX } else { 1 } };
+    share_out_numbered(&cpu.pool, count * shape.key_heads, piece, &|number, items| {
         for item in items {
             let (sequence, key_head) = (item / shape.key_heads, item % shape.key_heads);
             let pass = passes[sequence].as_ref().expect("the first `count` are there");
             // SAFETY: no two calls have the same number at a time, and this one does item after item.
-            let scratch = unsafe { scratch.part(thread * room.total()..(thread + 1) * room.total()) };
+            let scratch = unsafe { scratch.part(number * room.total()..(number + 1) * room.total()) };
             cpu.run(Head { pass, index: key_head, scratch, room });
         }
     });

@@ -15,9 +15,10 @@
 //! `#[target_feature]`. Everything below that function is `#[inline(always)]`, so that the whole kernel is compiled
 //! for the tier. What several kernels have in them, such as a panel x a tile of tokens, is an [`Op`] too, which they run by
 //! [`Simd::apart`]: inlined, it would be compiled again for each of them, into functions so long that compiling them takes more than
-//! twice as long in all, for nothing: a call costs a few nanoseconds. Closures are not compiled for the tier: they are functions of their own without the features, so no closure may hold lanes. A
-//! value of a tier's type can exist only if the CPU has the features: that is the proof its
-//! intrinsics rest on.
+//! twice as long in all, for nothing: a call costs a few nanoseconds.
+//!
+//! Closures are not compiled for the tier: they are functions of their own without the features, so no closure may hold lanes. A
+//! value of a tier's type can exist only if the CPU has the features: that is the proof its intrinsics rest on.
 
 use std::slice::from_mut;
 

@@ -47,8 +47,8 @@ pub(super) fn share_out(pool: &Pool, total: usize, piece: Piece, task: &(dyn Fn(
     share_out_numbered(pool, total, piece, &|_, units| task(units));
 }
 
-/// As [`share_out`], but calls `task(thread, units)`, where `thread` is below the pool's number of threads and no two calls have the
-/// same at a time: what a task may use for memory of its own thread.
+/// As [`share_out`], but calls `task(number, units)`, where `number` is below the pool's number of threads and no two calls have the
+/// same at a time: so a task may have memory of its own.
 ///
 /// # Panics
 /// As [`share_out`].
@@ -124,6 +124,8 @@ fn pack(start: u32, end: u32) -> u64 {
 #[cfg(test)]
 mod tests {
     use std::sync::Mutex;
+    use std::sync::atomic::AtomicUsize;
+    use std::time::{Duration, Instant};
 
     use super::*;
 
@@ -152,16 +154,20 @@ mod tests {
         }
     }
 
-    /// A number is taken when a call begins and free again when it ends.
+    /// Calls wait for each other until as many as there are threads are under way, if the system starts so many in time.
     #[test]
     fn numbers_are_of_one_call_at_a_time() {
         for threads in [1, 2, 3, SEGMENTS + 3] {
             let (pool, busy) = (Pool::new(threads), Mutex::new(vec![false; threads]));
-            let set = |thread: usize, to: bool| std::mem::replace(&mut busy.lock().unwrap()[thread], to);
-            share_out_numbered(&pool, 300, Piece { least: 1, most: 2 }, &|thread, _| {
-                assert!(!set(thread, true));
-                std::thread::yield_now();
-                assert!(set(thread, false));
+            let set = |number: usize, to: bool| std::mem::replace(&mut busy.lock().unwrap()[number], to);
+            let (begun, start) = (AtomicUsize::new(0), Instant::now());
+            share_out_numbered(&pool, 300, Piece { least: 1, most: 2 }, &|number, _| {
+                assert!(!set(number, true), "two calls have number {number}");
+                begun.fetch_add(1, Ordering::Relaxed);
+                while begun.load(Ordering::Relaxed) < threads && start.elapsed() < Duration::from_secs(10) {
+                    std::thread::yield_now();
+                }
+                assert!(set(number, false));
             });
         }
     }

@@ -36,10 +36,10 @@ impl Products for Widening {
     #[inline]
     fn run<O: Op>(tier: Neon<Self>, op: O) -> O::Output {
         #[inline(never)]
-        fn apart<O: Op>(tier: Neon<Widening>, op: O) -> O::Output {
+        fn with_features<O: Op>(tier: Neon<Widening>, op: O) -> O::Output {
             op.run(tier)
         }
-        apart(tier, op)
+        with_features(tier, op)
     }
 
     #[inline(always)]
