@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 from numpy.typing import NDArray
@@ -340,12 +340,15 @@ class TestSampler:
         assert weights[token] >= min_p * weights.max() * (1 - 1e-4)
 
     @given(ids=contexts, seed=seeds)
+    @example(ids=[17, 194, 194, 0, 194], seed=1)  # two tokens are equally likely, by every bit
     def test_greedy_three_ways(self, ids: list[int], seed: int) -> None:
         sequence = scored(ids)
-        best = int(sequence.logits().argmax())
-        for options in [{"temperature": 0.0}, {"top_k": 1}, {"min_p": 1.0}]:
+        logits = sequence.logits()
+        for options in [{"temperature": 0.0}, {"top_k": 1}]:
             sampler = _native.Sampler(VOCAB, seed=seed, **options)  # type: ignore[arg-type]
-            assert sampler.sample(sequence)[0] == best
+            assert sampler.sample(sequence)[0] == logits.argmax()
+        token, _, _ = _native.Sampler(VOCAB, seed=seed, min_p=1.0).sample(sequence)
+        assert logits[token] == logits.max()
 
     @given(ids=contexts, seed=seeds)
     def test_equal_seeds_give_equal_tokens(self, ids: list[int], seed: int) -> None:
